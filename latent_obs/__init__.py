@@ -1,0 +1,71 @@
+"""Train reinforcement-learning agents on a compact latent instead of pixels.
+
+The tour, in the order of a project:
+
+    collect_frames(CollectConfig("ALE/Pong-v5", Path("frames")))      # rollouts to Parquet
+    train_vae(TrainConfig(Path("frames"), Path("encoder")))           # offline VAE
+    evaluate_encoder(EvaluateConfig(Path("encoder"), Path("frames"))) # its report card
+    env = LatentObservationWrapper(gym.make("ALE/Pong-v5"), "encoder")
+    obs, info = env.reset()                                           # 32 numbers
+
+Names are imported on first use, so importing the package costs little and acting never
+imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latent_obs.collect import CollectConfig, CollectError, collect_frames
+    from latent_obs.dataset import FramesFolder
+    from latent_obs.encoder import Encoder, list_encoders, load_encoder
+    from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
+    from latent_obs.frames import FrameSpec, preprocess
+    from latent_obs.train import TrainConfig, train_vae
+    from latent_obs.vae import VAE, VAEConfig
+    from latent_obs.wrappers import LatentObservationWrapper
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "VAE",
+    "CollectConfig",
+    "CollectError",
+    "Encoder",
+    "EvaluateConfig",
+    "FrameSpec",
+    "FramesFolder",
+    "LatentObservationWrapper",
+    "TrainConfig",
+    "VAEConfig",
+    "collect_frames",
+    "evaluate_encoder",
+    "list_encoders",
+    "load_encoder",
+    "preprocess",
+    "train_vae",
+]
+
+_HOME = {
+    "collect": ("CollectConfig", "CollectError", "collect_frames"),
+    "dataset": ("FramesFolder",),
+    "encoder": ("Encoder", "list_encoders", "load_encoder"),
+    "evaluate": ("EvaluateConfig", "evaluate_encoder"),
+    "frames": ("FrameSpec", "preprocess"),
+    "train": ("TrainConfig", "train_vae"),
+    "vae": ("VAE", "VAEConfig"),
+    "wrappers": ("LatentObservationWrapper",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(importlib.import_module(f"latent_obs.{module}"), name)
+    raise AttributeError(f"module 'latent_obs' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,442 @@
+"""The frames folder: Parquet shards of frames with the steps they came from.
+
+Each row is what one call returned: the first row of an episode is what ``env.reset`` gave
+(its ``action`` is null and its ``reward`` 0), every later row is the action passed to
+``env.step`` with everything the step returned. So the terminal frame is a row like any other.
+``docs/formats.md`` specifies the columns and the metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, FrameSource, FrameSpec
+
+FORMAT = "latent_obs.frames"
+VERSION = 1
+ROW_GROUP = 512
+_KEY = b"latent_obs"
+
+FrameBatch = npt.NDArray[np.uint8]  # (N, 64, 64, 3)
+
+
+def action_type(space: gym.Space[Any]) -> pa.DataType:
+    """Return the Arrow type that stores an action space's actions without loss.
+
+    Raises:
+        ValueError: If actions of this space have no column type.
+
+    Example:
+        >>> print(action_type(gym.spaces.Discrete(6)))
+        int64
+    """
+    if isinstance(space, gym.spaces.Discrete):
+        return pa.int64()
+    if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
+        assert space.shape is not None and space.dtype is not None
+        return pa.list_(pa.from_numpy_dtype(space.dtype), int(np.prod(space.shape)))
+    raise ValueError(
+        "Actions must be Discrete, Box, MultiDiscrete or MultiBinary to be stored in a frames "
+        f"folder, got {space}. Wrap the environment so that its actions are one array."
+    )
+
+
+def frames_schema(action: pa.DataType) -> pa.Schema:
+    """Return the columns of a shard."""
+    return pa.schema(
+        [
+            pa.field("frame", pa.binary(FRAME_BYTES), nullable=False),
+            pa.field("episode", pa.int64(), nullable=False),
+            pa.field("step", pa.int32(), nullable=False),
+            pa.field("action", action),
+            pa.field("reward", pa.float64(), nullable=False),
+            pa.field("terminated", pa.bool_(), nullable=False),
+            pa.field("truncated", pa.bool_(), nullable=False),
+        ]
+    )
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name and commits it by renaming.
+
+    Frames are held for one row group of 512 at a time, so memory does not grow. A killed
+    process leaves only a file named ``*.tmp``, which readers ignore.
+
+    Args:
+        path: The name of the committed shard.
+        action: The Arrow type of the action column, from :func:`action_type`.
+        metadata: JSON values describing where the frames come from.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+
+    def __init__(self, path: Path, action: pa.DataType, metadata: dict[str, Any]) -> None:
+        self.path, self.rows = path, 0
+        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._metadata = {"format": FORMAT, "version": VERSION, **metadata}
+        self._schema = frames_schema(action)
+        plain = [name for name in self._schema.names if name != "frame"]
+        self._file = open(self._temporary, "wb")
+        try:
+            self._writer = pq.ParquetWriter(
+                self._file,
+                self._schema,
+                compression="zstd",
+                compression_level=1,
+                use_dictionary=[name for name in plain if name != "action"],
+                write_statistics=plain,
+            )
+        except BaseException:
+            self._file.close()
+            raise
+        self._frames = np.empty((ROW_GROUP, FRAME_BYTES), np.uint8)
+        self._steps: list[tuple[int, int, Any, float, bool, bool]] = []
+
+    def append(
+        self,
+        frame: Frame,
+        episode: int,
+        step: int,
+        action: Any,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+    ) -> None:
+        """Add one row; ``action`` is ``None`` for the frame that a reset returned.
+
+        Raises:
+            OSError: If the disk is full; the shard is then lost, committed ones are not.
+        """
+        self._frames[len(self._steps)] = frame.reshape(-1)
+        self._steps.append((episode, step, action, float(reward), bool(terminated), bool(truncated)))
+        self.rows += 1
+        if len(self._steps) == ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows = len(self._steps)
+        if not rows:
+            return
+        columns: list[pa.Array] = [
+            pa.FixedSizeBinaryArray.from_buffers(
+                self._schema.field("frame").type, rows, [None, pa.py_buffer(self._frames[:rows])]
+            )
+        ]
+        for values, column in zip(zip(*self._steps, strict=True), list(self._schema)[1:], strict=True):
+            columns.append(pa.array(values, type=column.type))
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), ROW_GROUP)
+        self._steps.clear()
+
+    def commit(self, complete: bool) -> None:
+        """Finish the shard, force it to disk and give it its name.
+
+        Args:
+            complete: Whether the shard holds all it was meant to; an incomplete one is
+                collected again when collection resumes.
+        """
+        self._flush()
+        metadata = {**self._metadata, "rows": self.rows, "complete": complete}
+        self._writer.add_key_value_metadata({_KEY.decode(): json.dumps(metadata)})
+        self._writer.close()
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self.path)
+        sync_folder(self.path.parent)
+
+    def abort(self) -> None:
+        """Delete the unfinished shard."""
+        # A full disk fails the footer too; the file goes away all the same.
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force a rename inside ``folder`` to disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One committed Parquet file of a frames folder."""
+
+    path: Path
+    rows: int
+    row_groups: int
+    metadata: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether collection finished this shard rather than being interrupted in it."""
+        return bool(self.metadata.get("complete"))
+
+
+def read_shard(path: Path) -> Shard:
+    """Read one shard's footer.
+
+    Raises:
+        ValueError: If the file is truncated, is not Parquet or is not a frames shard.
+    """
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}). "
+            "Delete it and collect again: only its own frames are missing then."
+        ) from error
+    try:
+        metadata = json.loads((footer.metadata or {})[_KEY])
+        known = metadata["format"] == FORMAT
+    except (KeyError, ValueError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"{path} is a Parquet file, but not a shard written by latent-obs collect.")
+    if metadata["version"] != VERSION:
+        raise ValueError(
+            f"{path} has version {metadata['version']} of the frames format, this latent_obs reads "
+            f"version {VERSION}."
+        )
+    return Shard(path, footer.num_rows, footer.num_row_groups, metadata)
+
+
+class FramesFolder:
+    """A folder of frames, read lazily.
+
+    Args:
+        path: A folder written by ``latent-obs collect``.
+
+    Attributes:
+        path: The folder.
+        shards: Its committed shards, in order.
+        frame_spec: How its frames were made.
+        source: The environment they came from.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or no shard in it.
+        ValueError: If a shard is damaged or foreign, or shards disagree on the frame spec.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise FileNotFoundError(
+                f"There is no frames folder {self.path}. Make one: latent-obs collect ENV --out {self.path}"
+            )
+        self.shards = [read_shard(shard) for shard in sorted(self.path.glob("*.parquet"))]
+        if not self.shards:
+            raise FileNotFoundError(
+                f"The folder {self.path} holds no frames. Fill it: latent-obs collect ENV --out {self.path}"
+            )
+        specs = {json.dumps(shard.metadata["frame_spec"]) for shard in self.shards}
+        if len(specs) > 1:
+            raise ValueError(
+                f"The shards of {self.path} were made with different frame specs: "
+                f"{', '.join(sorted(specs))}. Keep them in one folder each."
+            )
+        self.frame_spec = FrameSpec.from_json(self.shards[0].metadata["frame_spec"])
+        self.source = FrameSource.from_json(self.shards[0].metadata["source"])
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(shard.path.stat().st_size for shard in self.shards)
+
+    def episodes(self) -> dict[int, int]:
+        """Return the number of frames of each episode, in order of collection."""
+        counts: dict[int, int] = {}
+        for shard in self.shards:
+            column = pq.read_table(shard.path, columns=["episode"])["episode"].to_numpy()
+            for episode, rows in zip(*np.unique(column, return_counts=True), strict=True):
+                counts[int(episode)] = counts.get(int(episode), 0) + int(rows)
+        return counts
+
+    def split(self, validation: float, seed: int = 0) -> tuple[list[int], list[int]]:
+        """Split the episodes into training and validation, never the frames of one episode.
+
+        Args:
+            validation: Fraction of the frames to hold out, in (0, 1).
+            seed: Chooses the episodes.
+
+        Returns:
+            Episode numbers for training and for validation, both non-empty.
+
+        Raises:
+            ValueError: If the folder holds fewer than two episodes.
+        """
+        if not 0 < validation < 1:
+            raise ValueError(f"The validation fraction must be between 0 and 1, got {validation}.")
+        counts = self.episodes()
+        if len(counts) < 2:
+            raise ValueError(
+                f"{self.path} holds {len(counts)} episode, and validation needs one of its own: "
+                "collect more frames, or shorter episodes with "
+                "--env-kwargs '{\"max_episode_steps\": 1000}'."
+            )
+        shuffled = np.random.default_rng(seed).permutation(list(counts))
+        held_out: list[int] = []
+        for episode in shuffled[:-1]:
+            held_out.append(int(episode))
+            if sum(counts[e] for e in held_out) >= validation * len(self):
+                break
+        return [e for e in counts if e not in set(held_out)], held_out
+
+    def read(self, shard: Shard, group: int, episodes: Sequence[int] | None = None) -> FrameBatch:
+        """Read the frames of one row group, ``uint8`` of shape ``(N, 64, 64, 3)``.
+
+        Args:
+            shard: One of :attr:`shards`.
+            group: Row group, 0 to ``shard.row_groups - 1``.
+            episodes: Keep only these episodes' frames.
+        """
+        with pq.ParquetFile(shard.path) as file:
+            columns = ["frame"] if episodes is None else ["frame", "episode"]
+            table = file.read_row_group(group, columns=columns)
+        frames = _as_frames(table["frame"])
+        if episodes is None:
+            return frames
+        keep = np.isin(table["episode"].to_numpy(), np.asarray(episodes))
+        return frames if keep.all() else frames[keep]
+
+    def load(self, episodes: Sequence[int] | None = None, limit: int | None = None) -> FrameBatch:
+        """Read frames into memory in order, ``uint8`` of shape ``(N, 64, 64, 3)``.
+
+        Args:
+            episodes: Keep only these episodes' frames.
+            limit: At most this many, from the beginning of the folder.
+        """
+        parts, rows = [np.empty((0, *FRAME_SHAPE), np.uint8)], 0
+        for shard, group in self._groups():
+            parts.append(self.read(shard, group, episodes))
+            rows += len(parts[-1])
+            if limit is not None and rows >= limit:
+                break
+        return np.concatenate(parts)[:limit]
+
+    def sample(self, count: int, episodes: Sequence[int] | None = None, seed: int = 0) -> FrameBatch:
+        """Return up to ``count`` frames spread over the folder, in random order.
+
+        Args:
+            count: Number of frames; all of them when the folder holds fewer.
+            episodes: Draw from these episodes only.
+            seed: Chooses the frames.
+        """
+        rng = np.random.default_rng(seed)
+        total = len(self) if episodes is None else sum(self.episodes()[e] for e in episodes)
+        wanted = np.zeros(total, bool)
+        wanted[rng.permutation(total)[:count]] = True
+        parts, rows = [np.empty((0, *FRAME_SHAPE), np.uint8)], 0
+        for shard, group in self._groups():
+            frames = self.read(shard, group, episodes)
+            parts.append(frames[wanted[rows : rows + len(frames)]])
+            rows += len(frames)
+        return rng.permutation(np.concatenate(parts))
+
+    def batches(
+        self,
+        batch_size: int,
+        episodes: Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        buffer_frames: int = 50_000,
+        skip: int = 0,
+    ) -> Iterator[FrameBatch]:
+        """Yield shuffled batches for ever, in bounded memory.
+
+        Row groups are read in random order into a buffer, and batches are drawn from the
+        buffer at random. A pass over the folder ends before the next begins; the last frames
+        of a pass that fill no batch are left out of it.
+
+        Args:
+            batch_size: Frames in a batch.
+            episodes: Read only these episodes' frames.
+            seed: Chooses the order; the same seed gives the same batches.
+            buffer_frames: Frames held in memory at most (12,288 bytes each).
+            skip: Batches to leave out at the beginning, to resume.
+
+        Yields:
+            ``uint8`` frames of shape ``(batch_size, 64, 64, 3)``.
+
+        Raises:
+            ValueError: If the episodes hold fewer frames than one batch.
+        """
+        counts = self.episodes()
+        total = sum(counts[e] for e in (counts if episodes is None else episodes))
+        if total < batch_size:
+            raise ValueError(
+                f"{self.path} has {total} frames to train on, fewer than a batch of {batch_size}. "
+                "Collect more frames or use a smaller --batch-size."
+            )
+        capacity = min(max(buffer_frames, batch_size + ROW_GROUP), total)
+        buffer = np.empty((capacity + ROW_GROUP, *FRAME_SHAPE), np.uint8)
+        groups = list(self._groups())
+        start, skip = divmod(skip, total // batch_size)
+        for epoch in _count(start):
+            rng, filled, left = np.random.default_rng((seed, epoch)), 0, total // batch_size
+            for index in rng.permutation(len(groups)):
+                frames = self.read(*groups[index], episodes)
+                buffer[filled : filled + len(frames)] = frames
+                filled += len(frames)
+                while left and filled >= max(capacity, batch_size):
+                    filled = _draw(rng, buffer, filled, batch_size)
+                    left, skip = left - 1, skip - 1
+                    if skip < 0:
+                        yield buffer[filled : filled + batch_size].copy()
+            while left:
+                filled = _draw(rng, buffer, filled, batch_size)
+                left, skip = left - 1, skip - 1
+                if skip < 0:
+                    yield buffer[filled : filled + batch_size].copy()
+
+    def _groups(self) -> Iterator[tuple[Shard, int]]:
+        return ((shard, group) for shard in self.shards for group in range(shard.row_groups))
+
+
+def _count(start: int) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1
+
+
+def _draw(rng: np.random.Generator, buffer: FrameBatch, filled: int, size: int) -> int:
+    """Move ``size`` random rows of ``buffer[:filled]`` to its end; return the rows before them."""
+    chosen = rng.choice(filled, size, replace=False)
+    rest = filled - size
+    # Rows chosen inside the part that stays trade places with tail rows that were not chosen.
+    holes = chosen[chosen < rest]
+    tail = np.setdiff1d(np.arange(rest, filled), chosen[chosen >= rest])
+    held = buffer[holes]
+    buffer[holes] = buffer[tail]
+    buffer[tail] = held
+    return rest
+
+
+def _as_frames(column: pa.ChunkedArray) -> FrameBatch:
+    """View a ``fixed_size_binary[12288]`` column as frames, without a copy when it is one chunk."""
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    data = np.frombuffer(array.buffers()[1], np.uint8)
+    data = data[array.offset * FRAME_BYTES : (array.offset + len(array)) * FRAME_BYTES]
+    return data.reshape(-1, *FRAME_SHAPE)

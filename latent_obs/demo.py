@@ -1,0 +1,202 @@
+"""The whole idea on a real game, in five minutes: collect, train, evaluate, look, act."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from latent_obs.collect import CollectConfig, collect_frames, open_env
+from latent_obs.encoder_folder import write_atomically
+from latent_obs.progress import progress_bar
+
+RESULT = "ppo.json"
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Collect frames, train a VAE, look at it, and train PPO on its latents."""
+
+    env: str = "ALE/Pong-v5"
+    """Gymnasium id of an environment with image observations"""
+    out: Path | None = None
+    """folder for everything the demo makes; default: demo/<environment>"""
+    frames: int = 20_000
+    """frames to collect"""
+    steps: int = 2_500
+    """optimiser steps of the VAE"""
+    ppo_steps: int = 8_192
+    """environment steps of PPO"""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """keyword arguments for gymnasium.make, as JSON"""
+
+    @property
+    def folder(self) -> Path:
+        """Where the demo's files go."""
+        return self.out or Path("demo") / self.env.rpartition("/")[2].lower()
+
+
+def run_demo(config: DemoConfig) -> None:
+    """Run the five stages, keeping what an earlier run finished.
+
+    Raises:
+        ImportError: If Stable-Baselines3 or the environment's package is missing.
+        ValueError: If the environment does not exist or shows no images.
+    """
+    if importlib.util.find_spec("stable_baselines3") is None:
+        raise ImportError("The demo trains PPO: pip install 'latent_obs[sb3]'.")
+    console, folder, begun = Console(), config.folder, time.monotonic()
+
+    console.rule(f"1/5  Collect {config.frames:,} frames of {config.env} with a random policy")
+    # A random walk where actions are continuous: independent ones cancel each other out.
+    env = open_env(config.env, config.env_kwargs)
+    policy = "brownian" if isinstance(env.action_space, gym.spaces.Box) else "random"
+    env.close()
+    collect = CollectConfig(
+        config.env, folder / "frames", frames=config.frames, policy=policy, env_kwargs=config.env_kwargs
+    )
+    frames = _timed(console, "frames", lambda: collect_frames(collect))
+
+    console.rule("2/5  Train a VAE on them")
+    # Imported when needed: workers and --help should not wait for torch.
+    from latent_obs.train import TrainConfig, train_vae
+
+    train = TrainConfig(frames.path, folder / "encoder", steps=config.steps)
+    _timed(console, "encoder", lambda: train_vae(train))
+
+    console.rule("3/5  Evaluate it on held-out episodes and draw what it keeps")
+    from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
+
+    report = evaluate_encoder(EvaluateConfig(train.out, frames.path))
+    write_atomically(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    pictures = _draw(config, train.out)
+
+    console.rule("4/5  Train PPO on the latents")
+    ppo = _timed(console, "PPO", lambda: _train_ppo(config, train.out))
+
+    console.rule("5/5  Done")
+    encode = report["encode_us"]
+    table = Table(show_header=False)
+    for name, value in (
+        ("frames", f"{len(frames):,}"),
+        ("bytes/frame", f"{frames.num_bytes / len(frames):,.1f} (raw: 12,288)"),
+        (
+            "negative ELBO",
+            f"{report['negative_elbo']:,.0f} nats/frame, {report['bits_per_dim']:.2f} bits/dim",
+        ),
+        ("KL", f"{report['kl']:.1f} nats/frame"),
+        ("active units", f"{report['active_units']} of {train.latent_dim}"),
+        ("PSNR", f"{report['psnr']:.1f} dB"),
+        ("moving-object R²", f"{report['moving_r2']:.3f}"),
+        ("encode one frame", f"{encode['openvino']:.0f} µs (eager PyTorch: {encode['torch']:.0f} µs)"),
+        ("PPO", f"{ppo['steps_per_second']:,.0f} steps/s over {ppo['steps']:,} steps"),
+    ):
+        table.add_row(name, value)
+    console.print(table)
+    console.print(f"It took {time.monotonic() - begun:.0f} s and made:")
+    for path in (frames.path, train.out, *pictures, folder / "ppo.zip"):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    console.print("Try next:")
+    other = "ALE/Breakout-v5" if config.env == "CarRacing-v3" else "CarRacing-v3"
+    for command in (
+        f"latent-obs demo --env {other}",
+        f"latent-obs train {frames.path} --out {folder}/better --steps 20000",
+        f"latent-obs evaluate {train.out} --frames {frames.path}",
+    ):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+def _timed(console: Console, what: str, work: Any) -> Any:
+    """Run a stage, and say so when there was nothing left to do."""
+    begun = time.monotonic()
+    result = work()
+    if time.monotonic() - begun < 1.0:
+        console.print(f"{what}: finished by an earlier run, reused")
+    return result
+
+
+def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
+    """Write the four pictures of the demo and return their paths."""
+    from latent_obs import pictures
+    from latent_obs.evaluate import held_out_episodes, load_vae
+    from latent_obs.dataset import FramesFolder
+    from latent_obs.frames import preprocess
+    from latent_obs.policies import make_policy
+
+    vae, spec = load_vae(encoder)
+    folder = FramesFolder(config.folder / "frames")
+    frames = folder.sample(1000, held_out_episodes(encoder, folder))
+    out = config.folder / "pictures"
+    out.mkdir(exist_ok=True)
+    names = ("reconstructions", "traversals", "loss", "filmstrip")
+    paths = [out / f"{name}.png" for name in names]
+    lively = pictures.liveliest(frames, 10)
+    pictures.reconstructions(vae, lively, paths[0])
+    pictures.traversals(vae, spec, lively[-1], paths[1])
+    pictures.loss_curves(encoder / "history.csv", paths[2])
+
+    env = open_env(config.env, config.env_kwargs)
+    policy = make_policy("sticky", env)
+    policy.reset(123)
+    observations = [env.reset(seed=123)[0]]
+    for _ in range(200):
+        obs, _, terminated, truncated, _ = env.step(policy.act(observations[-1]))
+        if terminated or truncated:
+            break
+        observations.append(obs)
+    env.close()
+    shown = observations[-28::3]
+    made = np.stack([preprocess(obs, spec.frame_spec) for obs in shown])
+    pictures.filmstrip(vae, spec, shown, made, paths[3])
+    return paths
+
+
+def _train_ppo(config: DemoConfig, encoder: Path) -> dict[str, Any]:
+    """Train PPO on stacked latents, or return the result of the run that did."""
+    result = config.folder / RESULT
+    settings = {"env": config.env, "env_kwargs": config.env_kwargs, "steps": config.ppo_steps}
+    settings["encoder_bytes"] = (encoder / "config.json").read_text(encoding="utf-8")
+    if result.exists():
+        saved = json.loads(result.read_text(encoding="utf-8"))
+        if saved.get("settings") == settings:
+            return dict(saved)
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from latent_obs.wrappers import LatentObservationWrapper
+
+    def make() -> gym.Env[Any, Any]:
+        env = open_env(config.env, config.env_kwargs)
+        return LatentObservationWrapper(env, encoder, stack=4)
+
+    class Advance(BaseCallback):
+        def _on_step(self) -> bool:
+            bar.advance(self.training_env.num_envs)
+            return True
+
+    envs = make_vec_env(make, n_envs=4, seed=0)
+    model = PPO("MlpPolicy", envs, n_steps=256, batch_size=256, n_epochs=4, seed=0, device="cpu")
+    begun = time.monotonic()
+    with progress_bar("PPO", config.ppo_steps, "steps", True) as bar:
+        model.learn(config.ppo_steps, callback=Advance())
+    seconds = time.monotonic() - begun
+    returns = [episode["r"] for episode in model.ep_info_buffer or ()]
+    envs.close()
+    model.save(config.folder / "ppo.zip")
+    outcome = {
+        "steps": model.num_timesteps,
+        "steps_per_second": model.num_timesteps / seconds,
+        "mean_return": float(np.mean(returns)) if returns else None,
+        "settings": settings,
+    }
+    write_atomically(result, (json.dumps(outcome, indent=1) + "\n").encode())
+    return outcome

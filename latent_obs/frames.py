@@ -1,0 +1,234 @@
+"""The frame contract: what a frame is, and how an observation becomes one.
+
+A frame is ``uint8``, RGB, shape ``(64, 64, 3)``, C-contiguous, values 0 to 255. Cropping and
+resizing happen here and nowhere else, so what the encoder was trained on and what it meets
+when a policy is served cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+Frame = npt.NDArray[np.uint8]
+
+FRAME_SHAPE = (64, 64, 3)
+FRAME_BYTES = 64 * 64 * 3
+
+
+@dataclass(frozen=True)
+class FrameSpec:
+    """How an observation becomes a frame; stored in frames folders and encoder folders.
+
+    Args:
+        crop: Rows and columns to keep before resizing, as ``(top, bottom, left, right)`` in
+            pixels with Python's slice meaning, or ``None`` for the whole image.
+        interpolation: ``"area"``, cv2's ``INTER_AREA``. Linear makes small objects flicker
+            and nearest loses them, so there is no other choice.
+
+    Raises:
+        ValueError: If the crop is empty or the interpolation is unknown.
+
+    Example:
+        >>> FrameSpec(crop=(34, 194, 0, 160))
+        FrameSpec(crop=(34, 194, 0, 160), interpolation='area')
+        >>> FrameSpec.from_json({"crop": None, "interpolation": "area"}) == FrameSpec()
+        True
+    """
+
+    crop: tuple[int, int, int, int] | None = None
+    interpolation: str = "area"
+
+    def __post_init__(self) -> None:
+        if self.interpolation != "area":
+            raise ValueError(
+                f"FrameSpec.interpolation must be 'area', got {self.interpolation!r}. "
+                "This version of latent_obs resizes frames in no other way."
+            )
+        if self.crop is not None:
+            if len(self.crop) != 4 or not all(isinstance(n, int) for n in self.crop):
+                raise ValueError(f"FrameSpec.crop must be four integers, got {self.crop!r}.")
+            top, bottom, left, right = self.crop
+            if not (0 <= top < bottom and 0 <= left < right):
+                raise ValueError(
+                    "FrameSpec.crop must be (top, bottom, left, right) with 0 <= top < bottom "
+                    f"and 0 <= left < right, got {self.crop}."
+                )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the spec as JSON values."""
+        return {
+            "crop": None if self.crop is None else list(self.crop),
+            "interpolation": self.interpolation,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> FrameSpec:
+        """Build a spec from :meth:`to_json`'s value.
+
+        Raises:
+            ValueError: If a field is missing, unknown or invalid.
+        """
+        if not isinstance(value, Mapping) or set(value) != {"crop", "interpolation"}:
+            raise ValueError(
+                f"A frame spec must have exactly the fields 'crop' and 'interpolation', got {value!r}."
+            )
+        crop = value["crop"]
+        if crop is not None and not isinstance(crop, (list, tuple)):
+            raise ValueError(f"FrameSpec.crop must be four integers or null, got {crop!r}.")
+        return cls(None if crop is None else tuple(crop), value["interpolation"])
+
+
+@dataclass(frozen=True)
+class FrameSource:
+    """Where frames come from: the environment and the emulator settings behind its pixels.
+
+    Args:
+        env_id: Gymnasium id, such as ``"ALE/Pong-v5"``; ``""`` when the env has no spec.
+        env_kwargs: Keyword arguments given to ``gymnasium.make``; JSON values.
+        emulator: For ALE games ``game``, ``frameskip``, ``repeat_action_probability``,
+            ``max_pool`` and ``noop_max``; empty for other environments.
+    """
+
+    env_id: str = ""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    emulator: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the source as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> FrameSource:
+        """Build a source from :meth:`to_json`'s value; missing fields keep their defaults."""
+        return cls(
+            str(value.get("env_id", "")),
+            dict(value.get("env_kwargs", {})),
+            dict(value.get("emulator", {})),
+        )
+
+    def differences(self, other: FrameSource) -> list[str]:
+        """Name the emulator settings in which two sources differ; empty when either has none.
+
+        Example:
+            >>> pong = FrameSource("ALE/Pong-v5", {}, {"game": "pong", "frameskip": 4})
+            >>> pong.differences(FrameSource("X", {}, {"game": "pong", "frameskip": 1}))
+            ['frameskip 4, here 1']
+        """
+        if not (self.emulator and other.emulator):
+            return []
+        return [
+            f"{name} {value!r}, here {other.emulator.get(name)!r}"
+            for name, value in self.emulator.items()
+            if other.emulator.get(name) != value
+        ]
+
+
+def frame_source(env: gym.Env[Any, Any]) -> FrameSource:
+    """Read off an environment which game and emulator settings its pixels come from.
+
+    Example:
+        >>> frame_source(gym.make("CartPole-v1")).env_id
+        'CartPole-v1'
+    """
+    base, spec = env.unwrapped, env.spec
+    emulator: dict[str, Any] = {}
+    # getattr: environments outside ale-py have no `ale`, and some refuse unknown attributes.
+    if getattr(base, "ale", None) is not None and base.spec is not None:
+        kwargs = base.spec.kwargs
+        emulator = {
+            "game": kwargs.get("game"),
+            "frameskip": kwargs.get("frameskip", 4),
+            "repeat_action_probability": kwargs.get("repeat_action_probability", 0.25),
+            "max_pool": False,
+            "noop_max": 0,
+        }
+        layer: gym.Env[Any, Any] = env
+        while isinstance(layer, gym.Wrapper):
+            if isinstance(layer, gym.wrappers.AtariPreprocessing):
+                emulator["frameskip"] = layer.frame_skip * emulator["frameskip"]
+                emulator["max_pool"] = layer.frame_skip > 1
+                emulator["noop_max"] = layer.noop_max
+            layer = layer.env
+    if spec is None:
+        return FrameSource(emulator=emulator)
+    env_kwargs = {k: v for k, v in spec.kwargs.items() if k != "render_mode"}
+    return FrameSource(spec.id, env_kwargs, emulator)
+
+
+def check_frame_space(space: gym.Space[Any], who: str) -> None:
+    """Refuse, before the first step, a space whose observations cannot become frames.
+
+    Args:
+        space: The space of one observation.
+        who: The name that opens the error message.
+
+    Raises:
+        ValueError: If the space is not a ``uint8`` ``Box`` of shape ``(H, W, 3)``.
+    """
+    if isinstance(space, gym.spaces.Box):
+        shape = space.shape
+        if space.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and min(shape[:2]) > 3:
+            return
+        got = f"a {space.dtype} Box of shape {shape}"
+        if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
+            cure = "Ask the environment for RGB (for ALE, obs_type='rgb')."
+        elif len(shape) == 3 and (shape[0] in (1, 3) or space.dtype != np.uint8):
+            cure = "Put it before wrappers that scale or transpose."
+        elif len(shape) == 1:
+            cure = "If the environment renders, put gymnasium.wrappers.AddRenderObservation before it."
+        else:
+            cure = "Put it before wrappers that stack or reshape; stack latents with stack=k instead."
+    elif isinstance(space, gym.spaces.Dict):
+        images = [k for k, s in space.items() if isinstance(s, gym.spaces.Box) and s.dtype == np.uint8]
+        got = f"a Dict with the keys {sorted(space)}"
+        cure = f"Name the entry to encode with key=..., such as key={(images or sorted(space))[0]!r}."
+    else:
+        got = f"{space}"
+        cure = "If the environment renders, put gymnasium.wrappers.AddRenderObservation before it."
+    raise ValueError(f"{who} needs uint8 RGB observations of shape (H, W, 3), got {got}. {cure}")
+
+
+def preprocess(obs: npt.NDArray[np.uint8], spec: FrameSpec) -> Frame:
+    """Turn one raw observation into a frame.
+
+    Args:
+        obs: RGB image, ``uint8`` in [0, 255], shape ``(H, W, 3)``.
+        spec: Crop and interpolation; at run time ``encoder.frame_spec``, so the policy
+            sees what the encoder was trained on.
+
+    Returns:
+        RGB image, ``uint8`` in [0, 255], shape ``(64, 64, 3)``, C-contiguous. It is ``obs``
+        itself when that already is such an image.
+
+    Raises:
+        ValueError: If ``obs`` is not ``uint8`` of shape ``(H, W, 3)``, or the crop leaves
+            nothing of it.
+
+    Example:
+        >>> preprocess(np.zeros((210, 160, 3), np.uint8), FrameSpec()).shape
+        (64, 64, 3)
+
+    Source: Ha & Schmidhuber (2018), "World Models".
+    """
+    if not isinstance(obs, np.ndarray) or obs.dtype != np.uint8 or obs.ndim != 3 or obs.shape[2] != 3:
+        got = f"{obs.dtype} of shape {obs.shape}" if isinstance(obs, np.ndarray) else type(obs).__name__
+        raise ValueError(f"An observation must be uint8 RGB of shape (H, W, 3), got {got}.")
+    if spec.crop is not None:
+        top, bottom, left, right = spec.crop
+        if bottom > obs.shape[0] or right > obs.shape[1]:
+            raise ValueError(
+                f"The crop {spec.crop} (top, bottom, left, right) needs an image of at least "
+                f"({bottom}, {right}) pixels, got {obs.shape[:2]}. The encoder or frames folder "
+                "was made for another image size."
+            )
+        obs = obs[top:bottom, left:right]
+    if obs.shape == FRAME_SHAPE:
+        return np.ascontiguousarray(obs)
+    return cv2.resize(obs, (64, 64), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]

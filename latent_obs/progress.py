@@ -1,0 +1,48 @@
+"""Progress of long work, drawn with rich on standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+class Bar:
+    """One line of progress with a rate and whatever else is worth watching."""
+
+    def __init__(self, progress: Progress, task: TaskID, unit: str, completed: int) -> None:
+        self._progress, self._task, self._unit = progress, task, unit
+        self._begun, self._before, self._done = time.monotonic(), completed, completed
+        self._note = ""
+
+    def advance(self, amount: int = 1) -> None:
+        """Move the bar by ``amount``."""
+        self._done += amount
+        rate = (self._done - self._before) / max(time.monotonic() - self._begun, 1e-9)
+        note = f"{rate:,.0f} {self._unit}/s{self._note}"
+        self._progress.update(self._task, advance=amount, note=note)
+
+    def note(self, text: str) -> None:
+        """Show ``text`` after the rate from the next :meth:`advance` on."""
+        self._note = f"  {text}"
+
+
+@contextlib.contextmanager
+def progress_bar(name: str, total: int, unit: str, enabled: bool, completed: int = 0) -> Iterator[Bar]:
+    """Show a bar from ``completed`` to ``total``; nothing at all when not ``enabled``."""
+    progress = Progress(
+        TextColumn("{task.description:>9}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(compact=True),
+        console=Console(stderr=True),
+        disable=not enabled,
+    )
+    with progress:
+        yield Bar(
+            progress, progress.add_task(name, total=total, completed=completed, note=""), unit, completed
+        )

@@ -1,0 +1,202 @@
+"""The variational autoencoder and its objective.
+
+The networks follow Ha & Schmidhuber (2018), "World Models": convolutions of 4x4 with stride 2
+down, transposed ones up. The objective is the negative ELBO of Kingma & Welling (2014) in nats
+per frame, with the calibrated decoder variance of Rybkin et al. (2021), "Simple and effective
+VAE training with calibrated decoders".
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from latent_obs.encoder_folder import Tensors, VAEConfig
+from latent_obs.frames import FRAME_BYTES
+
+# A pixel is known to 1/255, so a variance below a rounding error's says nothing (1/12 level^2).
+MIN_VARIANCE = (1 / 255) ** 2 / 12
+# The emphasis on foreground pixels is full up to this share of a frame, and bounded above it.
+EMPHASIS_SHARE = 0.05
+
+
+class VAE(nn.Module):
+    """A convolutional VAE of 64x64 RGB frames.
+
+    Scaling to [0, 1] and the change of layout happen inside: callers pass frames as they are.
+
+    Args:
+        config: Sizes of the networks.
+
+    Attributes:
+        output_bias: Added to the decoder's logits, shape (3, 64, 64); the mean frame's logit.
+        decoder_variance: Variance of the Gaussian decoder for pixels in [0, 1], a scalar.
+
+    Example:
+        >>> vae = VAE(VAEConfig(latent_dim=8, channels=(4, 8)))
+        >>> mean, log_variance = vae.encode(torch.zeros(5, 64, 64, 3, dtype=torch.uint8))
+        >>> tuple(mean.shape), tuple(vae.decode(mean).shape)
+        ((5, 8), (5, 64, 64, 3))
+    """
+
+    output_bias: Tensor
+    decoder_variance: Tensor
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        features = math.prod(config.feature_shape)
+        widths = (3, *config.channels)
+        down: OrderedDict[str, nn.Module] = OrderedDict()
+        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+            down[f"conv{i}"] = nn.Conv2d(before, after, 4, stride=2, padding=1)
+            down[f"relu{i}"] = nn.ReLU()
+        up: OrderedDict[str, nn.Module] = OrderedDict()
+        up["linear"] = nn.Linear(config.latent_dim, features)
+        up["unflatten"] = nn.Unflatten(1, config.feature_shape)
+        for i, (before, after) in enumerate(zip(widths[::-1], widths[-2::-1], strict=False)):
+            up[f"relu{i}"] = nn.ReLU()
+            up[f"conv{i}"] = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=after != 3)
+        self.encoder = nn.Sequential(down)
+        self.mean = nn.Linear(features, config.latent_dim)
+        self.log_variance = nn.Linear(features, config.latent_dim)
+        self.decoder = nn.Sequential(up)
+        self.output_bias = nn.Parameter(torch.zeros(3, 64, 64))
+        self.register_buffer("decoder_variance", torch.tensor(1.0))
+
+    def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance of the posterior q(z | frame).
+
+        Args:
+            frames: ``uint8`` frames, shape (N, 64, 64, 3).
+
+        Returns:
+            Two float32 tensors of shape (N, latent_dim).
+        """
+        features = self.encoder(as_images(frames)).flatten(1)  # (N, C * H * W)
+        return self.mean(features).float(), self.log_variance(features).float()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the decoder's mean image.
+
+        Args:
+            latents: float32, shape (N, latent_dim).
+
+        Returns:
+            float32 RGB in [0, 1], shape (N, 64, 64, 3).
+        """
+        return self.decode_logits(latents).sigmoid().permute(0, 2, 3, 1)
+
+    def decode_logits(self, latents: Tensor) -> Tensor:
+        """Return the image before its sigmoid, float32 of shape (N, 3, 64, 64)."""
+        logits: Tensor = self.decoder(latents).float()
+        return logits + self.output_bias
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Return the latent of each frame: the posterior mean, float32 (N, latent_dim)."""
+        return self.encode(frames)[0]
+
+    def tensors(self) -> Tensors:
+        """Return the weights as ``model.safetensors`` names them."""
+        return {name: tensor.detach().cpu().float().numpy() for name, tensor in self.state_dict().items()}
+
+    @classmethod
+    def from_tensors(cls, config: VAEConfig, tensors: Tensors) -> VAE:
+        """Build a VAE in evaluation mode from :meth:`tensors`' value."""
+        vae = cls(config)
+        vae.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
+        return vae.eval().requires_grad_(False)
+
+
+def as_images(frames: Tensor) -> Tensor:
+    """Turn ``uint8`` frames (N, 64, 64, 3) into float32 images (N, 3, 64, 64) in [0, 1]."""
+    return frames.permute(0, 3, 1, 2).float() / 255
+
+
+def init_output_bias(vae: VAE, frames: npt.NDArray[np.uint8]) -> None:
+    """Start the decoder at the mean frame, so that training begins with what moves."""
+    mean = torch.from_numpy(frames.mean(0, dtype=np.float64)).permute(2, 0, 1).float() / 255
+    with torch.no_grad():
+        vae.output_bias.copy_(mean.clamp(0.01, 0.99).logit())
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The parts of the objective for one batch; sums over pixels and dimensions.
+
+    Attributes:
+        squared_error: Per frame, pixels in [0, 1], shape (N,).
+        weighted_error: The same with the foreground emphasis, shape (N,).
+        kl: KL divergence of the posterior from the standard normal in nats, (N, latent_dim).
+        mean: Posterior mean, shape (N, latent_dim).
+    """
+
+    squared_error: Tensor
+    weighted_error: Tensor
+    kl: Tensor
+    mean: Tensor
+
+
+def terms(
+    vae: VAE,
+    frames: Tensor,
+    *,
+    median: Tensor | None = None,
+    foreground_weight: float = 0.0,
+    sample: bool = True,
+    generator: torch.Generator | None = None,
+) -> Terms:
+    """Run the VAE on a batch and return the parts of its objective.
+
+    Args:
+        vae: The model.
+        frames: ``uint8``, shape (N, 64, 64, 3).
+        median: The per-pixel median frame, ``uint8`` of shape (64, 64, 3); pixels that differ
+            from it are foreground.
+        foreground_weight: Weight of a foreground pixel's error above the others' 1; lowered in
+            frames with more than 5% of foreground in proportion, so that a scene that changes as a
+            whole does not drown the small objects of all others.
+        sample: Decode a sample of the posterior rather than its mean.
+        generator: Source of that sample.
+    """
+    mean, log_variance = vae.encode(frames)
+    latents = mean
+    if sample:
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        latents = mean + noise * (log_variance / 2).exp()
+    error = (vae.decode_logits(latents).sigmoid() - as_images(frames)).square()  # (N, 3, 64, 64)
+    squared_error = weighted_error = error.sum((1, 2, 3))
+    if median is not None and foreground_weight:
+        moving = (frames != median).any(-1).float()  # (N, 64, 64)
+        share = moving.mean((1, 2)).clamp(min=EMPHASIS_SHARE)  # (N,)
+        emphasis = foreground_weight * EMPHASIS_SHARE / share
+        weighted_error = squared_error + emphasis * (error * moving.unsqueeze(1)).sum((1, 2, 3))
+    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return Terms(squared_error, weighted_error, kl, mean)
+
+
+def gaussian_nll(squared_error: Tensor, variance: Tensor) -> Tensor:
+    """Return -log p(frame | z) of a Gaussian decoder in nats per frame, for 8-bit levels.
+
+    Args:
+        squared_error: Sum over the 12,288 values of a frame, pixels in [0, 1].
+        variance: Decoder variance for pixels in [0, 1].
+
+    Returns:
+        Nats, the density taken over levels 0 to 255, so that dividing by 12,288 ln 2 gives
+        bits per dimension.
+
+    Example:
+        >>> level = torch.tensor(1 / 255**2)  # an error of one level everywhere
+        >>> bits = gaussian_nll(12288 * level, level) / (12288 * math.log(2))
+        >>> round(float(bits), 2)
+        2.05
+    """
+    log_levels = (2 * math.pi * variance * 255**2).log()
+    return FRAME_BYTES / 2 * log_levels + squared_error / (2 * variance)

@@ -1,0 +1,136 @@
+"""The observation wrapper: pixels in, latents out."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+
+from latent_obs.encoder import Encoder, Latents, load_encoder, resolve_auto
+from latent_obs.frames import check_frame_space, frame_source, preprocess
+
+
+class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Replaces image observations with the latent of a frozen VAE encoder.
+
+    Every observation is cropped and resized as the encoder's frame spec says and encoded; the
+    observation is the posterior mean, hence deterministic. The space is
+    ``Box(-inf, inf, (32,), float32)`` for an encoder with 32 latent dimensions.
+
+    Args:
+        env: Its observations are ``uint8`` RGB images of shape ``(H, W, 3)``, or a ``Dict``
+            with such an entry.
+        encoder: Name of a bundled encoder, path of an encoder folder, or a loaded
+            :class:`~latent_obs.encoder.Encoder`; ``"auto"`` takes the bundled one that was
+            trained on this environment.
+        stack: Latents of the last ``stack`` observations, oldest first, concatenated to
+            ``(32 * stack,)``; velocity is visible then. A reset fills all of them.
+        key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+
+    Raises:
+        ValueError: If the observations are no RGB images, ``key`` does not fit, or the encoder
+            is damaged.
+        FileNotFoundError: If there is no such encoder.
+
+    Warns:
+        UserWarning: If the environment is the encoder's, but its emulator settings differ from
+            those of the training frames.
+
+    Example:
+        >>> from latent_obs.testing import ImageEnv, save_random_encoder
+        >>> env = LatentObservationWrapper(ImageEnv(), save_random_encoder())
+        >>> env.observation_space
+        Box(-inf, inf, (32,), float32)
+        >>> obs, info = env.reset(seed=0)
+        >>> obs.shape
+        (32,)
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Any],
+        encoder: str | Path | Encoder = "auto",
+        *,
+        stack: int = 1,
+        key: str | None = None,
+    ) -> None:
+        if not isinstance(encoder, Encoder):
+            name = resolve_auto(env.spec.id if env.spec else "") if encoder == "auto" else encoder
+            encoder = load_encoder(name)
+        # The first to record wins, and JSON values make env.spec round-trip.
+        gym.utils.RecordConstructorArgs.__init__(self, encoder=encoder.ref, stack=stack, key=key)
+        gym.Wrapper.__init__(self, env)
+        self.encoder, self.stack, self.key = encoder, stack, key
+        self.observation_space = latent_space(env.observation_space, encoder, stack, key)
+        self._latents = np.zeros((stack, encoder.latent_dim), np.float32)
+        warn_of_other_source(env, encoder)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment and encode its observation."""
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._latents[:] = self._encode(obs)
+        return self._observation(obs), info
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """Step the environment and encode its observation."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        latent = self._encode(obs)
+        self._latents[:-1] = self._latents[1:]
+        self._latents[-1] = latent
+        return self._observation(obs), reward, terminated, truncated, info
+
+    def _encode(self, obs: Any) -> Latents:
+        image = obs if self.key is None else obs[self.key]
+        return self.encoder(preprocess(image, self.encoder.frame_spec))
+
+    def _observation(self, obs: Any) -> Any:
+        latent = self._latents.reshape(-1).copy()
+        return latent if self.key is None else {**obs, self.key: latent}
+
+
+def latent_space(
+    space: gym.Space[Any], encoder: Encoder, stack: int, key: str | None
+) -> gym.spaces.Box | gym.spaces.Dict:
+    """Return the observation space after encoding, having checked that encoding is possible.
+
+    Raises:
+        ValueError: If ``stack`` or ``key`` is wrong or the observations are no RGB images.
+    """
+    who = "LatentObservationWrapper"
+    if not isinstance(stack, (int, np.integer)) or isinstance(stack, bool) or stack < 1:
+        raise ValueError(f"{who} needs stack to be an integer of at least 1, got {stack!r}.")
+    shape = (encoder.latent_dim * int(stack),)
+    latent = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
+    if key is None:
+        check_frame_space(space, who)
+        _check_crop(space, encoder)
+        return latent
+    if not isinstance(space, gym.spaces.Dict) or key not in space.spaces:
+        got = f"a Dict with the keys {sorted(space)}" if isinstance(space, gym.spaces.Dict) else f"{space}"
+        raise ValueError(f"{who} was told key={key!r}, but the observation space is {got}.")
+    check_frame_space(space[key], f"{who}(key={key!r})")
+    _check_crop(space[key], encoder)
+    entries: Mapping[str, gym.Space[Any]] = {**space.spaces, key: latent}
+    return gym.spaces.Dict(dict(entries))
+
+
+def _check_crop(space: gym.Space[Any], encoder: Encoder) -> None:
+    assert space.shape is not None
+    preprocess(np.zeros(space.shape, np.uint8), encoder.frame_spec)
+
+
+def warn_of_other_source(env: gym.Env[Any, Any], encoder: Encoder) -> None:
+    """Warn when an ALE environment is set up otherwise than for the encoder's training frames."""
+    if differences := encoder.config.source.differences(frame_source(env)):
+        warnings.warn(
+            f"The encoder {encoder.ref} was trained on frames with {'; '.join(differences)}. Its latents "
+            "may be off: make the environment alike, or train an encoder on this one.",
+            UserWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import copy
+import json
+import multiprocessing
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from latent_obs.encoder import load_encoder
+from latent_obs.encoder_folder import VAEConfig, read_config, read_tensors
+from latent_obs.vae import VAE
+from tests.conftest import TINY_VAE, random_tensors, save_encoder
+
+
+@pytest.mark.parametrize("channels", [(32, 64, 128), (16, 32, 64, 128)])
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_openvino_equals_torch(channels: tuple[int, ...], batch: int, tmp_path: Path, frames: Any) -> None:
+    folder = save_encoder(tmp_path, VAEConfig(32, channels))
+    images = frames(batch)
+    vae = VAE.from_tensors(VAEConfig(32, channels), random_tensors(VAEConfig(32, channels)))
+    reference = vae(torch.from_numpy(images)).numpy()
+    for backend in ("openvino", "torch"):
+        latents = load_encoder(folder, backend=backend)(images)  # type: ignore[arg-type]
+        assert latents.dtype == np.float32
+        np.testing.assert_allclose(latents, reference, atol=1e-4 * reference.std(), rtol=1e-4)
+    assert reference.std(0).min() > 0.01, "a test of constant outputs tests nothing"
+
+
+def test_one_frame_and_a_batch_of_one_have_the_same_latent(encoder: Path, frames: Any) -> None:
+    encode, image = load_encoder(encoder), frames(1)
+    assert encode(image[0]).shape == (32,)
+    assert np.array_equal(encode(image[0]), encode(image)[0])
+    assert encode(image[:0]).shape == (0, 32)
+
+
+def test_every_call_returns_a_new_array(encoder: Path, frames: Any) -> None:
+    encode, images = load_encoder(encoder), frames(2)
+    first = encode(images[0])
+    kept = first.copy()
+    encode(images[1])
+    assert np.array_equal(first, kept)
+
+
+def test_strided_frames_are_encoded_as_what_they_show(encoder: Path, frames: Any) -> None:
+    encode, images = load_encoder(encoder), frames(4)
+    flipped = images[::-1, :, ::-1]
+    assert np.array_equal(encode(flipped), encode(np.ascontiguousarray(flipped)))
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
+def test_a_used_encoder_pickles_and_deepcopies(backend: Any, clone: Any, encoder: Path, frames: Any) -> None:
+    original, images = load_encoder(encoder, backend=backend), frames(3)
+    expected = original(images)
+    assert np.array_equal(clone(original)(images), expected)
+
+
+def _encode_in_child(encode: Any, images: Any, pipe: Any) -> None:
+    pipe.send(encode(images))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_used_encoder_survives_fork(encoder: Path, frames: Any) -> None:
+    encode, images = load_encoder(encoder), frames(3)
+    expected = encode(images)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe()
+    process = context.Process(target=_encode_in_child, args=(encode, images, sender))
+    process.start()
+    assert receiver.poll(30), "the child hangs"
+    assert np.array_equal(receiver.recv(), expected)
+    process.join(30)
+
+
+def test_acting_never_imports_torch(encoder: Path) -> None:
+    code = (
+        "import sys, numpy as np, latent_obs\n"
+        f"encode = latent_obs.load_encoder({str(encoder)!r})\n"
+        "from latent_obs import LatentObservationWrapper\n"
+        "print(encode(np.zeros((64, 64, 3), np.uint8)).shape, encode.backend)\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "(32,) openvino", run.stderr
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        np.zeros((64, 64, 3), np.float32),
+        np.zeros((3, 64, 64), np.uint8),
+        np.zeros((210, 160, 3), np.uint8),
+        np.zeros((2, 2, 64, 64, 3), np.uint8),
+    ],
+)
+def test_what_is_no_frame_is_refused(encoder: Path, images: Any) -> None:
+    with pytest.raises(ValueError, match=r"latent_obs\.preprocess"):
+        load_encoder(encoder)(images)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format": "something"}, "'format' is not"),
+        ({"version": 99}, "has version 99"),
+        ({"frame_spec": {"crop": None, "interpolation": "nearest"}}, "must be 'area'"),
+        ({"frame_spec": None}, "frame spec"),
+        ({"vae": {"latent_dim": 16, "channels": [4, 8]}}, "latents.mean has 32 values"),
+        ({"vae": {"latent_dim": 32, "channels": [4, 8, 16]}}, "missing or unknown tensors"),
+        ({"vae": {"latent_dim": 32, "channels": [4, 16]}}, "must be floating point of shape"),
+        ({"vae": {}}, "missing or has the wrong type"),
+        ({"latents": {"mean": 1, "std": 1, "kl": 1}}, "missing or has the wrong type"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(changes: Any, message: str, tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "e")
+    edit_config(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xfe", b"null"])
+def test_a_config_that_is_no_json_object_is_refused(content: bytes, tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "e")
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match="does not describe an encoder"):
+        load_encoder(folder)
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="neither a bundled one"):
+        load_encoder(tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        load_encoder(tmp_path / "empty")
+    folder = save_encoder(tmp_path / "e")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no model\.safetensors"):
+        load_encoder(folder)
+
+
+def test_truncated_and_foreign_weights_are_refused(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "e")
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for content in (whole[:-10], whole[:4], b"", pickle.dumps({"mean.weight": 1})):
+        weights.write_bytes(content)
+        with pytest.raises(ValueError, match="damaged or no safetensors file"):
+            load_encoder(folder)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "e")
+    broken = random_tensors(TINY_VAE)
+    broken["mean.bias"][3] = np.nan
+    (folder / "model.safetensors").write_bytes(safetensors.numpy.save(broken))
+    with pytest.raises(ValueError, match=r"mean\.bias holds values that are not finite"):
+        load_encoder(folder)
+
+
+def test_a_pickle_in_the_folder_is_never_opened(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "e")
+    (folder / "model.pt").write_bytes(b"cos\nsystem\n(S'touch owned'\ntR.")
+    load_encoder(folder)
+    assert not Path("owned").exists()
+
+
+def test_half_precision_weights_are_read(tmp_path: Path, frames: Any) -> None:
+    folder = save_encoder(tmp_path / "e")
+    expected = load_encoder(folder)(frames(2))
+    half = {name: np.asarray(t).astype(np.float16) for name, t in random_tensors(TINY_VAE).items()}
+    (folder / "model.safetensors").write_bytes(safetensors.numpy.save(half))
+    assert read_tensors(folder, read_config(folder))["mean.weight"].dtype == np.float32
+    assert load_encoder(folder)(frames(2)).shape == expected.shape
+
+
+@pytest.mark.parametrize("options", [{"backend": "tensorflow"}, {"num_threads": 0}])
+def test_unknown_options_are_refused(encoder: Path, options: Any) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        load_encoder(encoder, **options)
+
+
+def test_a_missing_backend_is_named_with_what_is_there(encoder: Path, monkeypatch: Any) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "openvino" else real(n))
+    with pytest.raises(ImportError, match=r'"openvino" backend is not installed.*Installed backends: torch'):
+        load_encoder(encoder, backend="openvino")
+    assert load_encoder(encoder).backend == "torch"
+
+
+def test_the_reference_finds_the_encoder_from_another_folder(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(encoder.parent)
+    loaded = load_encoder(encoder.name)
+    monkeypatch.chdir(tmp_path)
+    assert load_encoder(loaded.ref).config == loaded.config

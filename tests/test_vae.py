@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latent_obs.vae import EMPHASIS_SHARE, VAE, VAEConfig, gaussian_nll, init_output_bias, terms
+from tests.conftest import TINY_VAE, random_tensors
+
+
+@pytest.mark.parametrize("channels", [(4,), (4, 8, 8), (4, 8, 8, 8)])
+def test_the_tensors_are_those_that_the_config_names(channels: tuple[int, ...]) -> None:
+    config = VAEConfig(latent_dim=6, channels=channels)
+    shapes = {name: tensor.shape for name, tensor in VAE(config).tensors().items()}
+    assert shapes == config.tensor_shapes()
+
+
+def test_the_default_encoder_has_the_tutorials_size() -> None:
+    """32-64-128 and the mean's head: 0.43 million parameters."""
+    shapes = VAEConfig().tensor_shapes()
+    acting = [s for name, s in shapes.items() if name.startswith(("encoder.", "mean."))]
+    assert sum(math.prod(s) for s in acting) == 427_776 + 32
+
+
+def test_weights_survive_the_way_through_numpy() -> None:
+    vae = VAE.from_tensors(TINY_VAE, random_tensors(TINY_VAE))
+    again = VAE.from_tensors(TINY_VAE, vae.tensors())
+    frames = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
+    assert torch.equal(vae(frames), again(frames))
+
+
+def test_the_gaussian_likelihood_is_that_of_torch_distributions() -> None:
+    image, decoded, variance = torch.rand(5, 12288), torch.rand(5, 12288), torch.tensor(0.03)
+    density = torch.distributions.Normal(decoded * 255, variance.sqrt() * 255)
+    expected = -density.log_prob(image * 255).sum(1)
+    actual = gaussian_nll((image - decoded).square().sum(1), variance)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=0.1)
+
+
+def test_the_kl_is_that_of_torch_distributions(frames: Any) -> None:
+    vae, batch = VAE.from_tensors(TINY_VAE, random_tensors(TINY_VAE)), torch.from_numpy(frames(4))
+    vae.mean.weight.mul_(0.01)
+    vae.log_variance.weight.mul_(0.01)
+    mean, log_variance = vae.encode(batch)
+    posterior = torch.distributions.Normal(mean, (log_variance / 2).exp())
+    expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
+    torch.testing.assert_close(terms(vae, batch).kl, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_foreground_pixels_weigh_more_up_to_a_bound(frames: Any) -> None:
+    vae = VAE.from_tensors(TINY_VAE, random_tensors(TINY_VAE))
+    median = frames(1)[0]
+    batch = np.stack([median, median, 255 - median])
+    batch[1, 10:12, 20:24] ^= 255  # 8 pixels; all of them in the third frame
+    parts = terms(
+        vae,
+        torch.from_numpy(batch),
+        median=torch.from_numpy(median),
+        foreground_weight=20.0,
+        sample=False,
+    )
+    decoded = vae.decode(vae.encode(torch.from_numpy(batch))[0]).numpy()
+    error = (decoded - batch / 255.0) ** 2
+    extra = [0.0, 20 * error[1, 10:12, 20:24].sum(), 20 * EMPHASIS_SHARE * error[2].sum()]
+    np.testing.assert_allclose(parts.weighted_error, error.sum((1, 2, 3)) + extra, rtol=1e-4)
+    np.testing.assert_allclose(parts.squared_error, error.sum((1, 2, 3)), rtol=1e-4)
+
+
+def test_an_untrained_decoder_shows_the_mean_frame(frames: Any) -> None:
+    vae, seen = VAE(TINY_VAE), frames(200)
+    init_output_bias(vae, seen)
+    shown = vae.decode(torch.zeros(1, 32))[0].detach().numpy() * 255
+    assert np.abs(shown - seen.mean(0)).mean() < 10
+
+
+def test_sampling_follows_the_generator(frames: Any) -> None:
+    vae, batch = VAE.from_tensors(TINY_VAE, random_tensors(TINY_VAE)), torch.from_numpy(frames(2))
+    errors = [
+        terms(vae, batch, generator=torch.Generator().manual_seed(seed)).squared_error for seed in (1, 1, 2)
+    ]
+    assert torch.equal(errors[0], errors[1])
+    assert not torch.equal(errors[0], errors[2])
+
+
+@pytest.mark.parametrize("fields", [{"latent_dim": 0}, {"channels": ()}, {"channels": (4,) * 7}])
+def test_impossible_sizes_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        VAEConfig(**fields)

@@ -1,0 +1,236 @@
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils.env_checker import check_env
+
+from latent_obs import LatentObservationWrapper
+from latent_obs.encoder import load_encoder
+from latent_obs.frames import FrameSource, FrameSpec, preprocess
+from tests.conftest import DictEnv, FrameEnv, save_encoder
+
+gym.register_envs(ale_py)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Any:
+    gym.register("Frame-v0", FrameEnv, disable_env_checker=True)
+    yield
+    del gym.registry["Frame-v0"]
+
+
+def rollout(env: Any, steps: int = 12) -> list[Any]:
+    observations = [env.reset(seed=3)[0]]
+    env.action_space.seed(3)
+    for _ in range(steps):
+        obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        observations.append(obs)
+        if terminated or truncated:
+            observations.append(env.reset()[0])
+    return observations
+
+
+def test_the_observation_is_the_latent_of_the_resized_frame(encoder: Path) -> None:
+    encode = load_encoder(encoder)
+    wrapped = rollout(LatentObservationWrapper(FrameEnv(), encoder))
+    plain = rollout(FrameEnv())
+    for latent, image in zip(wrapped, plain, strict=True):
+        assert np.array_equal(latent, encode(preprocess(image, FrameSpec())))
+    assert np.std(wrapped, 0).min() > 0.01
+
+
+def test_the_encoders_crop_is_applied(tmp_path: Path) -> None:
+    spec = FrameSpec(crop=(4, 70, 6, 66))
+    folder = save_encoder(tmp_path / "cropped", frame_spec=spec)
+    latent, _ = LatentObservationWrapper(FrameEnv(), folder).reset(seed=1)
+    image, _ = FrameEnv().reset(seed=1)
+    assert np.array_equal(latent, load_encoder(folder)(preprocess(image, spec)))
+
+
+def test_the_space_is_a_box_of_32(encoder: Path) -> None:
+    env = LatentObservationWrapper(FrameEnv(), encoder)
+    assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (32,), np.float32)
+    assert all(obs in env.observation_space for obs in rollout(env))
+
+
+@pytest.mark.parametrize("stack", [1, 2, 4])
+def test_stacked_latents_are_the_last_ones_oldest_first(encoder: Path, stack: int) -> None:
+    single = LatentObservationWrapper(FrameEnv(), encoder)
+    stacked = LatentObservationWrapper(FrameEnv(), encoder, stack=stack)
+    assert stacked.observation_space.shape == (32 * stack,)
+    for env in (single, stacked):
+        env.reset(seed=5)
+    first = single.reset(seed=6)[0]
+    history = [first] * stack
+    assert np.array_equal(stacked.reset(seed=6)[0], np.concatenate(history))
+    for _ in range(5):
+        history = [*history[1:], single.step(1)[0]]
+        assert np.array_equal(stacked.step(1)[0], np.concatenate(history))
+
+
+def test_every_observation_is_a_new_array(encoder: Path) -> None:
+    env = LatentObservationWrapper(FrameEnv(), encoder, stack=2)
+    first, _ = env.reset(seed=0)
+    kept = first.copy()
+    env.step(0)
+    assert np.array_equal(first, kept)
+
+
+def test_a_dict_keeps_its_other_entries(encoder: Path) -> None:
+    env = LatentObservationWrapper(DictEnv(), encoder, key="image", stack=2)
+    assert isinstance(env.observation_space, gym.spaces.Dict)
+    assert env.observation_space["image"].shape == (64,)
+    obs, _ = env.reset(seed=1)
+    assert obs in env.observation_space
+    assert np.array_equal(obs["speed"], [0.5, 0.25])
+    plain = LatentObservationWrapper(FrameEnv(), encoder, stack=2)
+    assert np.array_equal(obs["image"], plain.reset(seed=1)[0])
+    assert np.array_equal(env.step(2)[0]["image"], plain.step(2)[0])
+
+
+def test_a_state_only_env_is_wrapped_through_its_rendering(encoder: Path) -> None:
+    bare = gym.make("CartPole-v1", render_mode="rgb_array")
+    env = LatentObservationWrapper(gym.wrappers.AddRenderObservation(bare), encoder)
+    assert rollout(env, 3)[-1].shape == (32,)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda: FrameEnv((80, 72)), {}, "needs uint8 RGB"),
+        (lambda: FrameEnv((80, 72, 1)), {}, "needs uint8 RGB"),
+        (lambda: FrameEnv((80, 72, 3), np.float32), {}, "scale or transpose"),
+        (lambda: FrameEnv((3, 80, 72)), {}, "scale or transpose"),
+        (lambda: gym.make("CartPole-v1"), {}, "AddRenderObservation"),
+        (DictEnv, {}, "key='image'"),
+        (DictEnv, {"key": "camera"}, r"\['image', 'speed'\]"),
+        (DictEnv, {"key": "speed"}, r"key='speed'"),
+        (FrameEnv, {"key": "image"}, "was told key='image'"),
+        (FrameEnv, {"stack": 0}, "stack"),
+        (FrameEnv, {"stack": 1.5}, "stack"),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused_by_the_constructor(
+    encoder: Path, make: Any, options: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        LatentObservationWrapper(make(), encoder, **options)
+
+
+def test_an_encoder_cropped_for_larger_images_is_refused_by_the_constructor(tmp_path: Path) -> None:
+    folder = save_encoder(tmp_path / "big", frame_spec=FrameSpec(crop=(34, 194, 0, 160)))
+    with pytest.raises(ValueError, match="another image size"):
+        LatentObservationWrapper(FrameEnv(), folder)
+
+
+def test_auto_without_a_fitting_encoder_says_how_to_make_one() -> None:
+    with pytest.raises(ValueError, match="latent-obs demo --env Frame-v0"):
+        LatentObservationWrapper(gym.make("Frame-v0"))
+
+
+# The checker dislikes every unbounded Box and every wrapper; both are meant here.
+@pytest.mark.filterwarnings("ignore:.*Box observation space m.* infinity.*")
+@pytest.mark.filterwarnings("ignore:.*different from the unwrapped version.*")
+@pytest.mark.parametrize("make", [lambda: gym.make("Frame-v0"), lambda: gym.make("ALE/Pong-v5")])
+def test_gymnasiums_checker_passes(encoder: Path, make: Any) -> None:
+    check_env(LatentObservationWrapper(make(), encoder, stack=2), skip_render_check=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*is different from the unwrapped version.*")
+def test_sb3s_checker_passes(encoder: Path) -> None:
+    from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+    sb3_check_env(LatentObservationWrapper(gym.make("Frame-v0"), encoder))
+
+
+@pytest.mark.parametrize(
+    "travel",
+    [
+        lambda spec: EnvSpec.from_json(spec.to_json()),
+        lambda spec: pickle.loads(pickle.dumps(spec)),
+        copy.deepcopy,
+    ],
+    ids=["json", "pickle", "deepcopy"],
+)
+@pytest.mark.parametrize("make", ["path", "encoder"])
+def test_the_spec_makes_the_same_env_again(encoder: Path, travel: Any, make: str) -> None:
+    given = encoder if make == "path" else load_encoder(encoder)
+    env = LatentObservationWrapper(gym.make("Frame-v0"), given, stack=2)
+    again = gym.make(travel(env.spec))
+    assert isinstance(again, LatentObservationWrapper)
+    json.dumps(again.spec.additional_wrappers[-1].kwargs)  # type: ignore[union-attr]
+    for a, b in zip(rollout(env), rollout(again), strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_a_used_env_deepcopies_and_pickles(encoder: Path) -> None:
+    env = LatentObservationWrapper(FrameEnv(), encoder, stack=2)
+    env.reset(seed=1)
+    env.step(0)
+    for twin in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):
+        assert np.array_equal(twin.step(1)[0], copy.deepcopy(env).step(1)[0])
+
+
+def make_wrapped(encoder: Path, stack: int) -> Any:
+    return LatentObservationWrapper(FrameEnv(), encoder, stack=stack)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_sync_and_async_vector_envs_of_wrapped_envs_agree(encoder: Path, context: str) -> None:
+    load_encoder(encoder)(np.zeros((64, 64, 3), np.uint8))  # a used runtime in the parent
+    thunks = [functools.partial(make_wrapped, encoder, 2)] * 2
+    sync = gym.vector.SyncVectorEnv(thunks)
+    asynchronous = gym.vector.AsyncVectorEnv(thunks, context=context)
+    try:
+        assert sync.single_observation_space.shape == (64,)
+        obs, other = sync.reset(seed=4)[0], asynchronous.reset(seed=4)[0]
+        for action in ([0, 1], [2, 3], [1, 1], [0, 0], [3, 1], [1, 2], [0, 1]):
+            assert np.array_equal(obs, other)
+            obs, other = sync.step(np.array(action))[0], asynchronous.step(np.array(action))[0]
+    finally:
+        asynchronous.close()
+
+
+def pong_encoder(folder: Path, **emulator: Any) -> Path:
+    settings = {"game": "pong", "frameskip": 4, "repeat_action_probability": 0.25}
+    source = FrameSource("ALE/Pong-v5", {}, {**settings, "max_pool": False, "noop_max": 0, **emulator})
+    return save_encoder(folder, source=source)
+
+
+def test_the_encoders_own_environment_brings_no_warning(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LatentObservationWrapper(gym.make("ALE/Pong-v5"), pong_encoder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: gym.make("ALE/Pong-v5", frameskip=2), "frameskip 4, here 2"),
+        (lambda: gym.make("ALE/Breakout-v5"), "game 'pong', here 'breakout'"),
+        (
+            lambda: gym.wrappers.AtariPreprocessing(
+                gym.make("ALE/Pong-v5", frameskip=1), grayscale_obs=False, noop_max=0
+            ),
+            "max_pool False, here True",
+        ),
+    ],
+)
+def test_other_emulator_settings_than_in_training_bring_a_warning(
+    make: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.warns(UserWarning, match=message):
+        LatentObservationWrapper(make(), pong_encoder(tmp_path))

@@ -28,7 +28,7 @@ import numpy as np
 from latent_obs.dataset import FramesFolder, Shard, ShardWriter, action_type, read_shard
 from latent_obs.frames import FrameSpec, check_frame_space, frame_source, preprocess
 from latent_obs.policies import make_policy
-from latent_obs.progress import progress_bar
+from latent_obs.progress import progress_bar, stop_on_signals
 
 # An episode that outgrows this many shards' worth of rows is cut, so that a game that never
 # ends cannot keep its frames uncommitted for ever.
@@ -295,27 +295,9 @@ def _collect_shard(
     return ended and writer.rows >= config.shard_rows
 
 
-@contextlib.contextmanager
-def _stop_on_signals(
-    *signals: signal.Signals,
-) -> Iterator[threading.Event]:
-    """Turn Ctrl-C and SIGTERM into an event, so that no write is cut in the middle."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = signals or (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(signals, before, strict=True):
-            signal.signal(number, handler)
-
-
 def _run_here(plan: _Plan, report: Callable[[int], None]) -> None:
     """Run the only worker in this process."""
-    with _stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         try:
             _collect_share(plan, stop, report)
         except Exception as error:
@@ -328,7 +310,7 @@ def _worker_main(plan: _Plan, pipe: Connection, user_path: list[str]) -> None:
     """Run one worker process; it ends cleanly when the parent disappears."""
     sys.path[:] = user_path
     cv2.setNumThreads(0)
-    with _stop_on_signals(signal.SIGTERM) as stop:
+    with stop_on_signals(signal.SIGTERM) as stop:
 
         def report(rows: int) -> None:
             try:
@@ -349,7 +331,7 @@ def _run_workers(plans: list[_Plan], report: Callable[[int], None]) -> None:
     running: dict[Connection, tuple[_Plan, BaseProcess]] = {}
     failures: list[str] = []
     terminated = False
-    with _stop_on_signals() as stop:
+    with stop_on_signals() as stop:
         for plan in plans:
             receiver, sender = context.Pipe(duplex=False)
             arguments = (plan, sender, sys.path)

@@ -45,7 +45,8 @@ def action_type(space: gym.Space[Any]) -> pa.DataType:
     if isinstance(space, gym.spaces.Discrete):
         return pa.int64()
     if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
-        assert space.shape is not None and space.dtype is not None
+        assert space.shape is not None
+        assert space.dtype is not None
         return pa.list_(pa.from_numpy_dtype(space.dtype), int(np.prod(space.shape)))
     raise ValueError(
         "Actions must be Discrete, Box, MultiDiscrete or MultiBinary to be stored in a frames "

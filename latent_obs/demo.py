@@ -126,8 +126,8 @@ def _timed(console: Console, what: str, work: Any) -> Any:
 def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
     """Write the four pictures of the demo and return their paths."""
     from latent_obs import pictures
-    from latent_obs.evaluate import held_out_episodes, load_vae
     from latent_obs.dataset import FramesFolder
+    from latent_obs.evaluate import held_out_episodes, load_vae
     from latent_obs.frames import preprocess
     from latent_obs.policies import make_policy
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,7 +49,6 @@ class Encoder:
         self.ref, self.config, self.backend, self.num_threads = ref, config, backend, num_threads
         self._tensors = tensors
         self._run: _Run | None = None
-        self._process: int | None = None
 
     @property
     def frame_spec(self) -> FrameSpec:
@@ -79,8 +79,9 @@ class Encoder:
                 "An encoder takes uint8 frames of shape (64, 64, 3) or (N, 64, 64, 3), got "
                 f"{frames.dtype} of shape {frames.shape}. Make frames with latent_obs.preprocess."
             )
-        if self._run is None or self._process != os.getpid():
-            self._run, self._process = _COMPILE[self.backend](self), os.getpid()
+        if self._run is None:
+            self._run = _COMPILE[self.backend](self)
+            _compiled.add(self)
         if frames.ndim == 3:
             latent: Latents = self._run(frames[None])[0]
             return latent
@@ -90,7 +91,7 @@ class Encoder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the compiled network behind: it is a native handle."""
-        return {**self.__dict__, "_run": None, "_process": None}
+        return {**self.__dict__, "_run": None}
 
     def __repr__(self) -> str:
         """Return the call that makes this encoder."""
@@ -170,8 +171,9 @@ def _find(ref: str | Path) -> tuple[str, Path]:
     folder = Path(ref).expanduser().absolute()
     if not folder.exists():
         raise FileNotFoundError(
-            f"There is no encoder {str(ref)!r}: neither a bundled one ({', '.join(list_encoders()) or 'none'}) "
-            "nor a folder. Train one: latent-obs train FRAMES --out FOLDER"
+            f"There is no encoder {str(ref)!r}: neither a bundled one "
+            f"({', '.join(list_encoders()) or 'none'}) nor a folder. Train one: "
+            "latent-obs train FRAMES --out FOLDER"
         )
     return str(folder), folder
 
@@ -249,3 +251,19 @@ _COMPILE: dict[Backend, Callable[[Encoder], _Run]] = {
     "openvino": _compile_openvino,
     "torch": _compile_torch,
 }
+
+
+# A forked child must compile anew: the threads behind its parent's handles did not come along,
+# and merely freeing such a handle ends the process, so the child keeps them unused.
+_compiled: weakref.WeakSet[Encoder] = weakref.WeakSet()
+_inherited: list[_Run | None] = []
+
+
+def _forget_handles_after_fork() -> None:
+    for encoder in _compiled:
+        _inherited.append(encoder._run)
+        encoder._run = None
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget_handles_after_fork)

@@ -6,6 +6,7 @@ Reading it needs neither torch nor any inference runtime, and never unpickles.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -59,7 +60,7 @@ class VAEConfig:
         shapes: dict[str, tuple[int, ...]] = {}
         features = int(np.prod(self.feature_shape))
         widths = (3, *self.channels)
-        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (before, after) in enumerate(itertools.pairwise(widths)):
             shapes[f"encoder.conv{i}.weight"] = (after, before, 4, 4)
             shapes[f"encoder.conv{i}.bias"] = (after,)
         for head in ("mean", "log_variance"):
@@ -67,7 +68,7 @@ class VAEConfig:
             shapes[f"{head}.bias"] = (self.latent_dim,)
         shapes["decoder.linear.weight"] = (features, self.latent_dim)
         shapes["decoder.linear.bias"] = (features,)
-        for i, (before, after) in enumerate(zip(widths[::-1], widths[-2::-1], strict=False)):
+        for i, (before, after) in enumerate(itertools.pairwise(widths[::-1])):
             shapes[f"decoder.conv{i}.weight"] = (before, after, 4, 4)
             if after != 3:  # the last layer's bias is the image below
                 shapes[f"decoder.conv{i}.bias"] = (after,)

@@ -34,7 +34,7 @@ class RandomPolicy:
     Example:
         >>> policy = RandomPolicy(gym.spaces.Discrete(6))
         >>> policy.reset(seed=0)
-        >>> 0 <= policy.act(None) < 6
+        >>> policy.act(None) in policy.action_space
         True
     """
 

@@ -1,8 +1,10 @@
-"""Progress of long work, drawn with rich on standard error."""
+"""What all long work does: show its progress on standard error, and stop cleanly when told to."""
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
 import time
 from collections.abc import Iterator
 
@@ -46,3 +48,24 @@ def progress_bar(name: str, total: int, unit: str, enabled: bool, completed: int
         yield Bar(
             progress, progress.add_task(name, total=total, completed=completed, note=""), unit, completed
         )
+
+
+@contextlib.contextmanager
+def stop_on_signals(
+    *signals: signal.Signals,
+) -> Iterator[threading.Event]:
+    """Turn signals, by default Ctrl-C and SIGTERM, into an event, so that no work is cut in the middle.
+
+    Outside the main thread, which alone receives signals, the event is never set.
+    """
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    signals = signals or (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: stop.set()) for number in signals]
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)

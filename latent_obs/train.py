@@ -7,6 +7,7 @@ import io
 import json
 import math
 import platform
+import threading
 import time
 import warnings
 from dataclasses import asdict, dataclass
@@ -28,7 +29,7 @@ from latent_obs.encoder_folder import (
     write_encoder_folder,
 )
 from latent_obs.evaluate import data_identity, evaluate_vae, latent_statistics
-from latent_obs.progress import progress_bar
+from latent_obs.progress import Bar, progress_bar, stop_on_signals
 from latent_obs.vae import MIN_VARIANCE, VAE, gaussian_nll, init_output_bias, terms
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -138,12 +139,11 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
         )
     config.out.mkdir(parents=True, exist_ok=True)
     run = _Run(config, folder, train, identity)
-    try:
-        with progress_bar("train", config.steps, "steps", progress, run.step) as bar:
-            run.train(bar)
-    except KeyboardInterrupt:
+    with progress_bar("train", config.steps, "steps", progress, run.step) as bar, stop_on_signals() as stop:
+        run.train(bar, stop)
+    if stop.is_set():
         run.save_checkpoint()
-        raise
+        raise KeyboardInterrupt
 
     vae = run.vae.eval().requires_grad_(False)
     result = EncoderConfig(
@@ -203,13 +203,13 @@ class _Run:
         if (config.out / CHECKPOINT).exists():
             self._load_checkpoint()
 
-    def train(self, bar: Any) -> None:
-        """Take the remaining steps."""
+    def train(self, bar: Bar, stop: threading.Event) -> None:
+        """Take the remaining steps, or those until ``stop`` is set."""
         config = self.config
         batches = self.folder.batches(config.batch_size, self.episodes, seed=config.seed, skip=self.step)
         saved = begun = time.monotonic()
         spent = self.seconds
-        while self.step < config.steps:
+        while self.step < config.steps and not stop.is_set():
             frames = torch.from_numpy(next(batches)).to(self.device)
             log = self.step % 50 == 0 or self.step == config.steps - 1
             row = self._take_step(frames, log)
@@ -299,7 +299,7 @@ class _Run:
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (safetensors.SafetensorError, OSError) as error:
             raise ValueError(f"{path} is damaged ({error}); delete it to start again.") from error
         if json.loads(metadata["run"]) != self.identity:
@@ -311,13 +311,14 @@ class _Run:
             )
         own = [k for k in tensors if k.startswith("vae.")]
         self.vae.load_state_dict({k[4:]: tensors[k] for k in own})
-        names = [name for name, _ in self.vae.named_parameters()]
         state = self.optimizer.state_dict()
-        state["state"] = {
-            index: {key: tensors[f"adam.{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-            for index, name in enumerate(names)
-            if f"adam.{name}.step" in tensors
-        }
+        for index, (name, parameter) in enumerate(self.vae.named_parameters()):
+            # The fused optimiser walks through memory, so moments must lie as their parameter does.
+            moments = {
+                key: torch.empty_like(parameter).copy_(tensors[f"adam.{name}.{key}"])
+                for key in ("exp_avg", "exp_avg_sq")
+            }
+            state["state"][index] = {"step": tensors[f"adam.{name}.step"], **moments}
         self.optimizer.load_state_dict(state)
         self.weighted_variance.copy_(tensors["weighted_variance"])
         self.generator.set_state(tensors["generator"].cpu())

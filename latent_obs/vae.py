@@ -8,6 +8,7 @@ VAE training with calibrated decoders".
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -54,13 +55,13 @@ class VAE(nn.Module):
         features = math.prod(config.feature_shape)
         widths = (3, *config.channels)
         down: OrderedDict[str, nn.Module] = OrderedDict()
-        for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        for i, (before, after) in enumerate(itertools.pairwise(widths)):
             down[f"conv{i}"] = nn.Conv2d(before, after, 4, stride=2, padding=1)
             down[f"relu{i}"] = nn.ReLU()
         up: OrderedDict[str, nn.Module] = OrderedDict()
         up["linear"] = nn.Linear(config.latent_dim, features)
         up["unflatten"] = nn.Unflatten(1, config.feature_shape)
-        for i, (before, after) in enumerate(zip(widths[::-1], widths[-2::-1], strict=False)):
+        for i, (before, after) in enumerate(itertools.pairwise(widths[::-1])):
             up[f"relu{i}"] = nn.ReLU()
             up[f"conv{i}"] = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=after != 3)
         self.encoder = nn.Sequential(down)

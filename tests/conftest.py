@@ -76,7 +76,7 @@ def random_tensors(vae: VAEConfig, seed: int = 0) -> dict[str, Any]:
     for name, shape in vae.tensor_shapes().items():
         fan_in = np.prod(shape[1:]) if len(shape) > 1 else 1
         tensors[name] = (rng.normal(size=shape) * np.sqrt(2 / fan_in)).astype(np.float32)
-    tensors["decoder_variance"] = np.float32(0.01).reshape(())
+    tensors["decoder_variance"] = np.array(0.01, np.float32)
     return tensors
 
 

@@ -19,6 +19,7 @@ def test_help_lists_every_command() -> None:
         assert name in run.stdout
 
 
+@pytest.mark.filterwarnings("ignore:POSTERIOR COLLAPSE", "ignore:.*collapsed in training")
 def test_collect_train_evaluate_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands of the README, one after the other, on real Pong."""
     frames, encoder = str(tmp_path / "frames"), str(tmp_path / "encoder")

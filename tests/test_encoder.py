@@ -31,7 +31,7 @@ def test_openvino_equals_torch(channels: tuple[int, ...], batch: int, tmp_path: 
         latents = load_encoder(folder, backend=backend)(images)  # type: ignore[arg-type]
         assert latents.dtype == np.float32
         np.testing.assert_allclose(latents, reference, atol=1e-4 * reference.std(), rtol=1e-4)
-    assert reference.std(0).min() > 0.01, "a test of constant outputs tests nothing"
+    assert reference.std() > 0.1, "a test of constant outputs tests nothing"
 
 
 def test_one_frame_and_a_batch_of_one_have_the_same_latent(encoder: Path, frames: Any) -> None:

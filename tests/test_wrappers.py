@@ -25,7 +25,7 @@ gym.register_envs(ale_py)
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Any:
-    gym.register("Frame-v0", FrameEnv, disable_env_checker=True)
+    gym.register("Frame-v0", "tests.conftest:FrameEnv", disable_env_checker=True)
     yield
     del gym.registry["Frame-v0"]
 
@@ -141,7 +141,7 @@ def test_auto_without_a_fitting_encoder_says_how_to_make_one() -> None:
 
 
 # The checker dislikes every unbounded Box and every wrapper; both are meant here.
-@pytest.mark.filterwarnings("ignore:.*Box observation space m.* infinity.*")
+@pytest.mark.filterwarnings("ignore:.*Box observation space m.*infinity.*")
 @pytest.mark.filterwarnings("ignore:.*different from the unwrapped version.*")
 @pytest.mark.parametrize("make", [lambda: gym.make("Frame-v0"), lambda: gym.make("ALE/Pong-v5")])
 def test_gymnasiums_checker_passes(encoder: Path, make: Any) -> None:

@@ -1,0 +1,97 @@
+"""How much slower is a wrapped step than a bare one?
+
+$ python benchmarks/wrapper_step.py     # about 1 min on 2 cores
+
+Three environments take turns in short runs of steps, so that a machine that is busy with other
+things slows all of them alike: the bare ALE environment, the same with ``LatentObservationWrapper``,
+and the same with a wrapper that resizes with cv2 and encodes with eager PyTorch, as World Models
+ports do. All three see the same actions; the latents are compared first.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ale_py
+import cv2
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from machine import machine
+
+from latent_obs import LatentObservationWrapper, load_encoder
+from latent_obs.evaluate import load_vae
+from latent_obs.encoder import PRETRAINED
+
+gym.register_envs(ale_py)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Compare steps of bare and wrapped environments."""
+
+    env_id: str = "ALE/Pong-v5"
+    encoder: str = "pong-v0"
+    steps: int = 5_000
+    """steps of each environment"""
+
+
+class EagerWrapper(gym.ObservationWrapper[Any, Any, Any]):
+    """The usual way: cv2, a float tensor, eager PyTorch with default threads."""
+
+    def __init__(self, env: gym.Env[Any, Any], vae: torch.nn.Module) -> None:
+        super().__init__(env)
+        self.vae = vae
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (32,), np.float32)
+
+    def observation(self, observation: Any) -> Any:
+        frame = cv2.resize(observation, (64, 64), interpolation=cv2.INTER_AREA)
+        with torch.no_grad():
+            return self.vae(torch.from_numpy(frame).unsqueeze(0))[0].numpy()
+
+
+def main(args: Args) -> None:
+    encoder = load_encoder(args.encoder)
+    vae, _ = load_vae(PRETRAINED / args.encoder)
+    envs = {
+        "bare": gym.make(args.env_id),
+        "eager PyTorch": EagerWrapper(gym.make(args.env_id), vae),
+        "wrapped": LatentObservationWrapper(gym.make(args.env_id), encoder),
+    }
+    spaces = next(iter(envs.values())).action_space
+    spaces.seed(0)
+    actions = [spaces.sample() for _ in range(args.steps)]
+
+    first = {name: env.reset(seed=0)[0] for name, env in envs.items()}
+    np.testing.assert_allclose(first["wrapped"], first["eager PyTorch"], atol=1e-3)
+
+    chunk, times = 100, {name: [] for name in envs}  # type: dict[str, list[float]]
+    for start in range(0, args.steps, chunk):
+        last = {}
+        for name, env in envs.items():
+            begun = time.perf_counter()
+            for action in actions[start : start + chunk]:
+                last[name], _, terminated, truncated, _ = env.step(action)
+                if terminated or truncated:
+                    env.reset()
+            times[name].append((time.perf_counter() - begun) / chunk * 1e6)
+        np.testing.assert_allclose(last["wrapped"], last["eager PyTorch"], atol=1e-3)
+
+    print(f"# {machine('torch', 'openvino', 'ale-py')}")
+    print("environment      us/step   p10   p90")
+    median = {}
+    for name, samples in times.items():
+        median[name] = statistics.median(samples)
+        p10, p90 = np.percentile(samples, [10, 90])
+        print(f"{name:15} {median[name]:8.0f} {p10:5.0f} {p90:5.0f}")
+    print(f"wrapped / bare: {median['wrapped'] / median['bare']:.2f}x")
+    added = {name: median[name] - median["bare"] for name in ("wrapped", "eager PyTorch")}
+    print(f"added by eager PyTorch / added by us: {added['eager PyTorch'] / added['wrapped']:.1f}x")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

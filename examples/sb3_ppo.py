@@ -40,7 +40,9 @@ def main(args: Args) -> None:
         wrapper_class=LatentObservationWrapper,
         wrapper_kwargs={"encoder": args.encoder, "stack": 4},  # four latents, so that speed is visible
     )
-    model = PPO("MlpPolicy", envs, n_steps=args.n_steps, batch_size=256, ent_coef=0.01, device="cpu", verbose=1)
+    model = PPO(
+        "MlpPolicy", envs, n_steps=args.n_steps, batch_size=256, ent_coef=0.01, device="cpu", verbose=1
+    )
     model.learn(args.steps)
     model.save(args.out)
     print(f"trained for {model.num_timesteps:,} steps, saved to {args.out}")

@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from latent_obs.collect import CollectConfig, CollectError, collect_frames
     from latent_obs.dataset import FramesFolder
     from latent_obs.encoder import Encoder, list_encoders, load_encoder
+    from latent_obs.encoder_folder import VAEConfig
     from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
     from latent_obs.frames import FrameSpec, preprocess
     from latent_obs.train import TrainConfig, train_vae
-    from latent_obs.vae import VAE, VAEConfig
+    from latent_obs.vae import VAE
     from latent_obs.wrappers import LatentObservationWrapper
 
 __version__ = "0.1.0"
@@ -55,7 +56,8 @@ _HOME = {
     "evaluate": ("EvaluateConfig", "evaluate_encoder"),
     "frames": ("FrameSpec", "preprocess"),
     "train": ("TrainConfig", "train_vae"),
-    "vae": ("VAE", "VAEConfig"),
+    "encoder_folder": ("VAEConfig",),
+    "vae": ("VAE",),
     "wrappers": ("LatentObservationWrapper",),
 }
 

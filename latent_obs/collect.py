@@ -25,10 +25,11 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.dataset import FramesFolder, Shard, ShardWriter, action_type, read_shard
+from latent_obs.dataset import FramesFolder
 from latent_obs.frames import FrameSpec, check_frame_space, frame_source, preprocess
 from latent_obs.policies import make_policy
 from latent_obs.progress import progress_bar, stop_on_signals
+from latent_obs.shards import Shard, ShardWriter, action_type, read_shard
 
 # An episode that outgrows this many shards' worth of rows is cut, so that a game that never
 # ends cannot keep its frames uncommitted for ever.
@@ -335,11 +336,11 @@ def _run_workers(plans: list[_Plan], report: Callable[[int], None]) -> None:
         for plan in plans:
             receiver, sender = context.Pipe(duplex=False)
             arguments = (plan, sender, sys.path)
-            process = context.Process(target=_worker_main, args=arguments, daemon=True)
+            worker = context.Process(target=_worker_main, args=arguments, daemon=True)
             with _ctrl_c_ignored():  # inherited: Ctrl-C reaches workers through this process
-                process.start()
+                worker.start()
             sender.close()
-            running[receiver] = (plan, process)
+            running[receiver] = (plan, worker)
         while running:
             # A signal does not end wait(), hence the short timeout.
             for ready in wait(list(running), timeout=0.2):

@@ -1,223 +1,20 @@
-"""The frames folder: Parquet shards of frames with the steps they came from.
-
-Each row is what one call returned: the first row of an episode is what ``env.reset`` gave
-(its ``action`` is null and its ``reward`` 0), every later row is the action passed to
-``env.step`` with everything the step returned. So the terminal frame is a row like any other.
-``docs/formats.md`` specifies the columns and the metadata.
-"""
+"""The frames folder: Parquet shards of frames with the steps they came from, read lazily."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, FrameSource, FrameSpec
-
-FORMAT = "latent_obs.frames"
-VERSION = 1
-ROW_GROUP = 512
-_KEY = b"latent_obs"
+from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, FrameSource, FrameSpec
+from latent_obs.shards import ROW_GROUP, Shard, read_shard
 
 FrameBatch = npt.NDArray[np.uint8]  # (N, 64, 64, 3)
-
-
-def action_type(space: gym.Space[Any]) -> pa.DataType:
-    """Return the Arrow type that stores an action space's actions without loss.
-
-    Raises:
-        ValueError: If actions of this space have no column type.
-
-    Example:
-        >>> print(action_type(gym.spaces.Discrete(6)))
-        int64
-    """
-    if isinstance(space, gym.spaces.Discrete):
-        return pa.int64()
-    if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
-        assert space.shape is not None
-        assert space.dtype is not None
-        return pa.list_(pa.from_numpy_dtype(space.dtype), int(np.prod(space.shape)))
-    raise ValueError(
-        "Actions must be Discrete, Box, MultiDiscrete or MultiBinary to be stored in a frames "
-        f"folder, got {space}. Wrap the environment so that its actions are one array."
-    )
-
-
-def frames_schema(action: pa.DataType) -> pa.Schema:
-    """Return the columns of a shard."""
-    return pa.schema(
-        [
-            pa.field("frame", pa.binary(FRAME_BYTES), nullable=False),
-            pa.field("episode", pa.int64(), nullable=False),
-            pa.field("step", pa.int32(), nullable=False),
-            pa.field("action", action),
-            pa.field("reward", pa.float64(), nullable=False),
-            pa.field("terminated", pa.bool_(), nullable=False),
-            pa.field("truncated", pa.bool_(), nullable=False),
-        ]
-    )
-
-
-class ShardWriter:
-    """Writes one shard under a temporary name and commits it by renaming.
-
-    Frames are held for one row group of 512 at a time, so memory does not grow. A killed
-    process leaves only a file named ``*.tmp``, which readers ignore.
-
-    Args:
-        path: The name of the committed shard.
-        action: The Arrow type of the action column, from :func:`action_type`.
-        metadata: JSON values describing where the frames come from.
-
-    Raises:
-        OSError: If the folder cannot be written.
-    """
-
-    def __init__(self, path: Path, action: pa.DataType, metadata: dict[str, Any]) -> None:
-        self.path, self.rows = path, 0
-        self._temporary = path.with_name(f".{path.name}.tmp")
-        self._metadata = {"format": FORMAT, "version": VERSION, **metadata}
-        self._schema = frames_schema(action)
-        plain = [name for name in self._schema.names if name != "frame"]
-        self._file = open(self._temporary, "wb")
-        try:
-            self._writer = pq.ParquetWriter(
-                self._file,
-                self._schema,
-                compression="zstd",
-                compression_level=1,
-                use_dictionary=[name for name in plain if name != "action"],
-                write_statistics=plain,
-            )
-        except BaseException:
-            self._file.close()
-            raise
-        self._frames = np.empty((ROW_GROUP, FRAME_BYTES), np.uint8)
-        self._steps: list[tuple[int, int, Any, float, bool, bool]] = []
-
-    def append(
-        self,
-        frame: Frame,
-        episode: int,
-        step: int,
-        action: Any,
-        reward: float,
-        terminated: bool,
-        truncated: bool,
-    ) -> None:
-        """Add one row; ``action`` is ``None`` for the frame that a reset returned.
-
-        Raises:
-            OSError: If the disk is full; the shard is then lost, committed ones are not.
-        """
-        self._frames[len(self._steps)] = frame.reshape(-1)
-        self._steps.append((episode, step, action, float(reward), bool(terminated), bool(truncated)))
-        self.rows += 1
-        if len(self._steps) == ROW_GROUP:
-            self._flush()
-
-    def _flush(self) -> None:
-        rows = len(self._steps)
-        if not rows:
-            return
-        columns: list[pa.Array] = [
-            pa.FixedSizeBinaryArray.from_buffers(
-                self._schema.field("frame").type, rows, [None, pa.py_buffer(self._frames[:rows])]
-            )
-        ]
-        for values, column in zip(zip(*self._steps, strict=True), list(self._schema)[1:], strict=True):
-            columns.append(pa.array(values, type=column.type))
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), ROW_GROUP)
-        self._steps.clear()
-
-    def commit(self, complete: bool) -> None:
-        """Finish the shard, force it to disk and give it its name.
-
-        Args:
-            complete: Whether the shard holds all it was meant to; an incomplete one is
-                collected again when collection resumes.
-        """
-        self._flush()
-        metadata = {**self._metadata, "rows": self.rows, "complete": complete}
-        self._writer.add_key_value_metadata({_KEY.decode(): json.dumps(metadata)})
-        self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._temporary, self.path)
-        sync_folder(self.path.parent)
-
-    def abort(self) -> None:
-        """Delete the unfinished shard."""
-        # A full disk fails the footer too; the file goes away all the same.
-        with contextlib.suppress(OSError, pa.ArrowException):
-            self._writer.close()
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a rename inside ``folder`` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One committed Parquet file of a frames folder."""
-
-    path: Path
-    rows: int
-    row_groups: int
-    metadata: dict[str, Any]
-
-    @property
-    def complete(self) -> bool:
-        """Whether collection finished this shard rather than being interrupted in it."""
-        return bool(self.metadata.get("complete"))
-
-
-def read_shard(path: Path) -> Shard:
-    """Read one shard's footer.
-
-    Raises:
-        ValueError: If the file is truncated, is not Parquet or is not a frames shard.
-    """
-    try:
-        footer = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(
-            f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}). "
-            "Delete it and collect again: only its own frames are missing then."
-        ) from error
-    try:
-        metadata = json.loads((footer.metadata or {})[_KEY])
-        known = metadata["format"] == FORMAT
-    except (KeyError, ValueError, TypeError):
-        known = False
-    if not known:
-        raise ValueError(f"{path} is a Parquet file, but not a shard written by latent-obs collect.")
-    if metadata["version"] != VERSION:
-        raise ValueError(
-            f"{path} has version {metadata['version']} of the frames format, this latent_obs reads "
-            f"version {VERSION}."
-        )
-    return Shard(path, footer.num_rows, footer.num_row_groups, metadata)
 
 
 class FramesFolder:
@@ -398,7 +195,8 @@ class FramesFolder:
         for epoch in _count(start):
             rng, filled, left = np.random.default_rng((seed, epoch)), 0, total // batch_size
             for index in rng.permutation(len(groups)):
-                frames = self.read(*groups[index], episodes)
+                shard, group = groups[index]
+                frames = self.read(shard, group, episodes)
                 buffer[filled : filled + len(frames)] = frames
                 filled += len(frames)
                 while left and filled >= max(capacity, batch_size):

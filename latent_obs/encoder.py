@@ -12,18 +12,23 @@ import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from latent_obs.encoder_folder import EncoderConfig, Tensors, read_config, read_tensors
-from latent_obs.frames import FRAME_SHAPE, FrameSpec
-
-if TYPE_CHECKING:
-    import torch
+from latent_obs.encoder_folder import (
+    EncoderConfig,
+    Precision,
+    Tensors,
+    read_calibration,
+    read_config,
+    read_tensors,
+)
+from latent_obs.frames import FRAME_SHAPE, FrameSource, FrameSpec
 
 Backend = Literal["openvino", "torch"]
+Device = Literal["cpu", "cuda"]
 Latents = npt.NDArray[np.float32]
 _Run = Callable[[npt.NDArray[np.uint8]], Latents]
 
@@ -37,17 +42,27 @@ class Encoder:
     and survives ``fork``. Build one with :func:`load_encoder`.
 
     Attributes:
-        ref: What to pass to :func:`load_encoder` to get this encoder again.
+        ref: Name or folder of the encoder.
         config: The content of the encoder folder's ``config.json``.
         backend: ``"openvino"`` or ``"torch"``.
-        num_threads: Threads of one call.
+        device: ``"cpu"`` or ``"cuda"``.
+        num_threads: Threads of one call on the CPU.
     """
 
     def __init__(
-        self, ref: str, config: EncoderConfig, tensors: Tensors, backend: Backend, num_threads: int
+        self,
+        ref: str,
+        config: EncoderConfig,
+        tensors: Tensors,
+        calibration: npt.NDArray[np.uint8] | None,
+        options: dict[str, Any],
     ) -> None:
-        self.ref, self.config, self.backend, self.num_threads = ref, config, backend, num_threads
-        self._tensors = tensors
+        self.ref, self.config, self._tensors, self._calibration = ref, config, tensors, calibration
+        self.backend: Backend = options["backend"]
+        self.device: Device = options["device"]
+        self.num_threads: int = options["num_threads"]
+        self._wanted: Precision | Literal["auto"] = options["precision"]
+        self._precision: Precision | None = None
         self._run: _Run | None = None
 
     @property
@@ -60,6 +75,22 @@ class Encoder:
         """Size of a latent."""
         return self.config.vae.latent_dim
 
+    @property
+    def precision(self) -> Precision:
+        """The precision it computes in; asking compiles the network."""
+        self._compile()
+        assert self._precision is not None
+        return self._precision
+
+    @property
+    def spec(self) -> str | dict[str, Any]:
+        """JSON that makes this encoder again: its ``ref``, or the arguments of :func:`load_encoder`."""
+        options: dict[str, Any] = {"precision": self._wanted, "num_threads": self.num_threads}
+        if self.backend != _choose_backend("auto", "auto") or self.device != "cpu":
+            options |= {"backend": self.backend, "device": self.device}
+        defaults = {"precision": "auto", "num_threads": 1}
+        return self.ref if options == defaults else {"ref": self.ref, **options}
+
     def __call__(self, frames: npt.NDArray[np.uint8]) -> Latents:
         """Encode frames.
 
@@ -69,7 +100,8 @@ class Encoder:
 
         Returns:
             The posterior means, float32 of shape ``(latent_dim,)`` or ``(N, latent_dim)``; a
-            new array each time, unbounded, near standard normal over the training frames.
+            new array each time, unbounded, near standard normal over the training frames. A
+            frame's latent does not depend on the others in its batch.
 
         Raises:
             ValueError: If ``frames`` has another dtype or shape.
@@ -79,15 +111,25 @@ class Encoder:
                 "An encoder takes uint8 frames of shape (64, 64, 3) or (N, 64, 64, 3), got "
                 f"{frames.dtype} of shape {frames.shape}. Make frames with latent_obs.preprocess."
             )
-        if self._run is None:
-            self._run = _COMPILE[self.backend](self)
-            _compiled.add(self)
+        run = self._run or self._compile()
         if frames.ndim == 3:
-            latent: Latents = self._run(frames[None])[0]
+            latent: Latents = run(frames[None])[0]
             return latent
         if len(frames) == 0:
             return np.empty((0, self.latent_dim), np.float32)
-        return self._run(frames)
+        return run(frames)
+
+    def _compile(self) -> _Run:
+        if self._run is None:
+            from latent_obs import runtimes
+
+            arguments = (self.config.vae, self._tensors, self._calibration, self._wanted)
+            if self.backend == "openvino":
+                self._run, self._precision = runtimes.compile_openvino(*arguments, self.num_threads, self.ref)
+            else:
+                self._run, self._precision = runtimes.compile_torch(*arguments, self.num_threads, self.device)
+            _compiled.add(self)
+        return self._run
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the compiled network behind: it is a native handle."""
@@ -95,34 +137,67 @@ class Encoder:
 
     def __repr__(self) -> str:
         """Return the call that makes this encoder."""
-        return f"load_encoder({self.ref!r}, backend={self.backend!r}, num_threads={self.num_threads})"
+        return (
+            f"load_encoder({self.ref!r}, backend={self.backend!r}, precision={self._wanted!r}, "
+            f"device={self.device!r}, num_threads={self.num_threads})"
+        )
 
 
 def load_encoder(
-    ref: str | Path, *, backend: Backend | Literal["auto"] = "auto", num_threads: int = 1
+    ref: str | Path,
+    *,
+    backend: Backend | Literal["auto"] = "auto",
+    precision: Precision | Literal["auto"] = "auto",
+    device: Device | Literal["auto"] = "auto",
+    num_threads: int = 1,
 ) -> Encoder:
     """Load a frozen encoder.
 
     Args:
         ref: Name of a bundled encoder (see :func:`list_encoders`) or path of an encoder folder.
-        backend: ``"openvino"`` or ``"torch"``; ``"auto"`` takes OpenVINO where it is installed.
-        num_threads: Threads of one call. One is right for a wrapper, of which there are many.
+        backend: ``"openvino"`` or ``"torch"``; ``"auto"`` takes OpenVINO where it is installed,
+            and torch on CUDA.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"int8"``. ``"auto"`` takes the fastest whose
+            latents of the encoder's calibration frames pass the parity gate: in no active
+            dimension may the rms difference from float32 exceed 2% of the latent's standard
+            deviation. With torch it is float32.
+        device: ``"cpu"`` or ``"cuda"``; ``"auto"`` is the CPU, which is faster than a GPU for few
+            frames at a time.
+        num_threads: Threads of one call on the CPU. One is right for a wrapper, of which there
+            are many.
 
     Raises:
         FileNotFoundError: If there is no such encoder.
-        ValueError: If the folder is damaged or its files do not fit each other.
+        ValueError: If the folder is damaged, its files do not fit each other, or the options
+            contradict each other.
         ImportError: If the backend is not installed.
 
     Warns:
-        RuntimeWarning: If the encoder is known to have collapsed.
+        RuntimeWarning: If the encoder is known to have collapsed; at the first call, if a precision
+            fails the parity gate.
     """
-    if backend not in ("auto", "openvino", "torch"):
-        raise ValueError(f"backend must be 'auto', 'openvino' or 'torch', got {backend!r}.")
+    for name, value, known in (
+        ("backend", backend, ("auto", "openvino", "torch")),
+        ("precision", precision, ("auto", "float32", "bfloat16", "int8")),
+        ("device", device, ("auto", "cpu", "cuda")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     if num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}.")
+    backend = _choose_backend(backend, device)
+    if device == "cuda" and backend == "openvino":
+        raise ValueError("OpenVINO runs on the CPU; for device='cuda' use backend='torch'.")
+    if precision == "int8" and backend == "torch":
+        raise ValueError("precision='int8' needs backend='openvino'.")
     name, folder = _find(ref)
     config = read_config(folder)
-    tensors = read_tensors(folder, config)
+    tensors, calibration = read_tensors(folder, config), read_calibration(folder)
+    if precision == "int8" and calibration is None:
+        raise ValueError(
+            f"The encoder {name} has no calibration.png, so its ranges for int8 are unknown: use another "
+            "precision, or train it again."
+        )
     if config.metrics.get("collapsed"):
         warnings.warn(
             f"The encoder {name} collapsed in training ({config.metrics.get('active_units')} active "
@@ -130,7 +205,13 @@ def load_encoder(
             RuntimeWarning,
             stacklevel=2,
         )
-    return Encoder(name, config, tensors, _choose_backend(backend), num_threads)
+    options = {
+        "backend": backend,
+        "precision": precision,
+        "device": "cpu" if device == "auto" else device,
+        "num_threads": num_threads,
+    }
+    return Encoder(name, config, tensors, calibration, options)
 
 
 def list_encoders() -> dict[str, EncoderConfig]:
@@ -143,22 +224,31 @@ def list_encoders() -> dict[str, EncoderConfig]:
     return {path.parent.name: read_config(path.parent) for path in sorted(PRETRAINED.glob("*/config.json"))}
 
 
-def resolve_auto(env_id: str) -> str:
+def resolve_auto(source: FrameSource) -> str:
     """Name the bundled encoder that was trained on an environment.
 
     Args:
-        env_id: Gymnasium id of the environment to be wrapped.
+        source: The environment to be wrapped. An ALE game is known by its name, whatever the id.
 
     Raises:
         ValueError: If no bundled encoder fits.
+
+    Example:
+        >>> resolve_auto(FrameSource("PongNoFrameskip-v4", {}, {"game": "pong"}))
+        'pong-v0'
     """
     bundled = list_encoders()
-    names = [name for name, config in bundled.items() if config.source.env_id == env_id]
+    game = source.emulator.get("game")
+    names = [
+        name
+        for name, config in bundled.items()
+        if (game and game == config.source.emulator.get("game")) or config.source.env_id == source.env_id
+    ]
     if not names:
+        env_id = source.env_id or "ENV"
         raise ValueError(
-            f"No bundled encoder was trained on {env_id or 'this environment'} (there are: "
-            f"{', '.join(bundled) or 'none'}). Train one: latent-obs demo --env {env_id or 'ENV'}, "
-            "and pass its folder as encoder=."
+            f"No bundled encoder was trained on {env_id} (there are: {', '.join(bundled) or 'none'}). "
+            f"Train one: latent-obs demo --env {env_id}, and pass its folder as encoder=."
         )
     return names[-1]  # the newest version
 
@@ -178,79 +268,17 @@ def _find(ref: str | Path) -> tuple[str, Path]:
     return str(folder), folder
 
 
-def _choose_backend(backend: Backend | Literal["auto"]) -> Backend:
-    installed: list[Backend] = [b for b in ("openvino", "torch") if importlib.util.find_spec(b)]  # type: ignore[misc]
-    if backend == "auto" and installed:
-        return installed[0]
+def _choose_backend(backend: Backend | Literal["auto"], device: str) -> Backend:
+    known: tuple[Backend, ...] = ("openvino", "torch")
+    installed = [name for name in known if importlib.util.find_spec(name)]
+    if backend == "auto":
+        backend = "torch" if device == "cuda" or "openvino" not in installed else "openvino"
     if backend not in installed:
-        wanted = "openvino" if backend == "auto" else backend
         raise ImportError(
-            f'The "{wanted}" backend is not installed: pip install {wanted}. Installed backends: '
+            f'The "{backend}" backend is not installed: pip install {backend}. Installed backends: '
             f"{', '.join(installed) or 'none'}."
         )
     return backend
-
-
-def _compile_openvino(encoder: Encoder) -> _Run:
-    """Build the network in OpenVINO: ``uint8`` NHWC in, mean out, exact float32 inside."""
-    import openvino as ov
-    from openvino import opset13 as ops
-
-    tensors, vae = encoder._tensors, encoder.config.vae
-    frames = ops.parameter([-1, *FRAME_SHAPE], np.uint8, name="frames")
-    x = ops.transpose(ops.convert(frames, "f32"), np.array([0, 3, 1, 2]))
-    x = ops.divide(x, np.float32(255))
-    for i, channels in enumerate(vae.channels):
-        x = ops.convolution(x, tensors[f"encoder.conv{i}.weight"], [2, 2], [1, 1], [1, 1], [1, 1])
-        x = ops.relu(ops.add(x, tensors[f"encoder.conv{i}.bias"].reshape(1, channels, 1, 1)))
-    x = ops.reshape(x, np.array([0, -1]), special_zero=True)
-    x = ops.add(ops.matmul(x, tensors["mean.weight"], False, True), tensors["mean.bias"])
-    compiled = ov.Core().compile_model(
-        ov.Model([x], [frames], "encoder"),
-        "CPU",
-        # OpenVINO takes bfloat16 by itself where the CPU has it; here float32 is meant.
-        {
-            "INFERENCE_PRECISION_HINT": "f32",
-            "INFERENCE_NUM_THREADS": encoder.num_threads,
-            "NUM_STREAMS": 1,
-        },
-    )
-    request = compiled.create_infer_request()
-
-    def run(batch: npt.NDArray[np.uint8]) -> Latents:
-        request.set_input_tensor(ov.Tensor(np.ascontiguousarray(batch)))
-        request.infer()
-        latents: Latents = request.get_output_tensor().data.copy()
-        return latents
-
-    return run
-
-
-def _compile_torch(encoder: Encoder) -> _Run:
-    """Run the reference network eagerly in torch."""
-    import torch
-
-    from latent_obs.vae import VAE
-
-    vae: torch.nn.Module = VAE.from_tensors(encoder.config.vae, encoder._tensors)
-
-    def run(batch: npt.NDArray[np.uint8]) -> Latents:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(encoder.num_threads)
-        try:
-            with torch.inference_mode():
-                latents: Latents = vae(torch.from_numpy(np.ascontiguousarray(batch))).numpy()
-        finally:
-            torch.set_num_threads(threads)
-        return latents
-
-    return run
-
-
-_COMPILE: dict[Backend, Callable[[Encoder], _Run]] = {
-    "openvino": _compile_openvino,
-    "torch": _compile_torch,
-}
 
 
 # A forked child must compile anew: the threads behind its parent's handles did not come along,

@@ -12,18 +12,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from latent_obs.frames import FrameSource, FrameSpec
+from latent_obs.frames import FRAME_SHAPE, FrameSource, FrameSpec
 
 FORMAT = "latent_obs.encoder"
 VERSION = 1
+CALIBRATION_FRAMES = 64
 
+Precision = Literal["float32", "bfloat16", "int8"]
 Tensors = dict[str, npt.NDArray[np.float32]]
 
 
@@ -193,13 +196,52 @@ def read_tensors(folder: Path, config: EncoderConfig) -> Tensors:
     return tensors
 
 
-def write_encoder_folder(folder: Path, config: EncoderConfig, tensors: Tensors) -> None:
-    """Write both files atomically, the config last: a folder with a config is whole.
+def read_calibration(folder: Path) -> npt.NDArray[np.uint8] | None:
+    """Read the calibration frames, ``uint8`` (64, 64, 64, 3); ``None`` when there are none.
+
+    Raises:
+        ValueError: If ``calibration.png`` is damaged or has another size.
+    """
+    path = folder / "calibration.png"
+    if not path.is_file():
+        return None
+    sheet = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    if sheet is None or sheet.shape != (512, 512, 3):
+        raise ValueError(f"{path} is no 512x512 RGB picture, so it holds no calibration frames.")
+    tiles = cv2.cvtColor(sheet, cv2.COLOR_BGR2RGB).reshape(8, 64, 8, 64, 3).swapaxes(1, 2)
+    return np.ascontiguousarray(tiles.reshape(CALIBRATION_FRAMES, *FRAME_SHAPE), np.uint8)
+
+
+def _write_calibration(folder: Path, frames: npt.NDArray[np.uint8]) -> None:
+    """Write calibration frames as one lossless picture of 8 x 8 tiles, for people to look at too."""
+    tiles = np.resize(frames, (8, 8, *FRAME_SHAPE))  # repeats them when there are fewer than 64
+    sheet = tiles.swapaxes(1, 2).reshape(512, 512, 3)
+    done, png = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    assert done
+    write_atomically(folder / "calibration.png", png.tobytes())
+
+
+def write_encoder_folder(
+    folder: Path,
+    config: EncoderConfig,
+    tensors: Tensors,
+    calibration: npt.NDArray[np.uint8] | None = None,
+) -> None:
+    """Write the files atomically, the config last: a folder with a config is whole.
+
+    Args:
+        folder: Created where it is missing.
+        config: Content of ``config.json``.
+        tensors: Content of ``model.safetensors``.
+        calibration: Up to 64 training frames, ``uint8`` (N, 64, 64, 3); without them the
+            encoder runs in float32 only.
 
     Raises:
         OSError: If the folder cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    if calibration is not None:
+        _write_calibration(folder, calibration)
     contiguous = {name: tensor.copy(order="C") for name, tensor in tensors.items()}
     write_atomically(folder / "model.safetensors", safetensors.numpy.save(contiguous))
     text = json.dumps(config.to_json(), indent=1, allow_nan=False)

@@ -31,7 +31,8 @@ def liveliest(frames: Frames, count: int) -> Frames:
     """
     ranked = np.argsort(foreground_share(frames, np.median(frames, 0)))
     ranked = ranked[len(frames) // 2 : len(frames) * 97 // 100 + 1]
-    return frames[ranked[np.linspace(0, len(ranked) - 1, count).astype(int)]]
+    picked: Frames = frames[ranked[np.linspace(0, len(ranked) - 1, count).astype(int)]]
+    return picked
 
 
 def reconstructions(vae: VAE, frames: Frames, path: Path) -> None:

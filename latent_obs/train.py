@@ -22,6 +22,7 @@ import torch
 
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder_folder import (
+    CALIBRATION_FRAMES,
     EncoderConfig,
     VAEConfig,
     read_config,
@@ -163,7 +164,8 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     collapsed = result.metrics["active_units"] < COLLAPSED_BELOW
     result.metrics["collapsed"] = collapsed
     write_atomically(config.out / "history.csv", run.history_csv().encode())
-    write_encoder_folder(config.out, result, vae.tensors())
+    calibration = folder.sample(CALIBRATION_FRAMES, train, config.seed)
+    write_encoder_folder(config.out, result, vae.tensors(), calibration)
     (config.out / CHECKPOINT).unlink(missing_ok=True)
     if collapsed:
         warnings.warn(
@@ -336,5 +338,5 @@ class _Run:
 
 def _has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

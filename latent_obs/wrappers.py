@@ -11,7 +11,9 @@ import gymnasium as gym
 import numpy as np
 
 from latent_obs.encoder import Encoder, Latents, load_encoder, resolve_auto
-from latent_obs.frames import check_frame_space, frame_source, preprocess
+from latent_obs.frames import FrameSource, check_frame_space, frame_source, preprocess
+
+EncoderLike = str | Path | Encoder | Mapping[str, Any]
 
 
 class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -24,9 +26,10 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
     Args:
         env: Its observations are ``uint8`` RGB images of shape ``(H, W, 3)``, or a ``Dict``
             with such an entry.
-        encoder: Name of a bundled encoder, path of an encoder folder, or a loaded
-            :class:`~latent_obs.encoder.Encoder`; ``"auto"`` takes the bundled one that was
-            trained on this environment.
+        encoder: Name of a bundled encoder, path of an encoder folder, a dictionary of
+            :func:`~latent_obs.load_encoder`'s arguments such as ``{"ref": "pong-v0", "precision":
+            "float32"}``, or a loaded :class:`~latent_obs.Encoder`; ``"auto"`` takes the bundled
+            one that was trained on this environment.
         stack: Latents of the last ``stack`` observations, oldest first, concatenated to
             ``(32 * stack,)``; velocity is visible then. A reset fills all of them.
         key: The entry of a ``Dict`` observation to encode; the others stay as they are.
@@ -41,8 +44,8 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             those of the training frames.
 
     Example:
-        >>> from latent_obs.testing import ImageEnv, save_random_encoder
-        >>> env = LatentObservationWrapper(ImageEnv(), save_random_encoder())
+        >>> import ale_py
+        >>> env = LatentObservationWrapper(gym.make("ALE/Pong-v5"))
         >>> env.observation_space
         Box(-inf, inf, (32,), float32)
         >>> obs, info = env.reset(seed=0)
@@ -53,21 +56,20 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
     def __init__(
         self,
         env: gym.Env[Any, Any],
-        encoder: str | Path | Encoder = "auto",
+        encoder: EncoderLike = "auto",
         *,
         stack: int = 1,
         key: str | None = None,
     ) -> None:
-        if not isinstance(encoder, Encoder):
-            name = resolve_auto(env.spec.id if env.spec else "") if encoder == "auto" else encoder
-            encoder = load_encoder(name)
+        source = frame_source(env)
+        self.encoder = open_encoder(encoder, source)
         # The first to record wins, and JSON values make env.spec round-trip.
-        gym.utils.RecordConstructorArgs.__init__(self, encoder=encoder.ref, stack=stack, key=key)
+        gym.utils.RecordConstructorArgs.__init__(self, encoder=self.encoder.spec, stack=stack, key=key)
         gym.Wrapper.__init__(self, env)
-        self.encoder, self.stack, self.key = encoder, stack, key
-        self.observation_space = latent_space(env.observation_space, encoder, stack, key)
-        self._latents = np.zeros((stack, encoder.latent_dim), np.float32)
-        warn_of_other_source(env, encoder)
+        self.stack, self.key = stack, key
+        self.observation_space = latent_space(env.observation_space, self.encoder, stack, key)
+        self._latents = np.zeros((stack, self.encoder.latent_dim), np.float32)
+        warn_of_other_source(source, self.encoder)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -125,9 +127,27 @@ def _check_crop(space: gym.Space[Any], encoder: Encoder) -> None:
     preprocess(np.zeros(space.shape, np.uint8), encoder.frame_spec)
 
 
-def warn_of_other_source(env: gym.Env[Any, Any], encoder: Encoder) -> None:
+def open_encoder(encoder: EncoderLike, source: FrameSource) -> Encoder:
+    """Load what a wrapper's ``encoder`` argument names.
+
+    Args:
+        encoder: As :class:`LatentObservationWrapper` takes it.
+        source: Where the observations come from, for ``"auto"``.
+    """
+    if isinstance(encoder, Encoder):
+        return encoder
+    options: dict[str, Any] = dict(encoder) if isinstance(encoder, Mapping) else {"ref": encoder}
+    if options.get("ref") == "auto":
+        options["ref"] = resolve_auto(source)
+    try:
+        return load_encoder(**options)
+    except TypeError as error:
+        raise ValueError(f"encoder={encoder!r} does not fit load_encoder: {error}.") from error
+
+
+def warn_of_other_source(source: FrameSource, encoder: Encoder) -> None:
     """Warn when an ALE environment is set up otherwise than for the encoder's training frames."""
-    if differences := encoder.config.source.differences(frame_source(env)):
+    if differences := encoder.config.source.differences(source):
         warnings.warn(
             f"The encoder {encoder.ref} was trained on frames with {'; '.join(differences)}. Its latents "
             "may be off: make the environment alike, or train an encoder on this one.",

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from latent_obs.collect import CollectConfig, CollectError, collect_frames
-from latent_obs.dataset import FramesFolder, read_shard
+from latent_obs.dataset import FramesFolder
 from latent_obs.frames import FrameSpec, preprocess
+from latent_obs.shards import read_shard
 from tests.conftest import FrameEnv
 
 PONG = CollectConfig("ALE/Pong-v5", frames=1500, workers=2, shard_rows=300)
@@ -45,8 +46,8 @@ class Failing(FrameEnv):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Any:
-    gym.register("Frame-v0", FrameEnv, disable_env_checker=True)
-    gym.register("Failing-v0", Failing, disable_env_checker=True)
+    gym.register("Frame-v0", "tests.conftest:FrameEnv", disable_env_checker=True)
+    gym.register("Failing-v0", "tests.test_collect:Failing", disable_env_checker=True)
     yield
     del gym.registry["Frame-v0"], gym.registry["Failing-v0"]
 

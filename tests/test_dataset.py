@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from latent_obs.dataset import ROW_GROUP, FramesFolder, ShardWriter, action_type, read_shard
+from latent_obs.dataset import FramesFolder
 from latent_obs.frames import FrameSpec
+from latent_obs.shards import ROW_GROUP, ShardWriter, action_type, read_shard
 
 
 def write_shard(

@@ -28,7 +28,7 @@ def test_openvino_equals_torch(channels: tuple[int, ...], batch: int, tmp_path: 
     vae = VAE.from_tensors(VAEConfig(32, channels), random_tensors(VAEConfig(32, channels)))
     reference = vae(torch.from_numpy(images)).numpy()
     for backend in ("openvino", "torch"):
-        latents = load_encoder(folder, backend=backend)(images)  # type: ignore[arg-type]
+        latents = load_encoder(folder, backend=backend)(images)
         assert latents.dtype == np.float32
         np.testing.assert_allclose(latents, reference, atol=1e-4 * reference.std(), rtol=1e-4)
     assert reference.std() > 0.1, "a test of constant outputs tests nothing"

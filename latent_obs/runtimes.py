@@ -1,0 +1,160 @@
+"""Runs a frozen encoder: OpenVINO on the CPU, torch as the reference and on CUDA."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from latent_obs.encoder_folder import Precision, Tensors, VAEConfig
+from latent_obs.frames import FRAME_SHAPE
+
+if TYPE_CHECKING:
+    import torch
+
+# Largest rms difference from float32 that a faster precision may make, in standard deviations.
+PARITY = 0.02
+
+Frames = npt.NDArray[np.uint8]
+Latents = npt.NDArray[np.float32]
+Run = Callable[[Frames], Latents]
+
+
+def compile_openvino(
+    vae: VAEConfig,
+    tensors: Tensors,
+    frames: Frames | None,
+    wanted: Precision | Literal["auto"],
+    num_threads: int,
+    name: str,
+) -> tuple[Run, Precision]:
+    """Compile the encoder in the fastest precision that is allowed and passes the parity gate.
+
+    Args:
+        vae: Sizes of the networks.
+        tensors: Weights.
+        frames: Calibration frames; without them ``"auto"`` is float32.
+        wanted: A precision, or ``"auto"``.
+        num_threads: Threads of one call.
+        name: Of the encoder, for warnings.
+
+    Returns:
+        The function that encodes, and its precision.
+    """
+    from latent_obs import graph
+
+    if wanted == "float32" or frames is None:
+        precision: Precision = "float32" if wanted == "auto" else wanted
+        return graph.compile_encoder(vae, tensors, precision, num_threads), precision
+    reference, ranges = graph.activation_ranges(vae, tensors, frames)
+    candidates: list[Precision] = ["int8", "bfloat16"] if wanted == "auto" else [wanted]
+    if wanted == "auto" and not graph.has_bfloat16():
+        candidates.remove("bfloat16")
+    for precision in candidates:
+        run = graph.compile_encoder(
+            vae, tensors, precision, num_threads, ranges if precision == "int8" else None
+        )
+        error = parity_error(reference, run(frames))
+        if error <= PARITY or wanted != "auto":
+            break
+    else:
+        precision, run = "float32", graph.compile_encoder(vae, tensors, "float32", num_threads)
+    if error > PARITY:
+        instead = f" Running in {precision} instead." if wanted == "auto" else ""
+        warnings.warn(
+            f"The encoder {name} fails the parity gate in {candidates[-1]}: its latents differ from "
+            f"float32 by {error:.1%} of their standard deviation, {PARITY:.0%} is allowed.{instead}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return run, precision
+
+
+def parity_error(reference: Latents, latents: Latents) -> float:
+    """Return the largest rms difference over the active dimensions, in standard deviations.
+
+    Args:
+        reference: float32 latents of calibration frames, shape (N, latent_dim).
+        latents: The same frames' latents in another precision.
+
+    Example:
+        >>> reference = np.array([[-1.0, 0], [1.0, 0]], np.float32)
+        >>> round(parity_error(reference, reference + np.float32(0.01)), 4)
+        0.01
+    """
+    std = reference.std(0)
+    active = np.square(std) > 0.01  # Burda et al. (2016)
+    rms = np.sqrt(np.square(latents - reference).mean(0))
+    return float((rms[active] / std[active]).max(initial=0.0))
+
+
+def compile_torch(
+    vae_config: VAEConfig,
+    tensors: Tensors,
+    frames: Frames | None,
+    wanted: Precision | Literal["auto"],
+    num_threads: int,
+    device_name: str,
+) -> tuple[Run, Precision]:
+    """Run the network in torch: eagerly on the CPU, on CUDA as a captured graph for each batch size.
+
+    Args:
+        vae_config: Sizes of the networks.
+        tensors: Weights.
+        frames: Not used.
+        wanted: ``"auto"`` is float32.
+        num_threads: Threads of one call on the CPU.
+        device_name: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        The function that encodes, and its precision.
+
+    Raises:
+        ValueError: If CUDA is asked for and there is none.
+    """
+    import torch
+
+    from latent_obs.vae import VAE
+
+    precision: Precision = "bfloat16" if wanted == "bfloat16" else "float32"
+    device = torch.device(device_name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device='cuda' was asked for, but torch sees no CUDA device.")
+    vae = VAE.from_tensors(vae_config, tensors).to(device)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    captured: dict[int, tuple[Any, torch.Tensor, torch.Tensor]] = {}
+
+    def capture(size: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        source = torch.zeros((size, *FRAME_SHAPE), dtype=torch.uint8, device=device)
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(side):  # lazy initialisation must not be captured
+            for _ in range(3):
+                vae(source)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = vae(source)
+        return graph, source, result
+
+    def run(batch: npt.NDArray[np.uint8]) -> Latents:
+        frames = torch.from_numpy(np.ascontiguousarray(batch))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(num_threads)
+        try:
+            with torch.inference_mode(), autocast:
+                if device.type == "cuda":
+                    size = len(batch)
+                    if size not in captured:
+                        captured[size] = capture(size)
+                    graph, source, result = captured[size]
+                    source.copy_(frames)
+                    graph.replay()
+                    return np.asarray(result.cpu().numpy())
+                return np.asarray(vae(frames).numpy())
+        finally:
+            torch.set_num_threads(threads)
+
+    return run, precision

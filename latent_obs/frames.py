@@ -16,6 +16,11 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+try:
+    from latent_obs import _area
+except ImportError:  # it is optional: built only where there is a C compiler
+    _area = None  # type: ignore[assignment]
+
 Frame = npt.NDArray[np.uint8]
 
 FRAME_SHAPE = (64, 64, 3)
@@ -231,4 +236,8 @@ def preprocess(obs: npt.NDArray[np.uint8], spec: FrameSpec) -> Frame:
         obs = obs[top:bottom, left:right]
     if obs.shape == FRAME_SHAPE:
         return np.ascontiguousarray(obs)
+    if _area is not None and min(obs.shape[:2]) >= 64:
+        frame = np.empty(FRAME_SHAPE, np.uint8)
+        _area.resize(obs if obs.strides[1:] == (3, 1) else np.ascontiguousarray(obs), frame)
+        return frame
     return cv2.resize(obs, (64, 64), interpolation=cv2.INTER_AREA)  # type: ignore[return-value]

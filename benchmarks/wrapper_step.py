@@ -5,8 +5,8 @@ $ python benchmarks/wrapper_step.py     # about 1 min on 2 cores
 Three environments take turns in short runs of steps, so that a machine that is busy with other
 things slows all of them alike: the bare ALE environment, the same with ``LatentObservationWrapper``,
 and the same with a wrapper that resizes with cv2 and encodes with eager PyTorch, as World Models
-ports do. All three see the same actions; the latents are compared first: exactly in float32, by the parity gate in the
-precision that is timed.
+ports do. All three see the same actions. First the latents are compared: in float32 they are equal,
+in the precision that is timed they pass the parity gate.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import cv2
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
 
 try:
     from latent_obs import _area
@@ -135,36 +136,39 @@ class FrameSource:
         ]
 
 
-def frame_source(env: gym.Env[Any, Any]) -> FrameSource:
-    """Read off an environment which game and emulator settings its pixels come from.
+def frame_source(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]) -> FrameSource:
+    """Read off an environment's spec which game and emulator settings its pixels come from.
+
+    Args:
+        env: An environment or a vector environment. One without a Gymnasium spec, because it
+            was not made by ``gymnasium.make``, has no settings to compare.
 
     Example:
         >>> frame_source(gym.make("CartPole-v1")).env_id
         'CartPole-v1'
     """
-    base, spec = env.unwrapped, env.spec
+    spec = env.spec
+    if not isinstance(spec, EnvSpec):
+        return FrameSource()
+    about_vectors = ("render_mode", "num_envs", "vectorization_mode", "autoreset_mode")
+    kwargs = {name: value for name, value in spec.kwargs.items() if name not in about_vectors}
     emulator: dict[str, Any] = {}
-    # getattr: environments outside ale-py have no `ale`, and some refuse unknown attributes.
-    if getattr(base, "ale", None) is not None and base.spec is not None:
-        kwargs = base.spec.kwargs
+    if str(spec.entry_point).startswith("ale_py"):
+        # ALE's own vector environment has other defaults than the plain one.
+        native = spec.kwargs.get("vectorization_mode") == "vector_entry_point"
         emulator = {
             "game": kwargs.get("game"),
             "frameskip": kwargs.get("frameskip", 4),
-            "repeat_action_probability": kwargs.get("repeat_action_probability", 0.25),
-            "max_pool": False,
-            "noop_max": 0,
+            "repeat_action_probability": kwargs.get("repeat_action_probability", 0.0 if native else 0.25),
+            "max_pool": bool(native and kwargs.get("maxpool", True)),
+            "noop_max": kwargs.get("noop_max", 30) if native else 0,
         }
-        layer: gym.Env[Any, Any] = env
-        while isinstance(layer, gym.Wrapper):
-            if isinstance(layer, gym.wrappers.AtariPreprocessing):
-                emulator["frameskip"] = layer.frame_skip * emulator["frameskip"]
-                emulator["max_pool"] = layer.frame_skip > 1
-                emulator["noop_max"] = layer.noop_max
-            layer = layer.env
-    if spec is None:
-        return FrameSource(emulator=emulator)
-    env_kwargs = {k: v for k, v in spec.kwargs.items() if k != "render_mode"}
-    return FrameSource(spec.id, env_kwargs, emulator)
+        for wrapper in spec.additional_wrappers:
+            if wrapper.name == "AtariPreprocessing" and wrapper.kwargs is not None:
+                emulator["frameskip"] *= wrapper.kwargs["frame_skip"]
+                emulator["max_pool"] = wrapper.kwargs["frame_skip"] > 1
+                emulator["noop_max"] = wrapper.kwargs["noop_max"]
+    return FrameSource(spec.id, kwargs, emulator)
 
 
 def check_frame_space(space: gym.Space[Any], who: str) -> None:

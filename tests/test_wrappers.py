@@ -120,13 +120,14 @@ def test_a_state_only_env_is_wrapped_through_its_rendering(encoder: Path) -> Non
         (FrameEnv, {"key": "image"}, "was told key='image'"),
         (FrameEnv, {"stack": 0}, "stack"),
         (FrameEnv, {"stack": 1.5}, "stack"),
+        (FrameEnv, {"encoder": {"reference": "x"}}, "does not fit load_encoder"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused_by_the_constructor(
     encoder: Path, make: Any, options: Any, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        LatentObservationWrapper(make(), encoder, **options)
+        LatentObservationWrapper(make(), **{"encoder": encoder, **options})
 
 
 def test_an_encoder_cropped_for_larger_images_is_refused_by_the_constructor(tmp_path: Path) -> None:
@@ -164,12 +165,14 @@ def test_sb3s_checker_passes(encoder: Path) -> None:
     ],
     ids=["json", "pickle", "deepcopy"],
 )
-@pytest.mark.parametrize("make", ["path", "encoder"])
+@pytest.mark.parametrize("make", ["path", "encoder", "options"])
 def test_the_spec_makes_the_same_env_again(encoder: Path, travel: Any, make: str) -> None:
-    given = encoder if make == "path" else load_encoder(encoder)
+    options = {"ref": str(encoder), "precision": "bfloat16", "num_threads": 2}
+    given = {"path": encoder, "encoder": load_encoder(encoder), "options": options}[make]
     env = LatentObservationWrapper(gym.make("Frame-v0"), given, stack=2)
     again = gym.make(travel(env.spec))
     assert isinstance(again, LatentObservationWrapper)
+    assert repr(again.encoder) == repr(env.encoder)
     json.dumps(again.spec.additional_wrappers[-1].kwargs)  # type: ignore[union-attr]
     for a, b in zip(rollout(env), rollout(again), strict=True):
         assert np.array_equal(a, b)

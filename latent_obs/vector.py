@@ -1,0 +1,192 @@
+"""The observation wrapper for vector environments: one encoder and one batch for all of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from latent_obs.encoder import Latents
+from latent_obs.frames import FRAME_SHAPE, frame_source, preprocess
+from latent_obs.wrappers import EncoderLike, latent_space, open_encoder, warn_of_other_source
+
+_VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
+
+
+class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstructorArgs):
+    """Replaces the image observations of a vector environment with latents.
+
+    Does what :class:`latent_obs.LatentObservationWrapper` does in every sub-environment, but
+    with one encoder, in this process, and with all observations of a step in one batch, final
+    ones included. All three autoreset modes are supported. Encoding above the environments
+    rather than in each also keeps worker processes from fighting for cores.
+
+    Besides Gymnasium's own vector environments it takes ALE's ``AtariVectorEnv`` with
+    ``stack_num=1, grayscale=False`` (asynchronous ``batch_size`` included) and EnvPool's
+    planar ``(N, 3, H, W)`` images. Frames that already are 64x64 are not resized.
+
+    Args:
+        env: Its single observations are ``uint8`` RGB images, or a ``Dict`` with such an entry.
+        encoder: As :class:`latent_obs.LatentObservationWrapper` takes it.
+        stack: Latents of the last ``stack`` observations, oldest first, concatenated; an episode
+            begins with its first latent in all places.
+        key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+
+    Raises:
+        ValueError: If the observations are no RGB images, ``key`` does not fit, or the encoder
+            is damaged.
+        FileNotFoundError: If there is no such encoder.
+
+    Example:
+        >>> import ale_py
+        >>> envs = gym.make_vec("ALE/Pong-v5", num_envs=2, vectorization_mode="sync")
+        >>> envs = LatentObservationWrapper(envs, stack=4)
+        >>> envs.single_observation_space.shape, envs.reset(seed=0)[0].shape
+        ((128,), (2, 128))
+    """
+
+    def __init__(
+        self, env: _VectorEnv, encoder: EncoderLike = "auto", *, stack: int = 1, key: str | None = None
+    ) -> None:
+        source = frame_source(env)
+        self.encoder = open_encoder(encoder, source)
+        gym.utils.RecordConstructorArgs.__init__(self, encoder=self.encoder.spec, stack=stack, key=key)
+        gym.vector.VectorWrapper.__init__(self, env)
+        self.stack, self.key = stack, key
+        single = _single_space(env)
+        self._arranged = _arrangement(single if key is None else getattr(single, "spaces", {}).get(key))
+        self.single_observation_space = latent_space(_as_rgb(single, key), self.encoder, stack, key)
+        # Asynchronous ALE returns fewer observations than there are environments.
+        batch = getattr(env.unwrapped, "batch_size", None) or env.num_envs
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, batch)
+        # Read now: ale-py writes the mode into metadata that all of its environments share.
+        mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
+        self._autoreset = str(getattr(mode, "value", mode or "NextStep"))
+        self._latents = np.zeros((env.num_envs, stack, self.encoder.latent_dim), np.float32)
+        self._begins = np.ones(env.num_envs, bool)  # the next observation is an episode's first
+        warn_of_other_source(source, self.encoder)
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset all environments, or those of ``options["reset_mask"]``, and encode."""
+        mask = None if options is None else options.get("reset_mask")
+        obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
+        images = self._entry(obs)
+        rows = self._rows(infos, len(images))
+        # Environments that are not reset report their last observation again: no second push.
+        began = np.ones(self.num_envs, bool) if mask is None else np.asarray(mask, bool)
+        self._begins |= began
+        fresh = began[rows]
+        self._push(rows[fresh], self._encode(images[fresh]))
+        self._begins[rows[fresh]] = False
+        return self._replace(obs, self._latents[rows]), infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environments and encode their observations, final ones included."""
+        return self._encode_step(*self.env.step(actions))
+
+    def send(self, actions: Any) -> None:
+        """Pass actions on to an asynchronous environment."""
+        self.env.send(actions)  # type: ignore[attr-defined]
+
+    def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Encode what an asynchronous environment returns."""
+        return self._encode_step(*self.env.recv())  # type: ignore[attr-defined]
+
+    def _encode_step(
+        self, obs: Any, rewards: Any, terminations: Any, truncations: Any, infos: dict[str, Any]
+    ) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        live, done = self._entry(obs), np.logical_or(terminations, truncations)
+        rows = self._rows(infos, len(live))
+        ended: npt.NDArray[np.intp] = np.flatnonzero(done & (self._autoreset == "SameStep"))
+        if len(ended):
+            # Live and final observations go through the encoder as one batch.
+            final = [self._entry(infos["final_obs"][i]) for i in ended]
+            latents = self._encode([*live, *final])
+            self._push(rows[ended], latents[len(live) :])
+            infos = {**infos, "final_obs": self._final(infos["final_obs"], ended, self._latents[rows[ended]])}
+            self._begins[rows[ended]] = True
+            latents = latents[: len(live)]
+        else:
+            latents = self._encode(live)
+        self._push(rows, latents)
+        self._begins[rows] = done if self._autoreset == "NextStep" else False
+        return self._replace(obs, self._latents[rows]), rewards, terminations, truncations, infos
+
+    def _push(self, rows: npt.NDArray[np.intp], latents: Latents) -> None:
+        """Add latents to the stacks of these environments; an episode's first fills its stack."""
+        self._latents[rows, :-1] = self._latents[rows, 1:]
+        self._latents[rows, -1] = latents
+        begins = self._begins[rows]
+        self._latents[rows[begins]] = latents[begins, None]
+
+    def _encode(self, images: Any) -> Latents:
+        spec = self.encoder.frame_spec
+        if isinstance(images, np.ndarray) and spec.crop is None:
+            arranged = self._image(images)
+            if arranged.shape[1:] == FRAME_SHAPE:
+                return self.encoder(arranged)
+        frames = np.empty((len(images), *FRAME_SHAPE), np.uint8)
+        for frame, image in zip(frames, images, strict=True):
+            frame[...] = preprocess(self._image(image), spec)
+        return self.encoder(frames)
+
+    def _image(self, image: Any) -> Any:
+        """View one image, or a batch of them, in (H, W, 3) order."""
+        if self._arranged == "stack of one":
+            return image[..., 0, :, :, :]
+        return np.moveaxis(image, -3, -1) if self._arranged == "planar" else image
+
+    def _rows(self, infos: dict[str, Any], size: int) -> npt.NDArray[np.intp]:
+        """Return which environments a batch comes from: all, unless an asynchronous one says so."""
+        return np.arange(size) if size == self.num_envs else np.asarray(infos["env_id"], np.intp)
+
+    def _entry(self, obs: Any) -> Any:
+        return obs if self.key is None else obs[self.key]
+
+    def _replace(self, obs: Any, stacks: Latents) -> Any:
+        flat = stacks.reshape(len(stacks), -1)  # indexing has copied it
+        return flat if self.key is None else {**obs, self.key: flat}
+
+    def _final(self, final: Any, ended: Any, stacks: Latents) -> npt.NDArray[Any]:
+        """Return ``final_obs`` with latents, in the environment's own form."""
+        flat = stacks.reshape(len(stacks), -1)
+        if isinstance(final, np.ndarray) and final.dtype != object:  # ALE: a batch without a mask
+            batch = np.zeros((len(final), flat.shape[1]), np.float32)
+            batch[ended] = flat
+            return batch
+        objects = np.full(len(final), None, dtype=object)
+        for row, latent in zip(ended, flat, strict=True):
+            objects[row] = latent if self.key is None else {**final[row], self.key: latent}
+        return objects
+
+
+def _single_space(env: _VectorEnv) -> gym.Space[Any]:
+    """Return the space of one environment's observation."""
+    single = getattr(env, "single_observation_space", None)
+    return env.observation_space if single is None else single  # EnvPool has no batched space
+
+
+def _arrangement(space: gym.Space[Any] | None) -> str:
+    """Recognise how a native vector environment arranges an RGB image."""
+    shape: tuple[int, ...] = getattr(space, "shape", None) or ()
+    if len(shape) == 4 and shape[0] == 1 and shape[3] == 3:
+        return "stack of one"  # ALE's, with stack_num=1
+    if len(shape) == 3 and shape[0] == 3 and shape[2] != 3:
+        return "planar"  # EnvPool's
+    return "rgb"
+
+
+def _as_rgb(space: gym.Space[Any], key: str | None) -> gym.Space[Any]:
+    """Return the space with the image in (H, W, 3) order, so that it can be checked as such."""
+    if key is not None:
+        entries = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {}
+        return gym.spaces.Dict({**entries, key: _as_rgb(entries[key], None)}) if key in entries else space
+    if _arrangement(space) == "rgb":
+        return space
+    assert isinstance(space, gym.spaces.Box)
+    height, width = space.shape[1:3]
+    return gym.spaces.Box(0, 255, (height, width, 3), space.dtype.type)

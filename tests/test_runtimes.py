@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from latent_obs import LatentObservationWrapper, load_encoder, runtimes
+from latent_obs.dataset import FramesFolder
+from latent_obs.encoder import PRETRAINED
+from latent_obs.encoder_folder import read_calibration
+from latent_obs.graph import has_bfloat16
+from latent_obs.runtimes import PARITY, parity_error
+from tests.conftest import save_encoder
+
+
+@pytest.fixture(scope="module")
+def reference(pong_frames: FramesFolder) -> tuple[Any, Any]:
+    """Real frames and their latents by eager torch."""
+    frames = pong_frames.sample(256)
+    return frames, load_encoder("pong-v0", backend="torch")(frames)
+
+
+def test_auto_takes_int8_which_passes_the_gate(reference: tuple[Any, Any]) -> None:
+    frames, latents = reference
+    encode = load_encoder("pong-v0")
+    assert encode.precision == "int8"
+    error = parity_error(latents, encode(frames))
+    assert 0 < error < 1.5 * PARITY  # the gate is measured on other frames
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
+def test_a_frames_latent_does_not_depend_on_its_batch(precision: Any, reference: tuple[Any, Any]) -> None:
+    """Bit for bit: a vector wrapper and a single one must show an agent the same numbers."""
+    frames, _ = reference
+    encode = load_encoder("pong-v0", precision=precision)
+    whole = encode(frames)
+    for size in (1, 3, 64):
+        for _ in range(12):  # until the size has a graph of its own
+            encode(frames[:size])
+        parts = np.concatenate([encode(frames[i : i + size]) for i in range(0, 96, size)])
+        np.testing.assert_array_equal(parts, whole[: len(parts)])
+    threaded = load_encoder("pong-v0", precision=precision, num_threads=2)
+    np.testing.assert_array_equal(threaded(frames), whole)
+
+
+def test_float32_agrees_with_torch(reference: tuple[Any, Any]) -> None:
+    frames, latents = reference
+    exact = load_encoder("pong-v0", precision="float32")
+    assert exact.precision == "float32"
+    np.testing.assert_allclose(exact(frames), latents, atol=1e-4)
+
+
+def test_a_precision_that_fails_the_gate_is_not_taken(
+    reference: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With less tolerance int8 fails and bfloat16 passes; with none at all, only float32 is left."""
+    frames, _ = reference
+    monkeypatch.setattr(runtimes, "PARITY", 0.008)
+    if has_bfloat16():
+        assert load_encoder("pong-v0").precision == "bfloat16"
+    monkeypatch.setattr(runtimes, "PARITY", 1e-6)
+    encode = load_encoder("pong-v0")
+    with pytest.warns(RuntimeWarning, match="fails the parity gate.*Running in float32 instead"):
+        encode(frames)
+    assert encode.precision == "float32"
+
+
+def test_a_precision_that_is_asked_for_is_taken_with_a_warning(
+    reference: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, "PARITY", 1e-6)
+    encode = load_encoder("pong-v0", precision="int8")
+    with pytest.warns(RuntimeWarning, match="fails the parity gate in int8"):
+        encode(reference[0])
+    assert encode.precision == "int8"
+
+
+def test_without_calibration_frames_auto_is_exact_and_int8_refused(encoder: Any) -> None:
+    assert load_encoder(encoder).precision == "float32"
+    with pytest.raises(ValueError, match=r"no calibration\.png"):
+        load_encoder(encoder, precision="int8")
+
+
+def test_calibration_frames_come_back_bit_for_bit(tmp_path: Any, frames: Any) -> None:
+    from latent_obs.encoder_folder import read_config, read_tensors, write_encoder_folder
+
+    folder = save_encoder(tmp_path / "e")
+    config = read_config(folder)
+    write_encoder_folder(folder, config, read_tensors(folder, config), frames(64))
+    np.testing.assert_array_equal(read_calibration(folder), np.random.default_rng(0).integers(
+        0, 256, (64, 64, 64, 3), dtype=np.uint8))  # fmt: skip
+    (folder / "calibration.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="holds no calibration frames"):
+        load_encoder(folder)
+
+
+def test_parity_ignores_inactive_dimensions() -> None:
+    reference = np.zeros((100, 2), np.float32)
+    reference[:, 0] = np.linspace(-1, 1, 100)
+    off = reference + np.array([0, 5], np.float32)
+    assert parity_error(reference, off) == 0
+    off[:, 0] += 0.1
+    assert parity_error(reference, off) == pytest.approx(0.1 / reference[:, 0].std(), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "int4"}, "precision must be one of"),
+        ({"device": "tpu"}, "device must be one of"),
+        ({"backend": "openvino", "device": "cuda"}, "OpenVINO runs on the CPU"),
+        ({"backend": "torch", "precision": "int8"}, "needs backend='openvino'"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_encoder("pong-v0", **options)
+
+
+def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    encode = load_encoder("pong-v0", device="cuda")
+    assert encode.backend == "torch"
+    with pytest.raises(ValueError, match="torch sees no CUDA device"):
+        encode(np.zeros((64, 64, 3), np.uint8))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_cuda_agrees_with_the_cpu(precision: Any, reference: tuple[Any, Any]) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    frames, latents = reference
+    encode = load_encoder("pong-v0", device="cuda", precision=precision)
+    for size in (1, 8, 256, 8):
+        found = encode(frames[:size])
+        if precision == "float32":
+            np.testing.assert_allclose(found, latents[:size], atol=5e-3)
+        else:
+            assert np.abs(found - latents[:size]).max() < 0.2
+
+
+def test_torch_in_bfloat16_is_close(reference: tuple[Any, Any]) -> None:
+    frames, latents = reference
+    assert (
+        parity_error(latents, load_encoder("pong-v0", backend="torch", precision="bfloat16")(frames)) < PARITY
+    )
+
+
+def test_the_bundled_encoder_is_found_by_the_game() -> None:
+    import ale_py
+
+    gym.register_envs(ale_py)
+    assert LatentObservationWrapper(gym.make("ALE/Pong-v5")).encoder.ref == "pong-v0"
+    plain = gym.make("PongNoFrameskip-v4")
+    with pytest.warns(UserWarning, match="frameskip 4, here 1"):
+        assert LatentObservationWrapper(plain).encoder.ref == "pong-v0"
+
+
+def test_every_bundled_encoder_is_whole() -> None:
+    for folder in PRETRAINED.iterdir():
+        encode = load_encoder(folder.name)
+        assert encode.latent_dim == 32
+        assert encode.precision == "int8"
+        assert encode.config.metrics["moving_r2"] > 0.85
+        assert not encode.config.metrics["collapsed"]

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import functools
+import warnings
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from latent_obs import FrameSpec, LatentObservationWrapper, load_encoder, preprocess, vector
+from latent_obs.encoder_folder import VAEConfig
+from tests.conftest import DictEnv, FrameEnv, save_encoder
+
+gym.register_envs(ale_py)
+NUM = 3
+
+
+def wrapped(make: Any, encoder: Any, **options: Any) -> Any:
+    return LatentObservationWrapper(make(), encoder, **options)
+
+
+def actions(step: int, n: int = NUM) -> Any:
+    return np.array([(step + 2 * i) % 4 for i in range(n)])
+
+
+def makers() -> list[Any]:
+    """Environments whose episodes end at different times."""
+    return [functools.partial(FrameEnv, length=length) for length in (3, 5, 4)]
+
+
+def assert_same(a: Any, b: Any) -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    else:
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("kind", ["sync", "async", "dict"])
+def test_vector_wrapper_equals_wrapping_each_env(kind: str, mode: Any, stack: int, encoder: Path) -> None:
+    """Same latents either way, terminal frames included."""
+    options: dict[str, Any] = {"stack": stack}
+    make: list[Any] = makers()
+    if kind == "dict":
+        make, options = [DictEnv] * NUM, {"stack": stack, "key": "image"}
+    collection: Any = AsyncVectorEnv if kind == "async" else SyncVectorEnv
+    outer = vector.LatentObservationWrapper(collection(make, autoreset_mode=mode), encoder, **options)
+    inner = SyncVectorEnv(
+        [functools.partial(wrapped, m, encoder, **options) for m in make], autoreset_mode=mode
+    )
+    assert outer.single_observation_space == inner.single_observation_space
+    assert outer.observation_space == inner.observation_space
+    finals = 0
+    try:
+        a: Any = outer.reset(seed=7)
+        b: Any = inner.reset(seed=7)
+        assert_same(a[0], b[0])
+        for step in range(14):
+            a, b = outer.step(actions(step)), inner.step(actions(step))
+            assert_same(a[0], b[0])
+            for i in (1, 2, 3):
+                np.testing.assert_array_equal(a[i], b[i])
+            assert ("final_obs" in a[4]) == ("final_obs" in b[4])
+            if "final_obs" in b[4]:
+                np.testing.assert_array_equal(a[4]["_final_obs"], b[4]["_final_obs"])
+                for mine, theirs in zip(a[4]["final_obs"], b[4]["final_obs"], strict=True):
+                    assert (mine is None) == (theirs is None)
+                    if mine is not None:
+                        finals += 1
+                        assert_same(mine, theirs)
+            done = np.logical_or(a[2], a[3])
+            if mode == AutoresetMode.DISABLED and done.any():
+                a = outer.reset(options={"reset_mask": done.copy()})
+                b = inner.reset(options={"reset_mask": done.copy()})
+                assert_same(a[0], b[0])
+    finally:
+        outer.close()
+        inner.close()
+    assert (finals > 3) == (mode == AutoresetMode.SAME_STEP)
+
+
+def test_live_and_final_rows_are_encoded_as_one_batch(encoder: Path) -> None:
+    loaded = load_encoder(encoder)
+    env = vector.LatentObservationWrapper(
+        SyncVectorEnv([FrameEnv] * NUM, autoreset_mode=AutoresetMode.SAME_STEP), loaded
+    )
+    env.reset(seed=0)
+    sizes: list[int] = []
+    run = loaded._run
+    assert run is not None
+
+    def counting(frames: Any) -> Any:
+        sizes.append(len(frames))
+        return run(frames)
+
+    loaded._run = counting
+    for step in range(5):
+        env.step(actions(step))
+    assert sizes == [NUM] * 4 + [2 * NUM]
+
+
+def test_observations_are_new_arrays(encoder: Path) -> None:
+    env = vector.LatentObservationWrapper(SyncVectorEnv([FrameEnv] * NUM), encoder, stack=2)
+    first, _ = env.reset(seed=0)
+    kept = first.copy()
+    env.step(actions(0))
+    np.testing.assert_array_equal(first, kept)
+
+
+def ale_envs(mode: str = "NextStep", **options: Any) -> Any:
+    settings = {"img_height": 64, "img_width": 64, "grayscale": False, "stack_num": 1, **options}
+    return gym.make_vec(
+        "ALE/Pong-v5", num_envs=NUM, autoreset_mode=mode, max_num_frames_per_episode=240, **settings
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The encoder pong-v0 was trained on frames with")
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep"])  # ALE has no other
+def test_ales_vector_env_is_encoded_as_its_frames(mode: str) -> None:
+    encode = load_encoder("pong-v0")
+    outer, plain = vector.LatentObservationWrapper(ale_envs(mode), encode), ale_envs(mode)
+    np.testing.assert_array_equal(outer.reset(seed=1)[0], encode(plain.reset(seed=1)[0][:, 0]))
+    ends = 0
+    for step in range(150):
+        a, b = outer.step(actions(step)), plain.step(actions(step))
+        np.testing.assert_array_equal(a[0], encode(b[0][:, 0]))
+        done = np.logical_or(b[2], b[3])
+        ends += int(done.sum())
+        if mode == "SameStep" and done.any():
+            np.testing.assert_array_equal(a[4]["final_obs"][done], encode(b[4]["final_obs"][done, 0]))
+    assert ends >= NUM
+
+
+def test_ales_frames_at_64x64_are_our_frames() -> None:
+    """The claim behind not resizing them: same settings, same pixels, terminal frames aside."""
+    native = ale_envs(noop_max=0, maxpool=False, use_fire_reset=False, repeat_action_probability=0.0)
+    plain = gym.make("ALE/Pong-v5", repeat_action_probability=0.0)
+    obs, (image, _) = native.reset(seed=0)[0], plain.reset(seed=0)
+    for step in range(50):
+        np.testing.assert_array_equal(obs[0, 0], preprocess(image, FrameSpec()))
+        obs = native.step(np.full(NUM, step % 6))[0]
+        image = plain.step(step % 6)[0]
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_asynchronous_ale_keeps_each_envs_stack(stack: int, tmp_path: Path) -> None:
+    encode = load_encoder(save_encoder(tmp_path / "e", VAEConfig(32, (4, 8))))
+
+    def make() -> Any:
+        return ale_py.AtariVectorEnv(
+            "pong", num_envs=6, batch_size=2, img_height=64, img_width=64, grayscale=False, stack_num=1,
+            max_num_frames_per_episode=160,
+        )  # fmt: skip
+
+    env = make()
+    seen: dict[str, Any] = {}
+    observe = env.recv
+    env.recv = lambda: seen.setdefault("last", observe())  # what the wrapper was given
+    env.step = lambda a: (env.send(a), env.recv())[1]
+    outer = vector.LatentObservationWrapper(env, encode, stack=stack)
+    assert outer.observation_space.shape == (2, 32 * stack)
+    history: dict[int, list[Any]] = {}
+    obs, infos = outer.reset(seed=0)
+    first = obs.reshape(2, stack, 32)
+    for i, latents in zip(infos["env_id"], first, strict=True):
+        history[i] = list(latents)
+        assert all(np.array_equal(latents[0], latent) for latent in latents)
+    ended: set[int] = set()
+    for step in range(200):
+        seen.clear()
+        obs, _, terminations, truncations, infos = outer.step(actions(step, 2))
+        given = encode(seen["last"][0][:, 0])
+        for row, i in enumerate(infos["env_id"]):
+            begins = i not in history or i in ended
+            history[i] = [given[row]] * stack if begins else [*history[i][1:], given[row]]
+            ended.discard(i)
+            if terminations[row] or truncations[row]:
+                ended.add(i)
+            np.testing.assert_array_equal(obs[row].reshape(stack, 32), history[i])
+    assert len(history) == 6
+
+
+class PlanarVectorEnv(SyncVectorEnv):
+    """Delivers planar images, as EnvPool does."""
+
+    def __init__(self, make: list[Any]) -> None:
+        super().__init__(make)
+        shape = self.single_observation_space.shape
+        assert shape is not None
+        self.single_observation_space = gym.spaces.Box(0, 255, (3, *shape[:2]), np.uint8)
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, infos = super().reset(**kwargs)
+        return np.ascontiguousarray(obs.transpose(0, 3, 1, 2)), infos
+
+    def step(self, actions: Any) -> Any:
+        obs, *rest = super().step(actions)
+        return np.ascontiguousarray(obs.transpose(0, 3, 1, 2)), *rest
+
+
+@pytest.mark.parametrize("shape", [(80, 72, 3), (64, 64, 3)])
+def test_planar_images_are_encoded_as_what_they_show(encoder: Path, shape: Any) -> None:
+    make = [functools.partial(FrameEnv, shape)] * NUM
+    # What a batched space would be is of no interest to the wrapper, nor to SyncVectorEnv's buffer.
+    planar = vector.LatentObservationWrapper(PlanarVectorEnv(make), encoder)
+    plain = vector.LatentObservationWrapper(SyncVectorEnv(make), encoder)
+    np.testing.assert_array_equal(planar.reset(seed=2)[0], plain.reset(seed=2)[0])
+    for step in range(8):
+        np.testing.assert_array_equal(planar.step(actions(step))[0], plain.step(actions(step))[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (lambda: SyncVectorEnv([lambda: FrameEnv((80, 72))]), {}, "needs uint8 RGB"),
+        (lambda: SyncVectorEnv([lambda: gym.make("CartPole-v1")]), {}, "AddRenderObservation"),
+        (lambda: SyncVectorEnv([DictEnv]), {}, "key='image'"),
+        (lambda: SyncVectorEnv([DictEnv]), {"key": "eye"}, "was told key='eye'"),
+        (lambda: SyncVectorEnv([FrameEnv]), {"stack": 0}, "stack"),
+        (lambda: gym.make_vec("ALE/Pong-v5", num_envs=1), {}, "needs uint8 RGB"),
+    ],
+)
+def test_what_cannot_be_encoded_is_refused_by_the_constructor(
+    encoder: Path, make: Any, options: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        vector.LatentObservationWrapper(make(), encoder, **options)
+
+
+def test_the_native_env_with_its_defaults_brings_a_warning() -> None:
+    with pytest.warns(UserWarning, match="max_pool False, here True; noop_max 0, here 30"):
+        vector.LatentObservationWrapper(ale_envs())
+
+
+def test_the_native_env_set_up_like_the_plain_one_brings_none() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vector.LatentObservationWrapper(ale_envs(maxpool=False, noop_max=0))

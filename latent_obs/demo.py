@@ -16,6 +16,7 @@ from rich.table import Table
 
 from latent_obs.collect import CollectConfig, collect_frames, open_env
 from latent_obs.encoder_folder import write_atomically
+from latent_obs.policies import make_policy
 from latent_obs.progress import progress_bar
 
 RESULT = "ppo.json"
@@ -128,8 +129,6 @@ def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
     from latent_obs import pictures
     from latent_obs.dataset import FramesFolder
     from latent_obs.evaluate import held_out_episodes, load_vae
-    from latent_obs.frames import preprocess
-    from latent_obs.policies import make_policy
 
     vae, spec = load_vae(encoder)
     folder = FramesFolder(config.folder / "frames")
@@ -143,7 +142,13 @@ def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
     pictures.traversals(vae, spec, lively[-1], paths[1])
     pictures.loss_curves(encoder / "history.csv", paths[2])
 
-    env = open_env(config.env, config.env_kwargs)
+    pictures.filmstrip(vae, spec, play(config.env, config.env_kwargs), paths[3])
+    return paths
+
+
+def play(env_id: str, env_kwargs: dict[str, Any]) -> list[Any]:
+    """Return ten observations of a game in progress, three steps apart."""
+    env = open_env(env_id, env_kwargs)
     policy = make_policy("sticky", env)
     policy.reset(123)
     observations = [env.reset(seed=123)[0]]
@@ -153,10 +158,7 @@ def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
             break
         observations.append(obs)
     env.close()
-    shown = observations[-28::3]
-    made = np.stack([preprocess(obs, spec.frame_spec) for obs in shown])
-    pictures.filmstrip(vae, spec, shown, made, paths[3])
-    return paths
+    return observations[-28::3]
 
 
 def _train_ppo(config: DemoConfig, encoder: Path) -> dict[str, Any]:

@@ -56,8 +56,7 @@ def build_graph(
         low, high = np.float32(0), np.float32(largest)
         return ops.fake_quantize(x, low, high, low, high, 256)
 
-    def weight(name: str, scale: float = 1.0) -> Any:
-        value = tensors[name] * np.float32(scale)
+    def weight(value: npt.NDArray[np.float32]) -> Any:
         if ranges is None:
             return ops.constant(value)
         axes = tuple(range(1, value.ndim))
@@ -69,13 +68,17 @@ def build_graph(
     after_relu = []
     for i, channels in enumerate(vae.channels):
         # Pixels become 0 to 1 by dividing the first layer's weights instead of every pixel.
-        kernel = weight(f"encoder.conv{i}.weight", 1 / 255 if i == 0 else 1.0)
+        kernel = weight(tensors[f"encoder.conv{i}.weight"] * np.float32(1 / 255 if i == 0 else 1))
         x = ops.convolution(x, kernel, [2, 2], [1, 1], [1, 1], [1, 1])
         x = ops.relu(ops.add(x, tensors[f"encoder.conv{i}.bias"].reshape(1, channels, 1, 1)))
         after_relu.append(x)
         x = quantise(x, ranges[i] if ranges is not None else 0.0)
-    x = ops.reshape(x, np.array([0, -1]), special_zero=True)
-    mean = ops.add(ops.matmul(x, weight("mean.weight"), False, True), tensors["mean.bias"])
+    # Kernels keep channels last: flattening in that order, with the weights rearranged to match, moves
+    # no data.
+    x = ops.reshape(ops.transpose(x, np.array([0, 2, 3, 1])), np.array([0, -1]), special_zero=True)
+    head = tensors["mean.weight"].reshape(-1, *vae.feature_shape).transpose(0, 2, 3, 1)
+    head = np.ascontiguousarray(head.reshape(len(head), -1))
+    mean = ops.add(ops.matmul(x, weight(head), False, True), tensors["mean.bias"])
     return ov.Model([mean, *(after_relu if activations else [])], [frames], "encoder")
 
 

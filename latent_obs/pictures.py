@@ -14,6 +14,7 @@ import torch
 
 from latent_obs.encoder_folder import EncoderConfig
 from latent_obs.evaluate import foreground_share, reconstruct, to_frames
+from latent_obs.frames import preprocess
 from latent_obs.vae import VAE
 
 if TYPE_CHECKING:
@@ -106,16 +107,16 @@ def loss_curves(history: Path, path: Path) -> None:
     figure.savefig(path)
 
 
-def filmstrip(vae: VAE, config: EncoderConfig, observations: list[Any], frames: Frames, path: Path) -> None:
+def filmstrip(vae: VAE, config: EncoderConfig, observations: list[Any], path: Path) -> None:
     """Draw a stretch of an episode as the agent sees it.
 
     Args:
         vae: The model.
-        config: Its statistics scale the latents.
+        config: Its frame spec makes the frames, its statistics scale the latents.
         observations: Raw RGB observations, one column each.
-        frames: The frames made of them, ``uint8``, shape (N, 64, 64, 3).
         path: PNG to write.
     """
+    frames = np.stack([preprocess(observation, config.frame_spec) for observation in observations])
     latents = vae(torch.from_numpy(frames)).numpy()
     scaled = (latents - config.latents["mean"]) / np.maximum(config.latents["std"], 1e-6)
     # The latent as a block of 4 columns: easier to compare from frame to frame than one line.

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
     [
         ("examples/wrap_env.py", [], "(32,) float32"),
         ("examples/collect_train_wrap.py", ["--frames", "2500", "--steps", "30"], "(32,)"),
+        ("examples/look_at_encoder.py", [], "traversals.png"),
         ("examples/sb3_ppo.py", ["--steps", "512", "--n-steps", "64"], "trained for 512 steps"),
         ("benchmarks/wrapper_step.py", ["--steps", "200"], "wrapped / bare"),
     ],

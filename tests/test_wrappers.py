@@ -168,7 +168,7 @@ def test_sb3s_checker_passes(encoder: Path) -> None:
 @pytest.mark.parametrize("make", ["path", "encoder", "options"])
 def test_the_spec_makes_the_same_env_again(encoder: Path, travel: Any, make: str) -> None:
     options = {"ref": str(encoder), "precision": "bfloat16", "num_threads": 2}
-    given = {"path": encoder, "encoder": load_encoder(encoder), "options": options}[make]
+    given: Any = {"path": encoder, "encoder": load_encoder(encoder), "options": options}[make]
     env = LatentObservationWrapper(gym.make("Frame-v0"), given, stack=2)
     again = gym.make(travel(env.spec))
     assert isinstance(again, LatentObservationWrapper)

@@ -1,0 +1,40 @@
+"""Draw what an encoder keeps of its game: the pictures of the README.
+
+$ python examples/look_at_encoder.py     # about 5 s on 2 cores
+pictures/filmstrip.png
+pictures/traversals.png
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from latent_obs import preprocess
+from latent_obs.demo import play
+from latent_obs.encoder import PRETRAINED
+from latent_obs.evaluate import load_vae
+from latent_obs.pictures import filmstrip, traversals
+
+
+@dataclass(frozen=True)
+class Args:
+    """Draw a film strip and traversals."""
+
+    encoder: Path = PRETRAINED / "pong-v0"
+    """encoder folder"""
+    out: Path = Path("pictures")
+
+
+def main(args: Args) -> None:
+    vae, config = load_vae(args.encoder)
+    observations = play(config.source.env_id, config.source.env_kwargs)
+    args.out.mkdir(parents=True, exist_ok=True)
+    filmstrip(vae, config, observations, args.out / "filmstrip.png")
+    print(args.out / "filmstrip.png")
+    traversals(vae, config, preprocess(observations[-1], config.frame_spec), args.out / "traversals.png")
+    print(args.out / "traversals.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from latent_obs.encoder import Encoder, list_encoders, load_encoder
     from latent_obs.encoder_folder import VAEConfig
     from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
+    from latent_obs.export import ExportConfig, export_encoder
     from latent_obs.frames import FrameSpec, preprocess
     from latent_obs.train import TrainConfig, train_vae
     from latent_obs.vae import VAE
@@ -36,6 +37,7 @@ __all__ = [
     "CollectError",
     "Encoder",
     "EvaluateConfig",
+    "ExportConfig",
     "FrameSpec",
     "FramesFolder",
     "LatentObservationWrapper",
@@ -43,6 +45,7 @@ __all__ = [
     "VAEConfig",
     "collect_frames",
     "evaluate_encoder",
+    "export_encoder",
     "list_encoders",
     "load_encoder",
     "preprocess",
@@ -54,6 +57,7 @@ _HOME = {
     "dataset": ("FramesFolder",),
     "encoder": ("Encoder", "list_encoders", "load_encoder"),
     "evaluate": ("EvaluateConfig", "evaluate_encoder"),
+    "export": ("ExportConfig", "export_encoder"),
     "frames": ("FrameSpec", "preprocess"),
     "train": ("TrainConfig", "train_vae"),
     "encoder_folder": ("VAEConfig",),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from latent_obs.encoder_folder import EncoderConfig
     from latent_obs.evaluate import EvaluateConfig
+    from latent_obs.export import ExportConfig
     from latent_obs.train import TrainConfig
 
 
@@ -69,9 +70,10 @@ def _parse(arguments: list[str]) -> Any:
     name = arguments[0] if arguments else ""
     if name not in commands:
         from latent_obs.evaluate import EvaluateConfig
+        from latent_obs.export import ExportConfig
         from latent_obs.train import TrainConfig
 
-        commands |= {"train": TrainConfig, "evaluate": EvaluateConfig}
+        commands |= {"train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig}
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_json_argument)
     return tyro.extras.subcommand_cli_from_dict(
@@ -123,6 +125,8 @@ def _run(config: Any) -> None:
         _list(config)
     elif name == "TrainConfig":
         _train(config)
+    elif name == "ExportConfig":
+        _export(config)
     else:
         _evaluate(config)
 
@@ -138,6 +142,20 @@ def _evaluate(config: EvaluateConfig) -> None:
     from latent_obs.evaluate import evaluate_encoder
 
     _report(f"{config.encoder} on {config.frames}", evaluate_encoder(config))
+
+
+def _export(config: ExportConfig) -> None:
+    from latent_obs.export import TOLERANCE, export_encoder
+
+    report = export_encoder(config)
+    title = f"{config.encoder} in {config.out}, compared on {report.pop('frames')} frames"
+    table = Table(title=title, title_justify="left")
+    table.add_column("file")
+    for column in ("bytes", "largest difference from torch", "allowed"):
+        table.add_column(column, justify="right")
+    for name, row in report.items():
+        table.add_row(name, f"{row['bytes']:,}", f"{row['max_difference']:.1e}", f"{TOLERANCE:.0e}")
+    Console().print(table)
 
 
 def _report(title: str, metrics: dict[str, Any]) -> None:

@@ -190,7 +190,7 @@ def load_encoder(
         raise ValueError("OpenVINO runs on the CPU; for device='cuda' use backend='torch'.")
     if precision == "int8" and backend == "torch":
         raise ValueError("precision='int8' needs backend='openvino'.")
-    name, folder = _find(ref)
+    name, folder = find_encoder(ref)
     config = read_config(folder)
     tensors, calibration = read_tensors(folder, config), read_calibration(folder)
     if precision == "int8" and calibration is None:
@@ -253,8 +253,15 @@ def resolve_auto(source: FrameSource) -> str:
     return names[-1]  # the newest version
 
 
-def _find(ref: str | Path) -> tuple[str, Path]:
-    """Return the reference that finds the encoder from anywhere, and its folder."""
+def find_encoder(ref: str | Path) -> tuple[str, Path]:
+    """Return the reference that finds the encoder from anywhere, and its folder.
+
+    Args:
+        ref: Name of a bundled encoder or path of an encoder folder.
+
+    Raises:
+        FileNotFoundError: If there is neither.
+    """
     folder = PRETRAINED / str(ref)
     if isinstance(ref, str) and ref == Path(ref).name and (folder / "config.json").is_file():
         return ref, folder

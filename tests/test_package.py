@@ -8,7 +8,18 @@ from pathlib import Path
 import latent_obs
 
 ROOT = Path(__file__).parent.parent
-HEAVY = {"torch", "openvino", "pyarrow", "ray", "stable_baselines3", "matplotlib", "gymnasium", "cv2", "tyro"}
+HEAVY = {
+    "torch",
+    "openvino",
+    "onnx",
+    "pyarrow",
+    "ray",
+    "stable_baselines3",
+    "matplotlib",
+    "gymnasium",
+    "cv2",
+    "tyro",
+}
 
 
 def test_import_is_light() -> None:

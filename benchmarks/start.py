@@ -39,9 +39,8 @@ CASES = {
     "eager PyTorch, first observation": ENV
     + """
 import cv2, torch
-from latent_obs.encoder import PRETRAINED
 from latent_obs.evaluate import load_vae
-vae, _ = load_vae(PRETRAINED / "pong-v0")
+vae, _ = load_vae("pong-v0")
 obs, _ = env.reset(seed=0)
 with torch.no_grad():
     vae(torch.from_numpy(cv2.resize(obs, (64, 64), interpolation=cv2.INTER_AREA)).unsqueeze(0))

@@ -26,7 +26,6 @@ import tyro
 from machine import machine
 
 from latent_obs import LatentObservationWrapper, load_encoder, vector
-from latent_obs.encoder import PRETRAINED
 from latent_obs.runtimes import PARITY, parity_error
 
 ENCODER = "pong-v0"
@@ -65,7 +64,7 @@ class EagerWrapper(gym.ObservationWrapper[Any, Any, Any]):
         super().__init__(env)
         if num_threads:
             torch.set_num_threads(num_threads)
-        self.torch, self.vae = torch, load_vae(PRETRAINED / ENCODER)[0]
+        self.torch, self.vae = torch, load_vae(ENCODER)[0]
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (32,), np.float32)
 
     def observation(self, observation: Any) -> Any:
@@ -150,7 +149,7 @@ def added_cost(many: int, rounds: int) -> None:
     from latent_obs.evaluate import load_vae
 
     torch.set_num_threads(1)
-    vae, encode = load_vae(PRETRAINED / ENCODER)[0], load_encoder(ENCODER)
+    vae, encode = load_vae(ENCODER)[0], load_encoder(ENCODER)
     env = native(many)
     obs, _ = env.reset(seed=0)
     times: dict[str, list[float]] = {"bare": [], "eager": [], "ours": []}

@@ -26,7 +26,6 @@ import tyro
 from machine import machine
 
 from latent_obs import FrameSpec, LatentObservationWrapper, load_encoder, preprocess
-from latent_obs.encoder import PRETRAINED
 from latent_obs.evaluate import load_vae
 from latent_obs.runtimes import PARITY, parity_error
 
@@ -71,7 +70,7 @@ def played(args: Args) -> Iterator[Any]:
 
 def main(args: Args) -> None:
     encoder = load_encoder(args.encoder)
-    vae, _ = load_vae(PRETRAINED / args.encoder)
+    vae, _ = load_vae(args.encoder)
     envs = {
         "bare": gym.make(args.env_id),
         "eager PyTorch": EagerWrapper(gym.make(args.env_id), vae),

@@ -12,7 +12,6 @@ import tyro
 
 from latent_obs import preprocess
 from latent_obs.demo import play
-from latent_obs.encoder import PRETRAINED
 from latent_obs.evaluate import load_vae
 from latent_obs.pictures import filmstrip, traversals
 
@@ -21,8 +20,8 @@ from latent_obs.pictures import filmstrip, traversals
 class Args:
     """Draw a film strip and traversals."""
 
-    encoder: Path = PRETRAINED / "pong-v0"
-    """encoder folder"""
+    encoder: str = "pong-v0"
+    """name of a bundled encoder, or encoder folder"""
     out: Path = Path("pictures")
 
 

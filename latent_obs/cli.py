@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from latent_obs.collect import CollectConfig, CollectError, collect_frames
-from latent_obs.demo import DemoConfig, run_demo
-
 if TYPE_CHECKING:
     import tyro
 
+    from latent_obs.collect import CollectConfig
+    from latent_obs.demo import DemoConfig
     from latent_obs.encoder_folder import EncoderConfig
     from latent_obs.evaluate import EvaluateConfig
     from latent_obs.export import ExportConfig
@@ -49,11 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
 
     before, warnings.showwarning = warnings.showwarning, show_warning
     try:
-        _run(_parse(sys.argv[1:] if arguments is None else arguments))
+        run, config = _parse(sys.argv[1:] if arguments is None else arguments)
+        run(config)
     except KeyboardInterrupt:
         console.print("Interrupted. What was finished is saved; the same command goes on from there.")
         return 130
-    except (ValueError, ImportError, OSError, CollectError, FloatingPointError) as error:
+    except (ValueError, ImportError, OSError, ArithmeticError, RuntimeError) as error:
         console.print(f"error: {error}", style="bold red", markup=False)
         return 1
     finally:
@@ -61,29 +63,32 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parse(arguments: list[str]) -> Any:
+def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
+    """Return what to run and its options."""
     import tyro
 
-    commands: dict[str, Any] = {"collect": CollectConfig, "list": ListConfig, "demo": DemoConfig}
-    # Importing torch takes longer than a short command, so only what is asked for is imported;
-    # for --help and for misspellings that is everything.
-    name = arguments[0] if arguments else ""
-    if name not in commands:
-        from latent_obs.evaluate import EvaluateConfig
-        from latent_obs.export import ExportConfig
-        from latent_obs.train import TrainConfig
-
-        commands |= {"train": TrainConfig, "evaluate": EvaluateConfig, "export": ExportConfig}
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_json_argument)
-    return tyro.extras.subcommand_cli_from_dict(
-        commands,
+    options: dict[str, Any] = {"config": (tyro.conf.PositionalRequiredArgs,), "registry": registry}
+    name = arguments[0] if arguments else ""
+    if name in _COMMANDS:
+        # Importing torch takes longer than a short command, so only what is asked for is imported.
+        run, config_type = _load(name)
+        return run, tyro.cli(config_type, prog=f"latent-obs {name}", args=arguments[1:], **options)
+    tyro.extras.subcommand_cli_from_dict(
+        {name: _load(name)[1] for name in _COMMANDS},
         prog="latent-obs",
         description="Train RL agents on a compact latent instead of pixels.",
         args=arguments,
-        config=(tyro.conf.PositionalRequiredArgs,),
-        registry=registry,
+        **options,
     )
+    raise AssertionError("without a known command the parser shows help and exits")
+
+
+def _load(name: str) -> tuple[Callable[[Any], None], Any]:
+    run, config_name = _COMMANDS[name]
+    module = importlib.import_module(f"latent_obs.{'cli' if name == 'list' else name}")
+    return run, getattr(module, config_name)
 
 
 def _json_argument(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
@@ -108,27 +113,19 @@ def _json_argument(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
     )
 
 
-def _run(config: Any) -> None:
-    name = type(config).__name__
-    if isinstance(config, CollectConfig):
-        folder = collect_frames(config)
-        per_frame = folder.num_bytes / len(folder)
-        Console().print(
-            f"{folder.path}: {len(folder):,} frames, {len(folder.episodes()):,} episodes, "
-            f"{per_frame:,.1f} bytes/frame",
-            highlight=False,
-            soft_wrap=True,
-        )
-    elif isinstance(config, DemoConfig):
-        run_demo(config)
-    elif isinstance(config, ListConfig):
-        _list(config)
-    elif name == "TrainConfig":
-        _train(config)
-    elif name == "ExportConfig":
-        _export(config)
-    else:
-        _evaluate(config)
+def _collect(config: CollectConfig) -> None:
+    from latent_obs.collect import collect_frames
+
+    folder = collect_frames(config)
+    line = f"{folder.path}: {len(folder):,} frames, {len(folder.episodes()):,} episodes"
+    per_frame = f"{folder.num_bytes / len(folder):,.1f} bytes/frame"
+    Console().print(f"{line}, {per_frame}", highlight=False, soft_wrap=True)
+
+
+def _demo(config: DemoConfig) -> None:
+    from latent_obs.demo import run_demo
+
+    run_demo(config)
 
 
 def _train(config: TrainConfig) -> None:
@@ -196,4 +193,14 @@ def _list(config: ListConfig) -> None:
     Console().print(table)
 
 
-_LISTED = {"psnr": 1, "moving_r2": 3, "kl": 1}
+_LISTED = {"psnr": 1, "moving_r2": 3, "kl": 1}  # metrics and their digits
+
+# Each command's options are a dataclass in the module of the same name; `list` has none.
+_COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
+    "demo": (_demo, "DemoConfig"),
+    "collect": (_collect, "CollectConfig"),
+    "train": (_train, "TrainConfig"),
+    "evaluate": (_evaluate, "EvaluateConfig"),
+    "export": (_export, "ExportConfig"),
+    "list": (_list, "ListConfig"),
+}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,13 @@ class FramesFolder:
     def __len__(self) -> int:
         """Return the number of frames."""
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells one collection from another; stored with the encoder trained on it."""
+        settings = ("env_id", "env_kwargs", "frame_spec", "policy", "seed", "workers", "shard_rows")
+        first = self.shards[0].metadata
+        return {"frames": len(self), **{name: first.get(name) for name in settings}}
 
     @property
     def num_bytes(self) -> int:

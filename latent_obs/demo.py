@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,11 +108,12 @@ def run_demo(config: DemoConfig) -> None:
     for path in (frames.path, train.out, *pictures, folder / "ppo.zip"):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
     console.print("Try next:")
+    program = "latent-obs" if shutil.which("latent-obs") else Path(sys.argv[0])
     other = "ALE/Breakout-v5" if config.env == "CarRacing-v3" else "CarRacing-v3"
     for command in (
-        f"latent-obs demo --env {other}",
-        f"latent-obs train {frames.path} --out {folder}/better --steps 20000",
-        f"latent-obs evaluate {train.out} --frames {frames.path}",
+        f"{program} demo --env {other}",
+        f"{program} train {frames.path} --out {folder}/better --steps 20000",
+        f"{program} evaluate {train.out} --frames {frames.path}",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from latent_obs.dataset import FramesFolder
-from latent_obs.encoder import Encoder, load_encoder
+from latent_obs.encoder import Encoder, find_encoder, load_encoder
 from latent_obs.encoder_folder import EncoderConfig, read_config, read_tensors
 from latent_obs.frames import FRAME_BYTES
 from latent_obs.vae import MIN_VARIANCE, VAE, gaussian_nll, terms
@@ -27,8 +27,8 @@ ACTIVE_VARIANCE = 0.01
 class EvaluateConfig:
     """Measure an encoder on frames it was not trained on."""
 
-    encoder: Path
-    """encoder folder written by `latent-obs train`"""
+    encoder: str | Path
+    """name of a bundled encoder, or encoder folder written by `latent-obs train`"""
     frames: Path = Path("frames")
     """frames folder; of the one it was trained on, only the held-out episodes are used"""
     limit: int = 4096
@@ -62,20 +62,20 @@ def evaluate_encoder(config: EvaluateConfig) -> dict[str, Any]:
     return report
 
 
-def held_out_episodes(encoder: Path, folder: FramesFolder) -> list[int] | None:
+def held_out_episodes(encoder: str | Path, folder: FramesFolder) -> list[int] | None:
     """Return the episodes that training held out; ``None``, all, for a folder it did not use.
 
     Raises:
         ValueError: If the frames were made with another frame spec than the encoder's.
     """
-    config = read_config(encoder)
+    config = read_config(find_encoder(encoder)[1])
     if config.frame_spec != folder.frame_spec:
         raise ValueError(
             f"The encoder {encoder} takes frames made with {config.frame_spec}, those in {folder.path} "
             f"were made with {folder.frame_spec}. Collect frames for it with the same crop."
         )
     run = config.provenance.get("run", {})
-    if run.get("data") != data_identity(folder):
+    if run.get("data") != folder.identity:
         return None
     return folder.split(run["config"]["validation"], run["config"]["seed"])[1]
 
@@ -92,24 +92,19 @@ def encode_time(encoder: Encoder, frame: npt.NDArray[np.uint8], calls: int = 200
     return statistics.median(times) * 1e6
 
 
-def load_vae(folder: str | Path) -> tuple[VAE, EncoderConfig]:
+def load_vae(ref: str | Path) -> tuple[VAE, EncoderConfig]:
     """Load both halves of a saved VAE as a torch module, to look at or to fine-tune.
 
+    Args:
+        ref: Name of a bundled encoder, or path of an encoder folder.
+
     Raises:
-        FileNotFoundError: If the encoder folder is missing or incomplete.
+        FileNotFoundError: If there is no such encoder, or it is incomplete.
         ValueError: If it is damaged.
     """
-    config = read_config(Path(folder))
-    return VAE.from_tensors(config.vae, read_tensors(Path(folder), config)), config
-
-
-def data_identity(folder: FramesFolder) -> dict[str, Any]:
-    """Return what tells one collection from another; stored with the encoder trained on it."""
-    first = folder.shards[0].metadata
-    return {
-        "frames": len(folder),
-        **{name: first.get(name) for name in ("env_id", "env_kwargs", "policy", "seed", "workers")},
-    }
+    _, folder = find_encoder(ref)
+    config = read_config(folder)
+    return VAE.from_tensors(config.vae, read_tensors(folder, config)), config
 
 
 @torch.no_grad()

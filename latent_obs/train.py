@@ -29,7 +29,7 @@ from latent_obs.encoder_folder import (
     write_atomically,
     write_encoder_folder,
 )
-from latent_obs.evaluate import data_identity, evaluate_vae, latent_statistics
+from latent_obs.evaluate import evaluate_vae, latent_statistics
 from latent_obs.progress import Bar, progress_bar, stop_on_signals
 from latent_obs.vae import MIN_VARIANCE, VAE, gaussian_nll, init_output_bias, terms
 
@@ -129,7 +129,7 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     """
     folder = FramesFolder(config.data)
     train, held_out = folder.split(config.validation, config.seed)
-    identity = {"config": config.to_json(), "data": data_identity(folder)}
+    identity = {"config": config.to_json(), "data": folder.identity}
     if not config.overwrite and (config.out / "config.json").exists():
         finished = read_config(config.out)
         if finished.provenance.get("run") == identity:

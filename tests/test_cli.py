@@ -44,7 +44,7 @@ def test_collect_train_evaluate_list(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["collect", "ALE/Pong-v5", "--frames", "0"], "frames must be at least 1"),
         (["collect", "ALE/Pong-v5", "--policy", "clever"], "Unknown policy"),
         (["train", "nowhere"], "There is no frames folder nowhere"),
-        (["evaluate", "nowhere"], "The encoder folder nowhere does not exist"),
+        (["evaluate", "nowhere"], "There is no encoder 'nowhere'"),
         (["list", "--folder", "nowhere"], "There is no folder nowhere"),
         (["demo", "--env", "CartPole-v1"], "AddRenderObservation"),
     ],

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -161,6 +163,33 @@ def test_the_bundled_encoder_is_found_by_the_game() -> None:
     plain = gym.make("PongNoFrameskip-v4")
     with pytest.warns(UserWarning, match="frameskip 4, here 1"):
         assert LatentObservationWrapper(plain).encoder.ref == "pong-v0"
+
+
+@pytest.mark.parametrize("kind", ["single", "vector"])
+def test_encoding_keeps_to_one_core(kind: str) -> None:
+    """Eight workers on two cores fight when each computes on more than one thread.
+
+    A process on one thread spends at most a second of CPU time in a second, however busy the machine.
+    """
+    code = f"""
+import time, ale_py, gymnasium as gym
+from latent_obs import LatentObservationWrapper, vector
+gym.register_envs(ale_py)
+if {kind!r} == "single":
+    env, action = LatentObservationWrapper(gym.make("ALE/Pong-v5")), 0
+else:
+    envs = gym.make_vec("ALE/Pong-v5", num_envs=8, vectorization_mode="sync")
+    env, action = vector.LatentObservationWrapper(envs), [0] * 8
+env.reset(seed=0)
+for _ in range(30):
+    env.step(action)
+cpu, wall = time.process_time(), time.perf_counter()
+for _ in range(200):
+    env.step(action)
+print((time.process_time() - cpu) / (time.perf_counter() - wall))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 1.1
 
 
 def test_every_bundled_encoder_is_whole() -> None:

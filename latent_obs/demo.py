@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from latent_obs.collect import CollectConfig, collect_frames, open_env
+from latent_obs.dataset import FramesFolder
 from latent_obs.encoder_folder import write_atomically
 from latent_obs.policies import make_policy
 from latent_obs.progress import progress_bar
@@ -66,14 +67,21 @@ def run_demo(config: DemoConfig) -> None:
     collect = CollectConfig(
         config.env, folder / "frames", frames=config.frames, policy=policy, env_kwargs=config.env_kwargs
     )
-    frames = _timed(console, "frames", lambda: collect_frames(collect))
+    found = _frames_in(collect.out)
+    frames = collect_frames(collect)
+    if found:
+        _say_reused(console, "frames", found == config.frames, f"{found:,} were there")
 
     console.rule("2/5  Train a VAE on them")
     # Imported when needed: workers and --help should not wait for torch.
-    from latent_obs.train import TrainConfig, train_vae
+    from latent_obs.train import CHECKPOINT, TrainConfig, train_vae
 
     train = TrainConfig(frames.path, folder / "encoder", steps=config.steps)
-    _timed(console, "encoder", lambda: train_vae(train))
+    finished = (train.out / "config.json").exists()  # by the same settings, else train_vae refuses
+    begun_before = (train.out / CHECKPOINT).exists()
+    train_vae(train)
+    if finished or begun_before:
+        _say_reused(console, "encoder", finished, "training was begun")
 
     console.rule("3/5  Evaluate it on held-out episodes and draw what it keeps")
     from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
@@ -83,7 +91,7 @@ def run_demo(config: DemoConfig) -> None:
     pictures = _draw(config, train.out)
 
     console.rule("4/5  Train PPO on the latents")
-    ppo = _timed(console, "PPO", lambda: _train_ppo(config, train.out))
+    ppo = _train_ppo(console, config, train.out)
 
     console.rule("5/5  Done")
     encode = report["encode_us"]
@@ -118,19 +126,22 @@ def run_demo(config: DemoConfig) -> None:
         console.print(f"  {command}", highlight=False, soft_wrap=True)
 
 
-def _timed(console: Console, what: str, work: Any) -> Any:
-    """Run a stage, and say so when there was nothing left to do."""
-    begun = time.monotonic()
-    result = work()
-    if time.monotonic() - begun < 1.0:
-        console.print(f"{what}: finished by an earlier run, reused")
-    return result
+def _say_reused(console: Console, what: str, finished: bool, rest: str) -> None:
+    how = "finished by an earlier run, reused" if finished else f"{rest} from an earlier run, resumed"
+    console.print(f"{what}: {how}", highlight=False)
+
+
+def _frames_in(path: Path) -> int:
+    """Count the frames that an earlier run left; 0 where there is no whole folder."""
+    try:
+        return len(FramesFolder(path))
+    except (FileNotFoundError, ValueError):
+        return 0  # collecting says what is wrong
 
 
 def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
     """Write the four pictures of the demo and return their paths."""
     from latent_obs import pictures
-    from latent_obs.dataset import FramesFolder
     from latent_obs.evaluate import held_out_episodes, load_vae
 
     vae, spec = load_vae(encoder)
@@ -164,14 +175,15 @@ def play(env_id: str, env_kwargs: dict[str, Any]) -> list[Any]:
     return observations[-28::3]
 
 
-def _train_ppo(config: DemoConfig, encoder: Path) -> dict[str, Any]:
+def _train_ppo(console: Console, config: DemoConfig, encoder: Path) -> dict[str, Any]:
     """Train PPO on stacked latents, or return the result of the run that did."""
     result = config.folder / RESULT
-    settings = {"env": config.env, "env_kwargs": config.env_kwargs, "steps": config.ppo_steps}
-    settings["encoder_bytes"] = (encoder / "config.json").read_text(encoding="utf-8")
+    settings: dict[str, Any] = {"env": config.env, "env_kwargs": config.env_kwargs, "steps": config.ppo_steps}
+    settings["encoder"] = json.loads((encoder / "config.json").read_text(encoding="utf-8"))["provenance"]
     if result.exists():
         saved = json.loads(result.read_text(encoding="utf-8"))
         if saved.get("settings") == settings:
+            _say_reused(console, "PPO", True, "")
             return dict(saved)
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback

@@ -242,8 +242,8 @@ def _collect_share(plan: _Plan, stop: threading.Event, report: Callable[[int], N
             try:
                 limit = plan.share - rows - sum(n for i, n in kept.items() if i > number)
                 complete = _collect_shard(writer, env, policy, plan, number, limit, stop, report)
-                found = plan.found.get(number)
-                if writer.rows <= (found.rows if found else 0):
+                before = plan.found[number].rows if number in plan.found else 0
+                if stop.is_set() and not complete and writer.rows <= before:
                     writer.abort()  # interrupted again, and earlier: the longer part stays
                 else:
                     writer.commit(complete)

@@ -44,12 +44,23 @@ class Failing(FrameEnv):
         return obs, reward, terminated, truncated, info
 
 
+class Moody(FrameEnv):
+    """Does not repeat itself: its episodes are now longer, now shorter."""
+
+    today = 30
+
+    def __init__(self) -> None:
+        super().__init__(length=self.today)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Any:
+    gym.register("Moody-v0", "tests.test_collect:Moody", disable_env_checker=True)
     gym.register("Frame-v0", "tests.conftest:FrameEnv", disable_env_checker=True)
     gym.register("Failing-v0", "tests.test_collect:Failing", disable_env_checker=True)
     yield
-    del gym.registry["Frame-v0"], gym.registry["Failing-v0"]
+    for name in ("Moody-v0", "Frame-v0", "Failing-v0"):
+        del gym.registry[name]
 
 
 def command(config: CollectConfig) -> list[str]:
@@ -154,6 +165,16 @@ def test_asking_for_more_frames_extends_the_folder(tmp_path: Path) -> None:
     assert len(collect_frames(replace(config, frames=60), progress=False)) == 60
     collect_frames(replace(config, frames=60, out=tmp_path / "b"), progress=False)
     assert table(tmp_path / "a") == table(tmp_path / "b")
+
+
+def test_an_env_that_does_not_repeat_itself_still_gives_the_frames_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The open shard of 25 rows is collected again, and this time is complete with 12."""
+    config = CollectConfig("Moody-v0", tmp_path, frames=25, workers=1, shard_rows=10)
+    collect_frames(config, progress=False)
+    monkeypatch.setattr(Moody, "today", 5)
+    assert len(collect_frames(replace(config, frames=40), progress=False)) == 40
 
 
 def test_a_finished_folder_is_left_alone(straight: FramesFolder) -> None:

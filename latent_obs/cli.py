@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -165,32 +166,38 @@ def _report(title: str, metrics: dict[str, Any]) -> None:
 
 
 def _list(config: ListConfig) -> None:
-    from latent_obs.encoder import list_encoders
+    from latent_obs.encoder import PRETRAINED, list_encoders
     from latent_obs.encoder_folder import read_config
 
     found: dict[str, EncoderConfig] = dict(list_encoders())
     if not config.folder.is_dir():
         raise FileNotFoundError(f"There is no folder {config.folder} to search for encoders.")
     for root, folders, files in os.walk(config.folder):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "pretrained")
+        # A home folder can be vast; encoders lie near where the work is.
+        deep = len(Path(root).relative_to(config.folder).parts) >= 4
+        folders[:] = [] if deep else sorted(f for f in folders if not f.startswith("."))
+        if Path(root).resolve().parent == PRETRAINED.resolve():
+            continue  # listed by its name already
         if "config.json" in files and "model.safetensors" in files:
-            try:
-                found[root] = read_config(Path(root))
-            except ValueError:
-                continue  # some other program's config.json
+            with contextlib.suppress(ValueError):  # some other program's config.json
+                found.setdefault(root, read_config(Path(root)))
     table = Table()
-    for column in ("encoder", "environment", "latent", "PSNR dB", "moving R²", "KL nats", "active"):
-        table.add_column(column, justify="left" if column in ("encoder", "environment") else "right")
+    table.add_column("encoder")
+    table.add_column("environment")
+    for column in ("latent", "PSNR dB", "moving R²", "KL nats", "active"):
+        table.add_column(column, justify="right")
     for name, encoder in found.items():
         metrics = encoder.metrics
         table.add_row(
             name,
             encoder.source.env_id,
             str(encoder.vae.latent_dim),
-            *(f"{metrics.get(key, float('nan')):.{digits}f}" for key, digits in _LISTED.items()),
+            *(f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in _LISTED.items()),
             str(metrics.get("active_units", "")),
         )
-    Console().print(table)
+    # Never cut a path that is there to be copied: a narrow terminal wraps the line itself.
+    needed = Console(width=1000).measure(table).maximum
+    Console(width=max(Console().width, needed)).print(table)
 
 
 _LISTED = {"psnr": 1, "moving_r2": 3, "kl": 1}  # metrics and their digits

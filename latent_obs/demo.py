@@ -153,7 +153,7 @@ def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
     paths = [out / f"{name}.png" for name in names]
     lively = pictures.liveliest(frames, 10)
     pictures.reconstructions(vae, lively, paths[0])
-    pictures.traversals(vae, spec, lively[-1], paths[1])
+    pictures.traversals(vae, spec, lively[len(lively) // 2], paths[1])
     pictures.loss_curves(encoder / "history.csv", paths[2])
 
     pictures.filmstrip(vae, spec, play(config.env, config.env_kwargs), paths[3])

@@ -142,8 +142,8 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     run = _Run(config, folder, train, identity)
     with progress_bar("train", config.steps, "steps", progress, run.step) as bar, stop_on_signals() as stop:
         run.train(bar, stop)
+    run.save_checkpoint()  # also when it is done: what follows may be interrupted too
     if stop.is_set():
-        run.save_checkpoint()
         raise KeyboardInterrupt
 
     vae = run.vae.eval().requires_grad_(False)

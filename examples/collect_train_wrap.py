@@ -1,8 +1,8 @@
 """Collect frames, train a VAE on them and wrap the environment with its encoder.
 
-$ python examples/collect_train_wrap.py     # about 2 min on 2 cores
-10,000 frames
-moving-object R2 0.9, 32 active units
+$ python examples/collect_train_wrap.py     # about 90 s on 2 cores
+10,000 frames, 36 bytes each
+moving-object R2 0.96, 32 active units
 (32,)
 """
 

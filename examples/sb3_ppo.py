@@ -1,6 +1,6 @@
 """Train Stable-Baselines3's PPO on stacked latents of Pong.
 
-$ python examples/sb3_ppo.py --steps 20000     # about 20 s on 2 cores
+$ python examples/sb3_ppo.py --steps 20000     # about 15 s on 2 cores
 ...
 trained for 20,480 steps, saved to ppo-pong.zip
 """

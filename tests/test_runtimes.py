@@ -140,7 +140,7 @@ def test_cuda_agrees_with_the_cpu(precision: Any, reference: tuple[Any, Any]) ->
         pytest.skip("needs a CUDA device")
     frames, latents = reference
     encode = load_encoder("pong-v0", device="cuda", precision=precision)
-    for size in (1, 8, 256, 8):
+    for size in (1, 8, 8, 256, 8, 8):  # eager first, captured from the third time on
         found = encode(frames[:size])
         if precision == "float32":
             np.testing.assert_allclose(found, latents[:size], atol=5e-3)

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ale_py
-import cv2
 import gymnasium as gym
 import numpy as np
 import tyro
@@ -53,28 +52,15 @@ def ours() -> Any:
     return LatentObservationWrapper(bare(), ENCODER)
 
 
-class EagerWrapper(gym.ObservationWrapper[Any, Any, Any]):
-    """The usual way: cv2, a float tensor, eager PyTorch."""
-
-    def __init__(self, env: gym.Env[Any, Any], num_threads: int | None) -> None:
-        import torch
-
-        from latent_obs.evaluate import load_vae
-
-        super().__init__(env)
-        if num_threads:
-            torch.set_num_threads(num_threads)
-        self.torch, self.vae = torch, load_vae(ENCODER)[0]
-        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (32,), np.float32)
-
-    def observation(self, observation: Any) -> Any:
-        frame = cv2.resize(observation, (64, 64), interpolation=cv2.INTER_AREA)
-        with self.torch.no_grad():
-            return self.vae(self.torch.from_numpy(frame).unsqueeze(0))[0].numpy()
-
-
 def eager(num_threads: int | None) -> Any:
-    return EagerWrapper(bare(), num_threads)
+    import torch  # only in workers that use it
+    from wrapper_step import EagerWrapper
+
+    from latent_obs.evaluate import load_vae
+
+    if num_threads:
+        torch.set_num_threads(num_threads)
+    return EagerWrapper(bare(), load_vae(ENCODER)[0])
 
 
 def native(num_envs: int, size: int = 64) -> Any:

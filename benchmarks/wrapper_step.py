@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +22,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 import tyro
+from encode import played
 from machine import machine
 
-from latent_obs import FrameSpec, LatentObservationWrapper, load_encoder, preprocess
+from latent_obs import LatentObservationWrapper, load_encoder
 from latent_obs.evaluate import load_vae
 from latent_obs.runtimes import PARITY, parity_error
 
@@ -56,18 +56,6 @@ class EagerWrapper(gym.ObservationWrapper[Any, Any, Any]):
             return self.vae(torch.from_numpy(frame).unsqueeze(0))[0].numpy()
 
 
-def played(args: Args) -> Iterator[Any]:
-    """Yield frames of a short game."""
-    env = gym.make(args.env_id)
-    obs, _ = env.reset(seed=1)
-    env.action_space.seed(1)
-    for _ in range(200):
-        yield preprocess(obs, FrameSpec())
-        obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
-        if terminated or truncated:
-            obs, _ = env.reset()
-
-
 def main(args: Args) -> None:
     encoder = load_encoder(args.encoder)
     vae, _ = load_vae(args.encoder)
@@ -80,7 +68,7 @@ def main(args: Args) -> None:
     spaces.seed(0)
     actions = [spaces.sample() for _ in range(args.steps)]
 
-    frames = np.stack(list(played(args)))
+    frames = played(args.env_id, 200)
     exact = load_encoder(args.encoder, precision="float32")(frames)
     with torch.no_grad():
         np.testing.assert_allclose(exact, vae(torch.from_numpy(frames)), atol=1e-4)

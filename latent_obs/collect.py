@@ -27,7 +27,7 @@ import numpy as np
 
 from latent_obs.dataset import FramesFolder
 from latent_obs.frames import FrameSpec, check_frame_space, frame_source, preprocess
-from latent_obs.policies import make_policy
+from latent_obs.policies import Policy, make_policy
 from latent_obs.progress import progress_bar, stop_on_signals
 from latent_obs.shards import Shard, ShardWriter, action_type, read_shard
 
@@ -258,7 +258,7 @@ def _collect_share(plan: _Plan, stop: threading.Event, report: Callable[[int], N
 def _collect_shard(
     writer: ShardWriter,
     env: gym.Env[Any, Any],
-    policy: Any,
+    policy: Policy,
     plan: _Plan,
     number: int,
     limit: int,

@@ -8,14 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, FrameSource, FrameSpec
+from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frames, FrameSource, FrameSpec
 from latent_obs.shards import ROW_GROUP, Shard, read_shard
-
-FrameBatch = npt.NDArray[np.uint8]  # (N, 64, 64, 3)
 
 
 class FramesFolder:
@@ -110,7 +107,7 @@ class FramesFolder:
                 break
         return [e for e in counts if e not in set(held_out)], held_out
 
-    def read(self, shard: Shard, group: int, episodes: Sequence[int] | None = None) -> FrameBatch:
+    def read(self, shard: Shard, group: int, episodes: Sequence[int] | None = None) -> Frames:
         """Read the frames of one row group, ``uint8`` of shape ``(N, 64, 64, 3)``.
 
         Args:
@@ -127,7 +124,7 @@ class FramesFolder:
         keep = np.isin(table["episode"].to_numpy(), np.asarray(episodes))
         return frames if keep.all() else frames[keep]
 
-    def load(self, episodes: Sequence[int] | None = None, limit: int | None = None) -> FrameBatch:
+    def load(self, episodes: Sequence[int] | None = None, limit: int | None = None) -> Frames:
         """Read frames into memory in order, ``uint8`` of shape ``(N, 64, 64, 3)``.
 
         Args:
@@ -142,7 +139,7 @@ class FramesFolder:
                 break
         return np.concatenate(parts)[:limit]
 
-    def sample(self, count: int, episodes: Sequence[int] | None = None, seed: int = 0) -> FrameBatch:
+    def sample(self, count: int, episodes: Sequence[int] | None = None, seed: int = 0) -> Frames:
         """Return up to ``count`` frames spread over the folder, in random order.
 
         Args:
@@ -169,7 +166,7 @@ class FramesFolder:
         seed: int = 0,
         buffer_frames: int = 50_000,
         skip: int = 0,
-    ) -> Iterator[FrameBatch]:
+    ) -> Iterator[Frames]:
         """Yield shuffled batches for ever, in bounded memory.
 
         Row groups are read in random order into a buffer, and batches are drawn from the
@@ -228,7 +225,7 @@ def _count(start: int) -> Iterator[int]:
         start += 1
 
 
-def _draw(rng: np.random.Generator, buffer: FrameBatch, filled: int, size: int) -> int:
+def _draw(rng: np.random.Generator, buffer: Frames, filled: int, size: int) -> int:
     """Move ``size`` random rows of ``buffer[:filled]`` to its end; return the rows before them."""
     chosen = rng.choice(filled, size, replace=False)
     rest = filled - size
@@ -241,7 +238,7 @@ def _draw(rng: np.random.Generator, buffer: FrameBatch, filled: int, size: int) 
     return rest
 
 
-def _as_frames(column: pa.ChunkedArray) -> FrameBatch:
+def _as_frames(column: pa.ChunkedArray) -> Frames:
     """View a ``fixed_size_binary[12288]`` column as frames, without a copy when it is one chunk."""
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     data = np.frombuffer(array.buffers()[1], np.uint8)

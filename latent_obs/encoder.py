@@ -15,22 +15,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from latent_obs.encoder_folder import (
     EncoderConfig,
+    Latents,
     Precision,
     Tensors,
     read_calibration,
     read_config,
     read_tensors,
 )
-from latent_obs.frames import FRAME_SHAPE, FrameSource, FrameSpec
+from latent_obs.frames import FRAME_SHAPE, Frames, FrameSource, FrameSpec
 
 Backend = Literal["openvino", "torch"]
 Device = Literal["cpu", "cuda"]
-Latents = npt.NDArray[np.float32]
-_Run = Callable[[npt.NDArray[np.uint8]], Latents]
+_Run = Callable[[Frames], Latents]
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -54,7 +53,7 @@ class Encoder:
         ref: str,
         config: EncoderConfig,
         tensors: Tensors,
-        calibration: npt.NDArray[np.uint8] | None,
+        calibration: Frames | None,
         options: dict[str, Any],
     ) -> None:
         self.ref, self.config, self._tensors, self._calibration = ref, config, tensors, calibration
@@ -91,7 +90,7 @@ class Encoder:
         defaults = {"precision": "auto", "num_threads": 1}
         return self.ref if options == defaults else {"ref": self.ref, **options}
 
-    def __call__(self, frames: npt.NDArray[np.uint8]) -> Latents:
+    def __call__(self, frames: Frames) -> Latents:
         """Encode frames.
 
         Args:
@@ -123,11 +122,14 @@ class Encoder:
         if self._run is None:
             from latent_obs import runtimes
 
-            arguments = (self.config.vae, self._tensors, self._calibration, self._wanted)
+            vae, tensors, wanted, threads = self.config.vae, self._tensors, self._wanted, self.num_threads
             if self.backend == "openvino":
-                self._run, self._precision = runtimes.compile_openvino(*arguments, self.num_threads, self.ref)
+                compiled = runtimes.compile_openvino(
+                    vae, tensors, self._calibration, wanted, threads, self.ref
+                )
             else:
-                self._run, self._precision = runtimes.compile_torch(*arguments, self.num_threads, self.device)
+                compiled = runtimes.compile_torch(vae, tensors, wanted, threads, self.device)
+            self._run, self._precision = compiled
             _compiled.add(self)
         return self._run
 

@@ -28,6 +28,10 @@ CALIBRATION_FRAMES = 64
 
 Precision = Literal["float32", "bfloat16", "int8"]
 Tensors = dict[str, npt.NDArray[np.float32]]
+Latents = npt.NDArray[np.float32]  # (N, latent_dim), or (latent_dim,) of one frame
+
+# Burda et al. (2016): a unit is active when the variance of its mean over the data exceeds this.
+ACTIVE_VARIANCE = 0.01
 
 
 @dataclass(frozen=True)

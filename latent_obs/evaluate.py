@@ -15,12 +15,9 @@ import torch
 
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder import Encoder, find_encoder, load_encoder
-from latent_obs.encoder_folder import EncoderConfig, read_config, read_tensors
+from latent_obs.encoder_folder import ACTIVE_VARIANCE, EncoderConfig, read_config, read_tensors
 from latent_obs.frames import FRAME_BYTES
 from latent_obs.vae import MIN_VARIANCE, VAE, gaussian_nll, terms
-
-# Burda et al. (2016): a unit is active when the variance of its mean over the data exceeds this.
-ACTIVE_VARIANCE = 0.01
 
 
 @dataclass(frozen=True)

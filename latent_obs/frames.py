@@ -22,7 +22,8 @@ try:
 except ImportError:  # it is optional: built only where there is a C compiler
     _area = None  # type: ignore[assignment]
 
-Frame = npt.NDArray[np.uint8]
+Frame = npt.NDArray[np.uint8]  # (64, 64, 3)
+Frames = npt.NDArray[np.uint8]  # (N, 64, 64, 3)
 
 FRAME_SHAPE = (64, 64, 3)
 FRAME_BYTES = 64 * 64 * 3

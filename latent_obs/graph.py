@@ -16,11 +16,8 @@ import numpy.typing as npt
 import openvino as ov
 from openvino import opset13 as ops
 
-from latent_obs.encoder_folder import Precision, Tensors, VAEConfig
-from latent_obs.frames import FRAME_SHAPE
-
-Frames = npt.NDArray[np.uint8]
-Latents = npt.NDArray[np.float32]
+from latent_obs.encoder_folder import Latents, Precision, Tensors, VAEConfig
+from latent_obs.frames import FRAME_SHAPE, Frames
 
 # A batch size that keeps coming back gets a graph of its own, which runs about a tenth faster
 # than one for any size; compiling it takes some 40 ms.

@@ -14,13 +14,11 @@ import torch
 
 from latent_obs.encoder_folder import EncoderConfig
 from latent_obs.evaluate import foreground_share, reconstruct, to_frames
-from latent_obs.frames import preprocess
+from latent_obs.frames import Frames, preprocess
 from latent_obs.vae import VAE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Frames = npt.NDArray[np.uint8]
 
 
 def liveliest(frames: Frames, count: int) -> Frames:

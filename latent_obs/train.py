@@ -22,6 +22,7 @@ import torch
 
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder_folder import (
+    ACTIVE_VARIANCE,
     CALIBRATION_FRAMES,
     EncoderConfig,
     VAEConfig,
@@ -59,7 +60,7 @@ class TrainConfig:
     """Adam's learning rate; falls to zero along a half cosine"""
     objective: Literal["calibrated", "sse"] = "calibrated"
     """calibrated: Gaussian decoder whose variance is the running mean squared error; sse: squared
-    error + KL as in World Models, which collapses on games with small objects"""
+    error + KL as in World Models, without emphasis, which collapses on games with small objects"""
     kl_weight: float = 1.0
     """weight of the KL term (beta); losses are in nats per frame"""
     kl_warmup: float = 0.2
@@ -246,20 +247,18 @@ class _Run:
                 generator=self.generator,
             )
         kl = parts.kl.sum(1).mean()
+        self._track_variances(parts.squared_error, parts.weighted_error)
         if config.objective == "sse":
-            reconstruction = parts.weighted_error.mean()
+            reconstruction = parts.squared_error.mean()
         else:
-            self._track_variances(parts.squared_error, parts.weighted_error)
             reconstruction = gaussian_nll(parts.weighted_error, self.weighted_variance).mean()
         loss = reconstruction + kl_weight * kl
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        if config.objective == "sse":
-            self._track_variances(parts.squared_error, parts.weighted_error)
         if not log:
             return None
-        active = (parts.mean.detach().var(0) > 0.01).sum()
+        active = (parts.mean.detach().var(0) > ACTIVE_VARIANCE).sum()
         return {
             "step": self.step,
             "loss": float(loss.detach()),

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from latent_obs.encoder import Latents
+from latent_obs.encoder_folder import Latents
 from latent_obs.frames import FRAME_SHAPE, frame_source, preprocess
 from latent_obs.wrappers import EncoderLike, latent_space, open_encoder, warn_of_other_source
 
@@ -101,8 +101,8 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
     ) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         live, done = self._entry(obs), np.logical_or(terminations, truncations)
         rows = self._rows(infos, len(live))
-        ended: npt.NDArray[np.intp] = np.flatnonzero(done & (self._autoreset == "SameStep"))
-        if len(ended):
+        ended: npt.NDArray[np.intp] = np.flatnonzero(done)
+        if len(ended) and self._autoreset == "SameStep":
             # Live and final observations go through the encoder as one batch.
             final = [self._entry(infos["final_obs"][i]) for i in ended]
             latents = self._encode([*live, *final])

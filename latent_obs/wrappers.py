@@ -10,7 +10,8 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.encoder import Encoder, Latents, load_encoder, resolve_auto
+from latent_obs.encoder import Encoder, load_encoder, resolve_auto
+from latent_obs.encoder_folder import Latents
 from latent_obs.frames import FrameSource, check_frame_space, frame_source, preprocess
 
 EncoderLike = str | Path | Encoder | Mapping[str, Any]

@@ -121,6 +121,13 @@ def test_an_unfinished_run_of_other_settings_is_not_continued(quick: TrainConfig
         train_vae(quick, progress=False)
 
 
+def test_sse_is_the_plain_squared_error(quick: TrainConfig) -> None:
+    """World Models' objective knows no emphasis."""
+    train_vae(replace(quick, objective="sse", steps=2), progress=False)
+    for row in history(quick.out):
+        assert row["reconstruction"] == row["squared_error"]
+
+
 def test_a_collapsed_encoder_is_announced(quick: TrainConfig) -> None:
     """The classic objective with a heavy KL term leaves nothing in the latent."""
     collapsing = replace(quick, objective="sse", kl_weight=1000.0, kl_warmup=0.0, steps=150)

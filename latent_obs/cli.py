@@ -133,7 +133,8 @@ def _train(config: TrainConfig) -> None:
     from latent_obs.train import train_vae
 
     result = train_vae(config)
-    _report(f"{config.out} on held-out episodes", result.metrics)
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, one speaks
+        _report(f"{config.out} on held-out episodes", result.metrics)
 
 
 def _evaluate(config: EvaluateConfig) -> None:

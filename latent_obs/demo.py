@@ -74,7 +74,8 @@ def run_demo(config: DemoConfig) -> None:
 
     console.rule("2/5  Train a VAE on them")
     # Imported when needed: workers and --help should not wait for torch.
-    from latent_obs.train import CHECKPOINT, TrainConfig, train_vae
+    from latent_obs.checkpoint import CHECKPOINT
+    from latent_obs.train import TrainConfig, train_vae
 
     train = TrainConfig(frames.path, folder / "encoder", steps=config.steps)
     finished = (train.out / "config.json").exists()  # by the same settings, else train_vae refuses

@@ -15,15 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 class Bar:
     """One line of progress with a rate and whatever else is worth watching."""
 
-    def __init__(self, progress: Progress, task: TaskID, unit: str, completed: int) -> None:
-        self._progress, self._task, self._unit = progress, task, unit
+    def __init__(self, progress: Progress, task: TaskID, unit: str, completed: int, scale: int) -> None:
+        self._progress, self._task, self._unit, self._scale = progress, task, unit, scale
         self._begun, self._before, self._done = time.monotonic(), completed, completed
         self._note = ""
 
     def advance(self, amount: int = 1) -> None:
         """Move the bar by ``amount``."""
         self._done += amount
-        rate = (self._done - self._before) / max(time.monotonic() - self._begun, 1e-9)
+        rate = self._scale * (self._done - self._before) / max(time.monotonic() - self._begun, 1e-9)
         note = f"{rate:,.0f} {self._unit}/s{self._note}"
         self._progress.update(self._task, advance=amount, note=note)
 
@@ -33,8 +33,13 @@ class Bar:
 
 
 @contextlib.contextmanager
-def progress_bar(name: str, total: int, unit: str, enabled: bool, completed: int = 0) -> Iterator[Bar]:
-    """Show a bar from ``completed`` to ``total``; nothing at all when not ``enabled``."""
+def progress_bar(
+    name: str, total: int, unit: str, enabled: bool, completed: int = 0, scale: int = 1
+) -> Iterator[Bar]:
+    """Show a bar from ``completed`` to ``total``; nothing at all when not ``enabled``.
+
+    Its rate is in ``unit`` a second, ``scale`` of which make one of what ``total`` counts.
+    """
     progress = Progress(
         TextColumn("{task.description:>9}"),
         BarColumn(bar_width=30),
@@ -45,9 +50,8 @@ def progress_bar(name: str, total: int, unit: str, enabled: bool, completed: int
         disable=not enabled,
     )
     with progress:
-        yield Bar(
-            progress, progress.add_task(name, total=total, completed=completed, note=""), unit, completed
-        )
+        task = progress.add_task(name, total=total, completed=completed, note="")
+        yield Bar(progress, task, unit, completed, scale)
 
 
 @contextlib.contextmanager

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
+import hashlib
 import math
 import platform
-import threading
-import time
 import warnings
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import safetensors
-import safetensors.torch
 import torch
 
+from latent_obs import __version__
+from latent_obs.checkpoint import CHECKPOINT
 from latent_obs.dataset import FramesFolder
+from latent_obs.encoder import find_encoder
 from latent_obs.encoder_folder import (
-    ACTIVE_VARIANCE,
     CALIBRATION_FRAMES,
     EncoderConfig,
     VAEConfig,
     read_config,
-    write_atomically,
     write_encoder_folder,
 )
 from latent_obs.evaluate import evaluate_vae, latent_statistics
-from latent_obs.progress import Bar, progress_bar, stop_on_signals
-from latent_obs.vae import MIN_VARIANCE, VAE, gaussian_nll, init_output_bias, terms
+from latent_obs.monitor import check_tensorboard
+from latent_obs.processes import has_fast_bfloat16, launch, make_fabric
+from latent_obs.progress import progress_bar, stop_on_signals
+from latent_obs.training_run import TrainingRun
 
-CHECKPOINT = "checkpoint.safetensors"
-CHECKPOINT_SECONDS = 30.0
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
 # Fewer active units than this means that the latent says next to nothing about the frame.
 COLLAPSED_BELOW = 2
 
@@ -48,6 +46,8 @@ class TrainConfig:
     """frames folder written by `latent-obs collect`"""
     out: Path = Path("encoder")
     """encoder folder to write; an unfinished run of the same settings is resumed"""
+    init_from: str | Path | None = None
+    """name or folder of an encoder of the same sizes whose weights to start from"""
     latent_dim: int = 32
     """size of the latent"""
     channels: tuple[int, ...] = (32, 64, 128)
@@ -61,33 +61,48 @@ class TrainConfig:
     objective: Literal["calibrated", "sse"] = "calibrated"
     """calibrated: Gaussian decoder whose variance is the running mean squared error; sse: squared
     error + KL as in World Models, without emphasis, which collapses on games with small objects"""
-    kl_weight: float = 1.0
-    """weight of the KL term (beta); losses are in nats per frame"""
+    beta: float = 1.0
+    """weight of the KL term; losses are in nats per frame"""
     kl_warmup: float = 0.2
-    """fraction of the steps over which the KL weight rises from zero"""
+    """fraction of the steps over which beta rises from zero"""
+    free_bits: float = 0.0
+    """nats that each latent dimension may say for nothing (Kingma et al. 2016), against collapse"""
     foreground_weight: float = 20.0
     """extra weight of pixels that differ from the median frame, so that small objects survive"""
     validation: float = 0.1
     """fraction of the frames held out, by whole episodes"""
+    evaluate_every: int = 500
+    """steps between evaluations on held-out frames; each takes about 2% of the time of those steps"""
+    patience: int = 0
+    """stop after this many evaluations without a better held-out loss and keep the best state; 0: never"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 trains faster where the hardware has it; auto takes it there"""
     seed: int = 0
     """seed of weights, batches and noise"""
+    devices: int = 1
+    """processes on this machine, one a GPU if there are any; they share each batch"""
+    num_nodes: int = 1
+    """machines; torchrun sets this and the one before by itself"""
+    tensorboard: bool = False
+    """write TensorBoard event files to `out`/tensorboard as well"""
     overwrite: bool = False
     """replace whatever encoder is in `out`"""
 
     def __post_init__(self) -> None:
         VAEConfig(self.latent_dim, tuple(self.channels))
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "evaluate_every", "devices", "num_nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("kl_weight", "kl_warmup", "foreground_weight"):
+        for name in ("beta", "kl_warmup", "free_bits", "foreground_weight", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must be between 0 and 1, got {self.learning_rate}.")
         if not 0 < self.validation < 1:
-            raise ValueError(f"validation must be between 0 and 1, got {self.validation}.")
+            raise ValueError(
+                f"validation must be between 0 and 1, got {self.validation}: without held-out episodes "
+                "nobody could tell what the encoder has learned from what it has memorised."
+            )
 
     @property
     def vae(self) -> VAEConfig:
@@ -95,10 +110,11 @@ class TrainConfig:
         return VAEConfig(self.latent_dim, tuple(self.channels))
 
     def to_json(self) -> dict[str, Any]:
-        """Return what identifies a run; where it lies and whether it overwrites do not."""
+        """Return what identifies a run; where it lies and which machines run it do not."""
         fields = asdict(self)
-        for name in ("data", "out", "overwrite"):
+        for name in ("data", "out", "devices", "num_nodes", "tensorboard", "overwrite"):
             del fields[name]
+        fields["init_from"] = None if self.init_from is None else str(self.init_from)
         return {**fields, "channels": list(self.channels)}
 
 
@@ -108,6 +124,10 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     A checkpoint is written about twice a minute and after Ctrl-C; the same call resumes from
     it. A finished encoder of the same settings and data is kept as it is.
 
+    With several ``devices`` or under ``torchrun`` each batch is shared out between processes, which
+    take the same steps as one process would. All of them read ``config.data``; the first one alone
+    writes ``config.out``.
+
     Args:
         config: Data, networks, objective and optimiser.
         progress: Show a progress bar on standard error.
@@ -116,9 +136,12 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
         The content of the folder's ``config.json``, with the metrics on held-out episodes.
 
     Raises:
-        FileNotFoundError: If there are no frames.
-        ValueError: If the frames cannot be split by episode, or ``out`` holds another encoder.
-        FloatingPointError: If the loss stops being finite; the last checkpoint stays.
+        FileNotFoundError: If there are no frames, or no encoder to start from.
+        ValueError: If the frames cannot be split by episode, the encoder to start from does not
+            fit, or ``out`` holds another encoder.
+        ImportError: If ``tensorboard`` is asked for and missing.
+        FloatingPointError: If the loss or its gradient stops being finite; the state before that
+            step stays in the checkpoint.
 
     Warns:
         RuntimeWarning: If the encoder collapsed: hardly any latent dimension is active.
@@ -129,8 +152,10 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
         VAEConfig(latent_dim=16, channels=(32, 64, 128))
     """
     folder = FramesFolder(config.data)
-    train, held_out = folder.split(config.validation, config.seed)
-    identity = {"config": config.to_json(), "data": folder.identity}
+    folder.split(config.validation, config.seed)  # refuses what it cannot split before more is done
+    identity = {"config": config.to_json(), "data": folder.identity, "init_from": _check_init(config, folder)}
+    if config.tensorboard:
+        check_tensorboard()
     if not config.overwrite and (config.out / "config.json").exists():
         finished = read_config(config.out)
         if finished.provenance.get("run") == identity:
@@ -139,203 +164,102 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
             f"{config.out} already holds an encoder trained with other settings or frames. "
             "Choose another --out, or --overwrite it."
         )
+    precision = config.precision
+    if precision == "auto":
+        precision = "bfloat16" if has_fast_bfloat16() else "float32"
+    fabric = make_fabric(config.devices, config.num_nodes, precision)
     config.out.mkdir(parents=True, exist_ok=True)
-    run = _Run(config, folder, train, identity)
-    with progress_bar("train", config.steps, "steps", progress, run.step) as bar, stop_on_signals() as stop:
-        run.train(bar, stop)
-    run.save_checkpoint()  # also when it is done: what follows may be interrupted too
-    if stop.is_set():
+    result = launch(fabric, _train, config, folder, identity, progress)
+    if result is None:
         raise KeyboardInterrupt
-
-    vae = run.vae.eval().requires_grad_(False)
-    result = EncoderConfig(
-        frame_spec=folder.frame_spec,
-        vae=config.vae,
-        latents=latent_statistics(vae, folder.sample(4096, train, config.seed)),
-        source=folder.source,
-        provenance={
-            "run": identity,
-            "seconds": round(run.seconds, 1),
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {run.precision}",
-            "libraries": {"torch": torch.__version__, "numpy": np.__version__},
-        },
-        metrics=evaluate_vae(vae, folder.sample(4096, held_out, config.seed)),
-    )
-    collapsed = result.metrics["active_units"] < COLLAPSED_BELOW
-    result.metrics["collapsed"] = collapsed
-    write_atomically(config.out / "history.csv", run.history_csv().encode())
-    calibration = folder.sample(CALIBRATION_FRAMES, train, config.seed)
-    write_encoder_folder(config.out, result, vae.tensors(), calibration)
-    (config.out / CHECKPOINT).unlink(missing_ok=True)
-    if collapsed:
+    if result.metrics["collapsed"] and fabric.is_global_zero:
         warnings.warn(
             f"POSTERIOR COLLAPSE: the encoder {config.out} has {result.metrics['active_units']} active "
             f"units of {config.latent_dim}, so its latents say next to nothing about the frame. Use "
-            "--objective calibrated, train longer, or lower --kl-weight.",
+            "--objective calibrated, train longer, lower --beta or raise --free-bits.",
             RuntimeWarning,
             stacklevel=2,
         )
     return result
 
 
-class _Run:
-    """A training run: everything that a checkpoint has to hold."""
-
-    def __init__(
-        self, config: TrainConfig, folder: FramesFolder, episodes: list[int], identity: dict[str, Any]
-    ) -> None:
-        self.config, self.folder, self.episodes, self.identity = config, folder, episodes, identity
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.precision = config.precision
-        if config.precision == "auto":
-            self.precision = "bfloat16" if _has_fast_bfloat16(self.device) else "float32"
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            self.vae = VAE(config.vae)
-        sample = folder.sample(1024, episodes, config.seed)
-        init_output_bias(self.vae, sample)
-        self.median = torch.from_numpy(np.median(sample, 0).astype(np.uint8)).to(self.device)
-        # Oblivious to the order of memory, but convolutions are faster in this one.
-        self.vae.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)
-        self.weighted_variance = torch.tensor(0.0, device=self.device)
-        self.step, self.seconds = 0, 0.0
-        self.history: list[dict[str, float]] = []
-        if (config.out / CHECKPOINT).exists():
-            self._load_checkpoint()
-
-    def train(self, bar: Bar, stop: threading.Event) -> None:
-        """Take the remaining steps, or those until ``stop`` is set."""
-        config = self.config
-        batches = self.folder.batches(config.batch_size, self.episodes, seed=config.seed, skip=self.step)
-        saved = begun = time.monotonic()
-        spent = self.seconds
-        while self.step < config.steps and not stop.is_set():
-            frames = torch.from_numpy(next(batches)).to(self.device)
-            log = self.step % 50 == 0 or self.step == config.steps - 1
-            row = self._take_step(frames, log)
-            self.step += 1
-            self.seconds = spent + time.monotonic() - begun
-            if row is not None:
-                if not math.isfinite(row["loss"]):
-                    raise FloatingPointError(
-                        f"The loss became {row['loss']} at step {self.step}; the last checkpoint in "
-                        f"{config.out} is kept. Lower --learning-rate or use --precision float32."
-                    )
-                self.history.append(row)
-                bar.note(f"loss {row['loss']:,.0f}  KL {row['kl']:.1f}  active {row['active_units']:.0f}")
-            bar.advance()
-            if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                self.save_checkpoint()
-                saved = time.monotonic()
-
-    def _take_step(self, frames: torch.Tensor, log: bool) -> dict[str, float] | None:
-        config, vae = self.config, self.vae
-        rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        warmup = config.kl_warmup * config.steps
-        kl_weight = config.kl_weight * (min(1.0, self.step / warmup) if warmup else 1.0)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
-            parts = terms(
-                vae,
-                frames,
-                median=self.median,
-                foreground_weight=config.foreground_weight,
-                generator=self.generator,
-            )
-        kl = parts.kl.sum(1).mean()
-        self._track_variances(parts.squared_error, parts.weighted_error)
-        if config.objective == "sse":
-            reconstruction = parts.squared_error.mean()
-        else:
-            reconstruction = gaussian_nll(parts.weighted_error, self.weighted_variance).mean()
-        loss = reconstruction + kl_weight * kl
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        if not log:
-            return None
-        active = (parts.mean.detach().var(0) > ACTIVE_VARIANCE).sum()
-        return {
-            "step": self.step,
-            "loss": float(loss.detach()),
-            "reconstruction": float(reconstruction.detach()),
-            "kl": float(kl.detach()),
-            "kl_weight": kl_weight,
-            "active_units": float(active),
-            "squared_error": float(parts.squared_error.detach().mean()),
-            "learning_rate": rate,
-        }
-
-    @torch.no_grad()
-    def _track_variances(self, squared: torch.Tensor, weighted: torch.Tensor) -> None:
-        """Move the decoder variances towards this batch's optimum, the mean squared error."""
-        pixels = 64 * 64 * 3
-        keep = min(0.98, self.step / (self.step + 1))  # a plain mean at first
-        for variance, error in ((self.vae.decoder_variance, squared), (self.weighted_variance, weighted)):
-            variance.mul_(keep).add_((1 - keep) * error.mean() / pixels).clamp_(min=MIN_VARIANCE)
-
-    def save_checkpoint(self) -> None:
-        """Write everything needed to go on, atomically and without pickle."""
-        tensors = {f"vae.{k}": v.contiguous() for k, v in self.vae.state_dict().items()}
-        names = [name for name, _ in self.vae.named_parameters()]
-        for index, state in self.optimizer.state_dict()["state"].items():
-            for key, value in state.items():
-                tensors[f"adam.{names[index]}.{key}"] = value.contiguous()
-        tensors["weighted_variance"] = self.weighted_variance
-        tensors["generator"] = self.generator.get_state()
-        metadata = {
-            "run": json.dumps(self.identity),
-            "step": str(self.step),
-            "seconds": str(self.seconds),
-            "history": json.dumps(self.history),
-        }
-        write_atomically(self.config.out / CHECKPOINT, safetensors.torch.save(tensors, metadata))
-
-    def _load_checkpoint(self) -> None:
-        path = self.config.out / CHECKPOINT
-        try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged ({error}); delete it to start again.") from error
-        if json.loads(metadata["run"]) != self.identity:
-            if self.config.overwrite:
-                return
-            raise ValueError(
-                f"{self.config.out} holds an unfinished run with other settings or frames. Repeat its "
-                "command to finish it, choose another --out, or --overwrite it."
-            )
-        own = [k for k in tensors if k.startswith("vae.")]
-        self.vae.load_state_dict({k[4:]: tensors[k] for k in own})
-        state = self.optimizer.state_dict()
-        for index, (name, parameter) in enumerate(self.vae.named_parameters()):
-            # The fused optimiser walks through memory, so moments must lie as their parameter does.
-            moments = {
-                key: torch.empty_like(parameter).copy_(tensors[f"adam.{name}.{key}"])
-                for key in ("exp_avg", "exp_avg_sq")
-            }
-            state["state"][index] = {"step": tensors[f"adam.{name}.step"], **moments}
-        self.optimizer.load_state_dict(state)
-        self.weighted_variance.copy_(tensors["weighted_variance"])
-        self.generator.set_state(tensors["generator"].cpu())
-        self.step, self.seconds = int(metadata["step"]), float(metadata["seconds"])
-        self.history = json.loads(metadata["history"])
-
-    def history_csv(self) -> str:
-        """Return the logged steps as CSV."""
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(self.history[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" for k, v in row.items()} for row in self.history)
-        return out.getvalue()
+def _train(
+    fabric: Fabric, config: TrainConfig, folder: FramesFolder, identity: dict[str, Any], progress: bool
+) -> EncoderConfig | None:
+    """Train in one of the processes; ``None`` when it was told to stop."""
+    run = TrainingRun(fabric, config, folder, identity)
+    shown = progress and fabric.is_global_zero
+    bar_of = progress_bar("train", config.steps, "frames", shown, run.step, config.batch_size)
+    with bar_of as bar, stop_on_signals() as stop:
+        stopped = run.train(bar, stop)
+    run.save_checkpoint()  # also when it is done: what follows may be interrupted too
+    if stopped:
+        return None
+    finished = _write_encoder(run, config) if fabric.is_global_zero else None
+    return fabric.broadcast(finished)
 
 
-def _has_fast_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def _write_encoder(run: TrainingRun, config: TrainConfig) -> EncoderConfig:
+    """Measure the encoder on held-out episodes and write its folder."""
+    folder = run.folder
+    assert run.monitor is not None
+    if run.best:
+        run.vae.load_state_dict(run.best)
+    vae = run.vae.eval().requires_grad_(False)
+    metrics = evaluate_vae(vae, folder.sample(4096, run.held_out_episodes, config.seed))
+    metrics["collapsed"] = metrics["active_units"] < COLLAPSED_BELOW
+    device = run.fabric.device.type
+    result = EncoderConfig(
+        frame_spec=folder.frame_spec,
+        vae=config.vae,
+        latents=latent_statistics(vae, folder.sample(4096, run.episodes, config.seed)),
+        source=folder.source,
+        provenance={
+            "run": run.identity,
+            "steps": run.step,
+            "kept_step": run.best_step if run.best else run.step,
+            "collapsed": metrics["collapsed"],
+            "seconds": round(run.seconds, 1),
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": f"{platform.machine()}, {device}, {torch.get_num_threads()} threads",
+            "processes": run.fabric.world_size,
+            "precision": run.precision,
+            "libraries": {
+                "latent_obs": __version__,
+                **{name: version(name) for name in ("torch", "lightning-fabric", "numpy")},
+            },
+        },
+        metrics=metrics,
+    )
+    run.monitor.write_history()
+    run.monitor.close()
+    calibration = folder.sample(CALIBRATION_FRAMES, run.episodes, config.seed)
+    write_encoder_folder(config.out, result, vae.tensors(), calibration)
+    (config.out / CHECKPOINT).unlink(missing_ok=True)
+    return result
+
+
+def _check_init(config: TrainConfig, folder: FramesFolder) -> str | None:
+    """Check that the encoder to start from fits, and return the SHA-256 of its weights.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If its networks have other sizes, or its frames were made in another way.
+    """
+    if config.init_from is None:
+        return None
+    path = find_encoder(config.init_from)[1]
+    start = read_config(path)
+    if start.vae != config.vae:
+        channels = " ".join(map(str, start.vae.channels))
+        raise ValueError(
+            f"The encoder {config.init_from} has latent_dim {start.vae.latent_dim} and channels "
+            f"{start.vae.channels}; this run has {config.latent_dim} and {config.vae.channels}. To start "
+            f"from it: --latent-dim {start.vae.latent_dim} --channels {channels}"
+        )
+    if start.frame_spec != folder.frame_spec:
+        raise ValueError(
+            f"The encoder {config.init_from} takes frames made with {start.frame_spec}, those in "
+            f"{folder.path} were made with {folder.frame_spec}. Collect frames for it with the same crop."
+        )
+    return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import os
 import signal
 import subprocess
@@ -10,14 +11,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import safetensors
 
+from latent_obs.checkpoint import CHECKPOINT
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder import load_encoder
 from latent_obs.encoder_folder import read_config, read_tensors
 from latent_obs.evaluate import load_vae, reconstruct
-from latent_obs.train import CHECKPOINT, TrainConfig, train_vae
+from latent_obs.frames import FrameSpec
+from latent_obs.train import TrainConfig, train_vae
+from latent_obs.training_run import HELD_OUT, TrainingRun
+from tests.conftest import save_encoder
 
 # A test that takes a few steps may well end collapsed; that this is announced has its own test.
 pytestmark = pytest.mark.filterwarnings("ignore:.*(COLLAPSE|collapsed in training)")
@@ -48,6 +55,7 @@ def test_training_improves_the_objective_and_writes_a_whole_encoder(quick: Train
         "config.json",
         "history.csv",
         "model.safetensors",
+        "reconstructions.png",
     ]
     assert read_config(quick.out) == result
     assert result.provenance["run"]["config"]["steps"] == 150
@@ -79,8 +87,9 @@ def test_an_interrupted_run_resumes_to_the_same_weights(
     train_vae(straight, progress=False)
     command = f"""
 import latent_obs.train as t
+import latent_obs.training_run
 from pathlib import Path
-t.CHECKPOINT_SECONDS = 0.2
+latent_obs.training_run.CHECKPOINT_SECONDS = 0.2
 t.train_vae(t.TrainConfig(Path({str(config.data)!r}), Path({str(config.out)!r}), steps=400,
     channels=(8, 8), batch_size=32, precision="float32"), progress=False)
 """
@@ -94,7 +103,7 @@ t.train_vae(t.TrainConfig(Path({str(config.data)!r}), Path({str(config.out)!r}),
     train_vae(config, progress=False)
     a, b = tensors(config.out), tensors(straight.out)
     assert all(np.array_equal(a[name], b[name]) for name in a)
-    assert history(config.out) == history(straight.out)
+    assert (config.out / "history.csv").read_text() == (straight.out / "history.csv").read_text()
     assert not (config.out / CHECKPOINT).exists()
 
 
@@ -130,12 +139,151 @@ def test_sse_is_the_plain_squared_error(quick: TrainConfig) -> None:
 
 def test_a_collapsed_encoder_is_announced(quick: TrainConfig) -> None:
     """The classic objective with a heavy KL term leaves nothing in the latent."""
-    collapsing = replace(quick, objective="sse", kl_weight=1000.0, kl_warmup=0.0, steps=150)
+    collapsing = replace(quick, objective="sse", beta=1000.0, kl_warmup=0.0, steps=150)
     with pytest.warns(RuntimeWarning, match="POSTERIOR COLLAPSE"):
         result = train_vae(collapsing, progress=False)
     assert result.metrics["active_units"] == 0
+    assert result.metrics["collapsed"]
+    assert result.provenance["collapsed"]
     with pytest.warns(RuntimeWarning, match="collapsed in training"):
         load_encoder(quick.out)
+
+
+def test_the_calibrated_objective_is_the_entropy_of_its_variance(quick: TrainConfig) -> None:
+    """At the variance's optimum the Gaussian costs (log(2 pi variance) + 1) / 2 nats a value."""
+    train_vae(replace(quick, foreground_weight=0.0, steps=1), progress=False)
+    row = history(quick.out)[0]
+    levels = row["squared_error"] / 12288 * 255**2
+    assert row["reconstruction"] == pytest.approx(6144 * (math.log(2 * math.pi * levels) + 1), rel=1e-4)
+
+
+def test_beta_warms_up_and_weighs_the_kl(quick: TrainConfig) -> None:
+    train_vae(replace(quick, beta=4.0, kl_warmup=0.5, steps=10, evaluate_every=1), progress=False)
+    rows = history(quick.out)
+    assert [row["beta"] for row in rows] == pytest.approx([4 * min(1, step / 5) for step in range(10)])
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["reconstruction"] + row["beta"] * row["kl"], rel=1e-5)
+        held_out = row["held_out_reconstruction"] + 4 * row["held_out_kl"]
+        assert row["held_out_loss"] == pytest.approx(held_out, rel=1e-5)
+
+
+def test_free_bits_charge_every_dimension_its_floor(quick: TrainConfig) -> None:
+    """Before training every dimension says less than 3 nats, so the 32 of them cost 96."""
+    train_vae(replace(quick, free_bits=3.0, kl_warmup=0.0, steps=1), progress=False)
+    row = history(quick.out)[0]
+    assert row["kl"] < 10
+    assert row["loss"] == pytest.approx(row["reconstruction"] + 96, rel=1e-5)
+
+
+def test_early_stopping_keeps_the_best_state(quick: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = iter([5.0, 3.0, 4.0, 4.0, 4.0])
+    seen: list[Any] = []
+
+    def scripted(run: TrainingRun) -> dict[str, float]:
+        seen.append(run.vae.tensors())
+        return dict.fromkeys(HELD_OUT, next(losses))
+
+    monkeypatch.setattr(TrainingRun, "_evaluate", scripted)
+    result = train_vae(replace(quick, patience=3, evaluate_every=2), progress=False)
+    assert (result.provenance["steps"], result.provenance["kept_step"]) == (10, 4)
+    kept = tensors(quick.out)
+    assert all(np.array_equal(kept[name], seen[1][name]) for name in kept)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_nan_stops_training_and_the_state_before_it_is_kept(
+    quick: TrainConfig, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, straight = replace(quick, steps=6), replace(quick, steps=6, out=tmp_path / "straight")
+    train_vae(straight, progress=False)
+    backward, compute = TrainingRun._backward, TrainingRun._terms
+
+    def poisoned_gradient(run: TrainingRun, *arguments: Any) -> None:
+        backward(run, *arguments)
+        if run.step == 3:
+            run.vae.output_bias.grad[0, 0, 0] = math.inf  # type: ignore[index]
+
+    def poisoned_loss(run: TrainingRun, *arguments: Any) -> Any:
+        parts = compute(run, *arguments)
+        return replace(parts, weighted_error=parts.weighted_error * math.nan) if run.step == 3 else parts
+
+    with monkeypatch.context() as patch:
+        if where == "loss":
+            patch.setattr(TrainingRun, "_terms", poisoned_loss)
+        else:
+            patch.setattr(TrainingRun, "_backward", poisoned_gradient)
+        with pytest.raises(FloatingPointError, match="at step 4; the state before it is kept"):
+            train_vae(config, progress=False)
+    with safetensors.safe_open(config.out / CHECKPOINT, framework="np") as file:
+        saved = {name: file.get_tensor(name) for name in file.keys()}
+    assert all(np.isfinite(tensor).all() for tensor in saved.values())
+    train_vae(config, progress=False)
+    a, b = tensors(config.out), tensors(straight.out)
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_fine_tuning_starts_from_the_weights_of_an_encoder(quick: TrainConfig) -> None:
+    train_vae(quick, progress=False)
+    tuned = replace(quick, init_from=quick.out, out=quick.out.with_name("tuned"), steps=1, learning_rate=1e-9)
+    result = train_vae(tuned, progress=False)
+    before, after = tensors(quick.out), tensors(tuned.out)
+    np.testing.assert_allclose(after["mean.weight"], before["mean.weight"], atol=1e-7)
+    assert result.provenance["run"]["init_from"] is not None
+
+
+def test_an_encoder_that_does_not_fit_is_no_start(quick: TrainConfig, encoder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--channels 4 8$"):
+        train_vae(replace(quick, init_from=encoder), progress=False)
+    cropped = save_encoder(tmp_path / "cropped", frame_spec=FrameSpec(crop=(34, 194, 0, 160)))
+    with pytest.raises(ValueError, match="same crop"):
+        train_vae(replace(quick, init_from=cropped, channels=(4, 8)), progress=False)
+    with pytest.raises(FileNotFoundError, match="no encoder"):
+        train_vae(replace(quick, init_from=tmp_path / "none"), progress=False)
+    assert not quick.out.exists()
+
+
+def test_it_can_be_watched(quick: TrainConfig) -> None:
+    """Held-out loss and pictures while it lasts; the same in TensorBoard's event files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_vae(replace(quick, steps=6, evaluate_every=3, tensorboard=True), progress=False)
+    rows = history(quick.out)
+    assert [row["step"] for row in rows if not math.isnan(row["held_out_loss"])] == [3, 6]
+    picture = cv2.imread(str(quick.out / "reconstructions.png"))
+    assert picture is not None
+    assert picture.shape == (2 * 132, 12 * 132, 3)
+    events = EventAccumulator(str(quick.out / "tensorboard")).Reload()
+    scalars = {event.step: event.value for event in events.Scalars("held_out_loss")}
+    assert scalars == pytest.approx({3: rows[1]["held_out_loss"], 6: rows[2]["held_out_loss"]}, rel=1e-5)
+    assert [event.step for event in events.Images("reconstructions")] == [3, 6]
+
+
+@pytest.mark.parametrize("how", ["spawn", "torchrun"])
+def test_two_processes_take_the_steps_of_one(quick: TrainConfig, how: str) -> None:
+    """Batches of 31, so that the shares differ."""
+    one = replace(quick, steps=12, batch_size=31, evaluate_every=4)
+    two = replace(one, out=quick.out.with_name("two"), devices=2)
+    train_vae(one, progress=False)
+    if how == "spawn":
+        result = train_vae(two, progress=False)
+    else:
+        options = f"{two.data} --out {two.out} --steps 12 --batch-size 31 --evaluate-every 4 --channels 8 8"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [*torchrun, "-m", "latent_obs", "train", *options.split(), "--precision", "float32"]
+        subprocess.run(command, check=True, capture_output=True)
+        result = read_config(two.out)
+    assert result.provenance["processes"] == 2
+    for a, b in zip(history(one.out), history(two.out), strict=True):
+        assert a == pytest.approx(b, rel=1e-4, nan_ok=True)
+    a, b = tensors(one.out), tensors(two.out)
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], atol=1e-4)
+
+
+def test_processes_report_their_errors(quick: TrainConfig) -> None:
+    """An error in a process that Fabric started arrives as itself."""
+    with pytest.raises(FloatingPointError, match="Lower --learning-rate"):
+        train_vae(replace(quick, foreground_weight=1e38, devices=2), progress=False)
 
 
 def test_a_loss_that_is_not_finite_stops_training(quick: TrainConfig) -> None:
@@ -167,7 +315,17 @@ def test_decoding_resembles_the_frame_more_than_another_frame(
 
 @pytest.mark.parametrize(
     "fields",
-    [{"steps": 0}, {"learning_rate": 0.0}, {"kl_weight": -1.0}, {"validation": 1.0}, {"channels": ()}],
+    [
+        {"steps": 0},
+        {"learning_rate": 0.0},
+        {"beta": -1.0},
+        {"free_bits": -1.0},
+        {"validation": 0.0},
+        {"validation": 1.0},
+        {"channels": ()},
+        {"patience": -1},
+        {"devices": 0},
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must"):

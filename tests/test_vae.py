@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latent_obs.encoder_folder import VAEConfig
-from latent_obs.vae import EMPHASIS_SHARE, VAE, gaussian_nll, init_output_bias, terms
+from latent_obs.vae import EMPHASIS_SHARE, VAE, floored_kl, gaussian_nll, init_output_bias, terms
 from tests.conftest import TINY_VAE, random_tensors
 
 
@@ -68,6 +68,30 @@ def test_foreground_pixels_weigh_more_up_to_a_bound(frames: Any) -> None:
     extra = [0.0, 20 * error[1, 10:12, 20:24].sum(), 20 * EMPHASIS_SHARE * error[2].sum()]
     np.testing.assert_allclose(parts.weighted_error, error.sum((1, 2, 3)) + extra, rtol=1e-4)
     np.testing.assert_allclose(parts.squared_error, error.sum((1, 2, 3)), rtol=1e-4)
+
+
+def test_free_bits_take_the_gradient_of_what_lies_below_the_floor() -> None:
+    """Dimensions of 0.2 and 3 nats on average, a floor of 0.5: 3.5 nats, and only the second gives way."""
+    kl = torch.tensor([[0.1, 2.0], [0.3, 4.0]])
+    total, charged = floored_kl(kl.mean(0), 0.5)
+    assert total == pytest.approx(3.5)
+    assert charged.tolist() == [0, 1]
+    assert floored_kl(kl.mean(0), 0.0)[0] == pytest.approx(3.2)
+
+
+def test_the_decoder_is_that_of_torchs_own_layers() -> None:
+    """Output and gradients of the layers whose bias is added apart."""
+    ours = VAE.from_tensors(TINY_VAE, random_tensors(TINY_VAE)).requires_grad_(True)
+    layer = ours.decoder.get_submodule("conv0")
+    plain = torch.nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1)
+    plain.load_state_dict(layer.state_dict())
+    features = torch.randn(3, 8, 16, 16)
+    weights = torch.randn(3, 4, 32, 32)
+    torch.testing.assert_close(layer(features), plain(features), rtol=1e-5, atol=1e-5)
+    for module in (layer, plain):
+        (module(features) * weights).sum().backward()
+    for a, b in zip(layer.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-3)
 
 
 def test_an_untrained_decoder_shows_the_mean_frame(frames: Any) -> None:

@@ -1,0 +1,126 @@
+"""The processes that train together: started by Lightning Fabric, or by torchrun or SLURM before us."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+T = TypeVar("T")
+
+
+def make_fabric(devices: int, num_nodes: int, precision: Literal["float32", "bfloat16"]) -> Fabric:
+    """Set up Fabric for the GPUs of this machine or, where there are none, for processes on its CPU.
+
+    Args:
+        devices: Processes on this machine, one a GPU; what torchrun started takes precedence.
+        num_nodes: Machines.
+        precision: bfloat16 computes in it where that is safe; weights stay float32.
+
+    Raises:
+        ValueError: If there are fewer GPUs than ``devices``.
+    """
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+    cuda = torch.cuda.is_available()
+    started = TorchElasticEnvironment.detect()
+    if started:
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // devices
+    if cuda and devices > torch.cuda.device_count():
+        raise ValueError(f"There are {torch.cuda.device_count()} GPUs, fewer than --devices {devices}.")
+    strategy = "auto"
+    if devices * num_nodes > 1:
+        strategy = "ddp" if started or SLURMEnvironment.detect() else "ddp_spawn"
+    return Fabric(
+        accelerator="cuda" if cuda else "cpu",
+        devices=devices,
+        num_nodes=num_nodes,
+        strategy=strategy,
+        precision="bf16-mixed" if precision == "bfloat16" else "32-true",
+    )
+
+
+def launch(fabric: Fabric, function: Callable[..., T], *arguments: Any) -> T:
+    """Call ``function(fabric, *arguments)`` in every process and return what the first one returns.
+
+    Args:
+        fabric: From :func:`make_fabric`.
+        function: A module's function; it and its arguments travel by pickle where Fabric starts
+            the processes.
+        arguments: Passed on.
+
+    Raises:
+        Exception: Whatever ``function`` raised, as if it had run here.
+    """
+    from lightning_fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
+    if not isinstance(fabric.strategy.launcher, _MultiProcessingLauncher):
+        result: T = fabric.launch(function, *arguments)
+        return result
+    # Our children stop when told to and say so; here the signals only have to reach them.
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {s: signal.signal(s, _tell_children) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        # Fabric looks into data classes on their way, and refuses frozen ones: it gets a function and bytes.
+        outcome = pickle.loads(fabric.launch(partial(_call, function, arguments)))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if isinstance(outcome, Exception):
+        raise outcome
+    returned: T = outcome
+    return returned
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...], fabric: Fabric) -> bytes:
+    """Return an error rather than raise it: across processes only its printed traceback would survive."""
+    try:
+        outcome = function(fabric, *arguments)
+    except Exception as error:
+        outcome = error
+    return pickle.dumps(outcome)
+
+
+def _tell_children(*_: Any) -> None:
+    for child in multiprocessing.active_children():
+        child.terminate()
+
+
+def sum_over_processes(fabric: Fabric, tensors: list[torch.Tensor]) -> None:
+    """Replace each tensor by its sum over all processes, in one exchange."""
+    if fabric.world_size == 1:
+        return
+    summed = fabric.all_reduce(torch.cat([tensor.flatten() for tensor in tensors]), reduce_op="sum")
+    assert isinstance(summed, torch.Tensor)
+    parts = torch.split(summed, [tensor.numel() for tensor in tensors])
+    for tensor, part in zip(tensors, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def share(fabric: Fabric, total: int) -> slice:
+    """Return the rows of a batch of ``total`` that this process takes."""
+    rank, size = fabric.global_rank, fabric.world_size
+    return slice(total * rank // size, total * (rank + 1) // size)
+
+
+def has_fast_bfloat16() -> bool:
+    """Say whether the device that trains computes in bfloat16 faster than in float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # oneDNN emulates it on any CPU with AVX-512, slower than float32.
+    native = [getattr(torch.cpu, f"_is_{what}_supported", None) for what in ("avx512_bf16", "amx_tile")]
+    return any(check is not None and check() for check in native)

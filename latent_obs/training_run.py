@@ -1,0 +1,303 @@
+"""The steps of a training run, in one process or shared out between several."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from latent_obs.checkpoint import (
+    CHECKPOINT,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
+from latent_obs.dataset import FramesFolder
+from latent_obs.encoder_folder import ACTIVE_VARIANCE
+from latent_obs.evaluate import load_vae, reconstruct
+from latent_obs.monitor import Monitor, Row
+from latent_obs.processes import share, sum_over_processes
+from latent_obs.progress import Bar
+from latent_obs.vae import MIN_VARIANCE, VAE, Terms, floored_kl, gaussian_nll, init_output_bias, terms
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from latent_obs.train import TrainConfig
+
+CHECKPOINT_SECONDS = 30.0
+LOG_EVERY = 50
+PICTURE_FRAMES = 12
+HELD_OUT = ("held_out_loss", "held_out_reconstruction", "held_out_kl", "held_out_active_units")
+_PROGRESS = ("step", "seconds", "best_loss", "best_step", "waited")
+
+
+class TrainingRun:
+    """A training run: everything that a checkpoint has to hold, and the steps.
+
+    Each process has one. They hold the same weights, take their share of every batch and agree on
+    what concerns all of it, so that two processes take the steps that one would.
+
+    Args:
+        fabric: The processes.
+        config: Settings of the run.
+        folder: Frames to train on.
+        identity: What tells the run from others.
+
+    Attributes:
+        vae: The model as it is now.
+        step: Optimiser steps taken.
+        seconds: Time that they took.
+        best: State of the lowest held-out loss, when there is ``patience``; else empty.
+        best_step: Steps taken to reach it.
+        monitor: What the run shows of itself, in the first process.
+
+    Raises:
+        ValueError: If a batch is too small to share, or the checkpoint is damaged or another run's.
+    """
+
+    def __init__(
+        self, fabric: Fabric, config: TrainConfig, folder: FramesFolder, identity: dict[str, Any]
+    ) -> None:
+        self.fabric, self.config, self.folder, self.identity = fabric, config, folder, identity
+        self.precision = "bfloat16" if fabric.strategy.precision.precision == "bf16-mixed" else "float32"
+        if config.batch_size < fabric.world_size:
+            raise ValueError(
+                f"A batch of {config.batch_size} cannot be shared by {fabric.world_size} processes. "
+                "Raise --batch-size."
+            )
+        self.episodes, self.held_out_episodes = folder.split(config.validation, config.seed)
+        sample = folder.sample(1024, self.episodes, config.seed)
+        if config.init_from is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                self.vae = VAE(config.vae)
+            init_output_bias(self.vae, sample)
+        else:
+            self.vae = load_vae(config.init_from)[0].train().requires_grad_(True)
+        device = fabric.device
+        # Oblivious to the order of memory, but convolutions are faster in this one.
+        self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
+        self.generator = torch.Generator(device)
+        self.median = torch.from_numpy(np.median(sample, 0).astype(np.uint8)).to(device)
+        # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
+        count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))
+        self.held_out = folder.sample(count, self.held_out_episodes, config.seed)
+        self.shown = folder.sample(PICTURE_FRAMES, self.held_out_episodes, config.seed)
+        self.weighted_variance = torch.tensor(0.0, device=device)
+        self.step, self.seconds = 0, 0.0
+        self.best: dict[str, Tensor] = {}
+        self.best_loss, self.best_step, self.waited = math.inf, 0, 0
+        history = self._resume()
+        self.monitor = Monitor(config.out, config.tensorboard, history) if fabric.is_global_zero else None
+
+    def train(self, bar: Bar, stop: threading.Event) -> bool:
+        """Take the remaining steps; return whether some process was told to stop before."""
+        config = self.config
+        batches = self.folder.batches(config.batch_size, self.episodes, seed=config.seed, skip=self.step)
+        mine = share(self.fabric, config.batch_size)
+        saved = begun = time.monotonic()
+        spent = self.seconds
+        while self.step < config.steps and not (config.patience and self.waited >= config.patience):
+            # Every process draws the whole batch, which costs next to nothing, and takes its share.
+            row = self._take_step(torch.from_numpy(next(batches)[mine]).to(self.fabric.device), stop)
+            if row is None:
+                return True
+            self.seconds = spent + time.monotonic() - begun
+            last = self.step == config.steps
+            evaluates = last or self.step % config.evaluate_every == 0
+            row.update(self._evaluate() if evaluates else dict.fromkeys(HELD_OUT, math.nan))
+            if self.monitor is not None and (evaluates or self.step % LOG_EVERY == 0 or self.step == 1):
+                self.monitor.log(row)
+                bar.note(f"loss {row['loss']:,.0f}  KL {row['kl']:.1f}  active {row['active_units']:.0f}")
+            if evaluates:
+                self._keep_best(row["held_out_loss"])
+                if self.monitor is not None:
+                    self.monitor.show(self.shown, reconstruct(self.vae, self.shown), self.step)
+            bar.advance()
+            if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self.save_checkpoint()
+                saved = time.monotonic()
+        return False
+
+    def _take_step(self, frames: Tensor, stop: threading.Event) -> Row | None:
+        """Take a step on this process's share of a batch; ``None``, and no step, when told to stop."""
+        config, vae = self.config, self.vae
+        rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
+        warmup = config.kl_warmup * config.steps
+        beta = config.beta * (min(1.0, self.step / warmup) if warmup else 1.0)
+        parts = self._terms(frames, self._noise(config.batch_size, self.step))
+        sums, stops = _sums(parts), torch.tensor(float(stop.is_set()), device=frames.device)
+        sum_over_processes(self.fabric, [sums, stops])
+        if stops:
+            return None
+        means = Means.of(sums, config.batch_size)
+        # The decoder variances move towards this batch's optimum, the mean squared error.
+        keep = min(0.98, self.step / (self.step + 1))  # a plain mean at first
+        variances = {
+            buffer: (keep * buffer + (1 - keep) * error / (64 * 64 * 3)).clamp(min=MIN_VARIANCE)
+            for buffer, error in (
+                (vae.decoder_variance, means.squared_error),
+                (self.weighted_variance, means.weighted_error),
+            )
+        }
+        reconstruction, kl, loss = self._objective(means, variances[self.weighted_variance], beta)
+        self._backward(parts, means, variances[self.weighted_variance], beta)
+        norm = torch.stack([p.grad.norm() for p in vae.parameters() if p.grad is not None]).norm()
+        if not math.isfinite(loss) or not norm.isfinite():
+            self.save_checkpoint()
+            what = f"loss became {loss}" if not math.isfinite(loss) else "gradient of the loss overflowed"
+            raise FloatingPointError(
+                f"The {what} at step {self.step + 1}; the state before it is kept in "
+                f"{config.out / CHECKPOINT}. Lower --learning-rate or use --precision float32."
+            )
+        for buffer, value in variances.items():
+            buffer.copy_(value)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.step += 1
+        return {
+            "step": self.step,
+            "loss": loss,
+            "reconstruction": reconstruction,
+            "kl": kl,
+            "beta": beta,
+            "active_units": means.active_units,
+            "squared_error": float(means.squared_error),
+            "learning_rate": rate,
+        }
+
+    def _terms(self, frames: Tensor, noise: Tensor) -> Terms:
+        with self.fabric.autocast():
+            return terms(
+                self.vae,
+                frames,
+                median=self.median,
+                foreground_weight=self.config.foreground_weight,
+                noise=noise,
+            )
+
+    def _objective(self, means: Means, variance: Tensor, beta: float) -> tuple[float, float, float]:
+        """Return reconstruction, KL and the loss in nats per frame, over the whole batch."""
+        if self.config.objective == "sse":
+            reconstruction = float(means.squared_error)
+        else:  # linear in the error, so that of the mean is the mean
+            reconstruction = float(gaussian_nll(means.weighted_error, variance))
+        kl, _ = floored_kl(means.kl, self.config.free_bits)
+        return reconstruction, float(means.kl.sum()), reconstruction + beta * float(kl)
+
+    def _backward(self, parts: Terms, means: Means, variance: Tensor, beta: float) -> None:
+        """Set the gradients of the loss over the whole batch."""
+        if self.config.objective == "sse":
+            reconstruction = parts.squared_error
+        else:
+            reconstruction = gaussian_nll(parts.weighted_error, variance)
+        _, charged = floored_kl(means.kl, self.config.free_bits)
+        loss = (reconstruction + beta * (parts.kl * charged).sum(1)).sum() / self.config.batch_size
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        sum_over_processes(self.fabric, [p.grad for p in self.vae.parameters() if p.grad is not None])
+
+    def _noise(self, rows: int, seed: int) -> Tensor:
+        """Return this process's share of standard normal noise for ``rows`` frames."""
+        self.generator.manual_seed(self.config.seed * 1_000_003 + seed)
+        noise = torch.randn(rows, self.config.latent_dim, generator=self.generator, device=self.fabric.device)
+        return noise[share(self.fabric, rows)]
+
+    @torch.no_grad()
+    def _evaluate(self) -> Row:
+        """Return the objective on held-out frames, the KL with its full weight."""
+        size, width = self.config.batch_size, 2 + 3 * self.config.latent_dim
+        sums = torch.zeros(width, dtype=torch.float64, device=self.fabric.device)
+        for start in range(0, len(self.held_out), size):
+            batch = self.held_out[start : start + size]
+            mine = torch.from_numpy(batch[share(self.fabric, len(batch))]).to(self.fabric.device)
+            noise = self._noise(len(batch), -1 - start)
+            if len(mine):
+                sums += _sums(self._terms(mine, noise))
+        sum_over_processes(self.fabric, [sums])
+        means = Means.of(sums, len(self.held_out))
+        reconstruction, kl, loss = self._objective(means, self.weighted_variance, self.config.beta)
+        values = (loss, reconstruction, kl, means.active_units)
+        return dict(zip(HELD_OUT, values, strict=True))
+
+    def _keep_best(self, loss: float) -> None:
+        """Remember the state if no earlier one had a lower held-out loss, for early stopping."""
+        if not self.config.patience:
+            return
+        self.waited += 1
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.waited = loss, self.step, 0
+            self.best = {name: tensor.clone() for name, tensor in self.vae.state_dict().items()}
+
+    def save_checkpoint(self) -> None:
+        """Write everything needed to go on."""
+        if not self.fabric.is_global_zero:
+            return
+        assert self.monitor is not None
+        tensors = {f"vae.{name}": tensor for name, tensor in self.vae.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= optimizer_tensors(self.vae, self.optimizer)
+        tensors["weighted_variance"] = self.weighted_variance
+        progress = {name: getattr(self, name) for name in _PROGRESS}
+        progress["history"] = self.monitor.history
+        write_checkpoint(self.config.out, self.identity, tensors, progress)
+
+    def _resume(self) -> list[Row]:
+        """Go on from the checkpoint, which the first process reads for all; return its history."""
+        found = None
+        if self.fabric.is_global_zero:
+            found = read_checkpoint(self.config.out, self.identity, self.config.overwrite)
+        found = self.fabric.broadcast(found)
+        if found is None:
+            return []
+        tensors, progress = found
+        self.vae.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("vae.")})
+        load_optimizer_tensors(self.vae, self.optimizer, tensors)
+        self.weighted_variance.copy_(tensors["weighted_variance"])
+        self.best = {k[5:]: v.to(self.fabric.device) for k, v in tensors.items() if k.startswith("best.")}
+        for name in _PROGRESS:
+            setattr(self, name, progress[name])
+        history: list[Row] = progress["history"]
+        return history
+
+
+@dataclass(frozen=True)
+class Means:
+    """What the objective needs of a whole batch, over all processes: means over its frames.
+
+    Attributes:
+        squared_error: See :class:`~latent_obs.vae.Terms`; a scalar, as the next.
+        weighted_error: The same with the foreground emphasis.
+        kl: Nats of each latent dimension, shape (latent_dim,).
+        active_units: Dimensions whose latent varies by more than 0.01 in this batch.
+    """
+
+    squared_error: Tensor
+    weighted_error: Tensor
+    kl: Tensor
+    active_units: float
+
+    @classmethod
+    def of(cls, sums: Tensor, frames: int) -> Means:
+        """Build from what :func:`_sums` returned, added up."""
+        means = sums / frames
+        kl, latent, square = means[2:].chunk(3)
+        active = (square - latent.square() > ACTIVE_VARIANCE).sum()
+        return cls(means[0], means[1], kl, float(active))
+
+
+def _sums(parts: Terms) -> Tensor:
+    """Return sums over frames of errors, KL, latent and its square; float64, (2 + 3 * latent_dim,)."""
+    mean = parts.mean.detach()
+    errors = torch.stack([parts.squared_error, parts.weighted_error], 1).detach()
+    return torch.cat([errors, parts.kl.detach(), mean, mean.square()], 1).double().sum(0)

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 Location = Path | str  # of a folder or of a file; a str may be a URL
 
 LOCK = ".lock"
+PATIENCE = 10.0  # seconds to wait for a lock: workers whose parent was killed need a moment to end
 # Object stores have no folders; making one there would leave an empty object of that name.
 _WITHOUT_FOLDERS = ("s3", "gcs", "abfs")
 
@@ -199,7 +200,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Location, patience: float = 10.0) -> Iterator[int | None]:
+def locked(folder: Location) -> Iterator[int | None]:
     """Keep other processes out of a local folder.
 
     The kernel releases the lock when the last process that holds its descriptor ends, however it
@@ -208,13 +209,12 @@ def locked(folder: Location, patience: float = 10.0) -> Iterator[int | None]:
 
     Args:
         folder: An existing folder.
-        patience: Seconds to wait for the lock; workers whose parent was killed need a moment to end.
 
     Yields:
         The descriptor that holds the lock, to be inherited by workers; ``None`` without a lock.
 
     Raises:
-        ValueError: If another process holds the lock.
+        ValueError: If another process holds the lock for ten seconds.
         OSError: If the folder cannot be written.
     """
     if not isinstance(folder, Path):
@@ -224,7 +224,7 @@ def locked(folder: Location, patience: float = 10.0) -> Iterator[int | None]:
 
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

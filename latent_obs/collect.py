@@ -133,12 +133,13 @@ def collect_frames(config: CollectConfig, *, progress: bool = True) -> FramesFol
     out = parse_location(config.out)
     out = out.absolute() if isinstance(out, Path) else out
     make_folder(out)
-    if _plan(config, out, files):
-        with locked(out) as lock:
-            plans = _plan(config, out, files)  # again: another run may have ended while we waited
-            todo = sum(plan.todo for plan in plans)
-            with progress_bar("collect", config.frames, "frames", progress, config.frames - todo) as bar:
-                _run(plans, _Board(bar), lock)
+    with _cluster(config):
+        if _plan(config, out, files):
+            with locked(out) as lock:
+                plans = _plan(config, out, files)  # again: another run may have ended while we waited
+                todo = sum(plan.todo for plan in plans)
+                with progress_bar("collect", config.frames, "frames", progress, config.frames - todo) as bar:
+                    _run(plans, _Board(bar), lock)
     folder = FramesFolder(parse_location(config.out))
     assert len(folder) == config.frames
     return folder
@@ -176,6 +177,14 @@ def _plan(config: CollectConfig, out: Location, files: dict[str, str] | None) ->
             )
         plans.append(Plan(config, settings, out, worker, share, mine))
     return [plan for plan in plans if plan.todo]
+
+
+def _cluster(config: CollectConfig) -> contextlib.AbstractContextManager[Any]:
+    if not config.ray:
+        return contextlib.nullcontext()
+    from latent_obs.ray_workers import connected
+
+    return connected()
 
 
 def _cores(config: CollectConfig) -> int:

@@ -24,7 +24,7 @@ _RETRIES = 3
 
 def cluster_cores() -> int:
     """Return the cores of the cluster's machines together."""
-    with _connected() as ray:
+    with connected() as ray:
         return int(ray.cluster_resources().get("CPU", 1))
 
 
@@ -43,7 +43,7 @@ def run_tasks(plans: list[Plan], update: Callable[[int, Tally], None], stop: thr
         What failed, in words; empty when all went well.
     """
     failures: list[str] = []
-    with _connected() as ray:
+    with connected() as ray:
         board = ray.remote(num_cpus=0)(_Board).remote()
         run = ray.remote(num_cpus=1, max_retries=_RETRIES)(_task)
         waiting = {run.remote(plan, board): plan for plan in plans}
@@ -92,27 +92,21 @@ def _task(plan: Plan, board: Any) -> str | None:
     import ray
 
     one_thread()
-    stop, next_report = threading.Event(), 0.0
+    stop, last, next_report = threading.Event(), Tally(), 0.0
 
     def report(tally: Tally) -> None:
-        nonlocal next_report
+        nonlocal last, next_report
+        last = tally
         if time.monotonic() >= next_report:
             if ray.get(board.tell.remote(plan.worker, tally)):
                 stop.set()
             next_report = time.monotonic() + _REPORT_SECONDS
 
-    last = Tally()
-
-    def report_last(tally: Tally) -> None:
-        nonlocal last
-        last = tally
-        report(tally)
-
     try:
         # The shards that an earlier try of this task committed are there now.
         report(last)
         if not stop.is_set():
-            collect_share(look_again(plan), stop, report_last)
+            collect_share(look_again(plan), stop, report)
         ray.get(board.tell.remote(plan.worker, last))
     except Exception as error:  # the environment's fault: trying again would not mend it
         return describe(error)
@@ -120,8 +114,12 @@ def _task(plan: Plan, board: Any) -> str | None:
 
 
 @contextlib.contextmanager
-def _connected() -> Iterator[Any]:
-    """Yield ray, joined to a cluster; leave it again unless the program had joined before."""
+def connected() -> Iterator[Any]:
+    """Yield ray, joined to a cluster; leave it again unless the program had joined before.
+
+    Raises:
+        ImportError: If Ray is not installed.
+    """
     try:
         import ray
     except ImportError as error:

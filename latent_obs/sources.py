@@ -62,7 +62,7 @@ class EnvPoolEnv(gym.Env[Any, Any]):
 
         if task not in envpool.list_all_envs():
             raise ValueError(f"EnvPool has no task {task!r}; envpool.list_all_envs() names them.")
-        config = envpool.make_spec(task).config
+        config = envpool.make_spec(task).config._asdict()
         if "use_fire_reset" in config:
             raise ValueError(
                 f"EnvPool's {task} cannot give the frames of ALE/{task}, and is slower: "

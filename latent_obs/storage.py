@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs
@@ -29,6 +29,7 @@ Location = Path | str  # of a folder or of a file; a str may be a URL
 
 LOCK = ".lock"
 PATIENCE = 10.0  # seconds to wait for a lock: workers whose parent was killed need a moment to end
+_PROBE = ".writable"
 # Object stores have no folders; making one there would leave an empty object of that name.
 _WITHOUT_FOLDERS = ("s3", "gcs", "abfs")
 
@@ -51,7 +52,7 @@ def parse_location(text: Location) -> Location:
     if url.scheme == "file":
         if url.netloc not in ("", "localhost") or not url.path:
             raise ValueError(f"A file URL must be like file:///folder, got {text!r}.")
-        return Path(pa.fs.FileSystem.from_uri(text)[1])
+        return Path(unquote(url.path))
     if not (url.netloc + url.path).strip("/"):
         raise ValueError(f"A URL must name a folder, like {url.scheme}://bucket/folder, got {text!r}.")
     return text
@@ -114,10 +115,10 @@ def open_parquet(location: Location) -> pq.ParquetFile:
 
 
 def make_folder(folder: Location) -> None:
-    """Make a folder and those above it, unless they exist or the store has no folders.
+    """Make a folder and those above it where the store has folders, and see that a store can be written.
 
     Raises:
-        OSError: If it cannot be made.
+        OSError: If that fails.
     """
     if isinstance(folder, Path):
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,6 +126,11 @@ def make_folder(folder: Location) -> None:
     filesystem, path = _open_folder(folder)
     if filesystem.type_name not in _WITHOUT_FOLDERS:
         filesystem.create_dir(path, recursive=True)
+    # Uploads come only when shards are whole: a missing bucket must not be found as late as that.
+    with filesystem.open_output_stream(f"{path}/{_PROBE}"):
+        pass
+    with contextlib.suppress(OSError):
+        filesystem.delete_file(f"{path}/{_PROBE}")
 
 
 def remove_unfinished(folder: Location, prefix: str) -> None:
@@ -160,7 +166,7 @@ class NewFile:
             self.stream = open(self._temporary, "wb")
         else:
             # Unlinked from the start, so that even kill -9 leaves nothing of it.
-            self.stream = tempfile.TemporaryFile()  # type: ignore[assignment]
+            self.stream = tempfile.TemporaryFile()
 
     def commit(self) -> None:
         """Make the file durable and give it its name.
@@ -176,6 +182,7 @@ class NewFile:
             os.replace(self._temporary, self.location)
             sync_folder(self.location.parent)
             return
+        assert isinstance(self.location, str)
         filesystem, path = _resolve(self.location)
         self.stream.seek(0)
         with filesystem.open_output_stream(path) as upload:

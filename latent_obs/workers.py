@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # An episode that outgrows this many shards' worth of rows is cut, so that a game that never
 # ends cannot keep its frames uncommitted for ever.
 _MAX_EPISODE_SHARDS = 8
-_REPORT_ROWS = 256
+_REPORT_ROWS = 64
 
 
 class Tally(NamedTuple):

@@ -15,8 +15,10 @@ class QuickEnv(gym.Env[Any, Any]):
     observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
     action_space: gym.Space[Any] = gym.spaces.Discrete(4)
 
-    def __init__(self, pause: float = 0.0, hang_after: int | None = None) -> None:
-        self.pause, self.hang_after, self.steps = pause, hang_after, 0
+    def __init__(
+        self, pause: float = 0.0, hang_after: int | None = None, break_after: int | None = None
+    ) -> None:
+        self.pause, self.hang_after, self.break_after, self.steps = pause, hang_after, break_after, 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -29,7 +31,10 @@ class QuickEnv(gym.Env[Any, Any]):
         self.steps += 1
         if self.steps == self.hang_after:
             time.sleep(1000)
-        time.sleep(self.pause) if self.pause else None
+        if self.steps == self.break_after:
+            raise RuntimeError("the cable came off")
+        if self.pause:
+            time.sleep(self.pause)
         self.left -= 1
         return self._image(int(action)), float(action), self.left == 0, False, {}
 

@@ -229,7 +229,10 @@ def locked(folder: Location) -> Iterator[int | None]:
         return
     import fcntl  # not on Windows
 
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise type(error)(f"The folder {folder} cannot be written ({error.strerror}).") from error
     try:
         deadline = time.monotonic() + PATIENCE
         while True:

@@ -19,7 +19,7 @@ from latent_obs.frames import Frame, FrameSpec, frame_source, preprocess
 from latent_obs.policies import Policy, make_policy
 from latent_obs.shards import Shard, ShardWriter, action_type, read_shard
 from latent_obs.sources import open_env
-from latent_obs.storage import Location, child, list_files, remove_unfinished
+from latent_obs.storage import Location, child, list_files, name_of, remove_unfinished
 
 if TYPE_CHECKING:
     from latent_obs.collect import CollectConfig
@@ -89,7 +89,7 @@ def found_shards(shards: Iterable[Shard], worker: int) -> dict[int, Shard]:
 
 def look_again(plan: Plan) -> Plan:
     """Return the plan with what is in the folder now."""
-    paths = (path for path in list_files(plan.out, ".parquet") if plan.prefix in str(path))
+    paths = (path for path in list_files(plan.out, ".parquet") if name_of(path).startswith(plan.prefix))
     found = found_shards(map(read_shard, paths), plan.worker)
     return Plan(plan.config, plan.settings, plan.out, plan.worker, plan.share, found)
 

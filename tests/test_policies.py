@@ -81,7 +81,7 @@ ONE, TWO = "tests.test_policies:always_one", "tests.test_policies:always_two"
 
 def test_a_mix_draws_one_policy_an_episode_by_weight() -> None:
     policy = make_policy(f"{ONE}:1,{TWO}:3", Acting())
-    actions = []
+    actions: list[int] = []
     for seed in range(2000):
         policy.reset(seed)
         episode = {policy.act(None) for _ in range(3)}

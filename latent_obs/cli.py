@@ -118,7 +118,7 @@ def _collect(config: CollectConfig) -> None:
     from latent_obs.collect import collect_frames
 
     folder = collect_frames(config)
-    line = f"{folder.path}: {len(folder):,} frames, {len(folder.episodes()):,} episodes"
+    line = f"{folder}: {len(folder):,} frames, {len(folder.episodes()):,} episodes"
     per_frame = f"{folder.num_bytes / len(folder):,.1f} bytes/frame"
     Console().print(f"{line}, {per_frame}", highlight=False, soft_wrap=True)
 

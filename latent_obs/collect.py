@@ -1,9 +1,10 @@
 """Collects frames with independent workers.
 
-Each worker process has its own environment, policy, seeds and shards; nothing is shared but
-the folder, so no step ever waits for another environment's. A shard begins with a seeded
-reset and holds whole episodes, hence depends on its number and the seed alone: an interrupted
-shard is simply collected again, and the folder ends up the same however often it was stopped.
+Each worker has its own environment, policy, seeds and shards; nothing is shared but the folder,
+so no step ever waits for another environment's. A shard begins with a seeded reset and holds
+whole episodes, hence depends on its number and the seed alone: an interrupted shard is simply
+collected again, and the folder ends up the same however often it was stopped. What a worker does
+is in ``workers.py``; here is who starts them, as processes or, on many machines, with Ray.
 """
 
 from __future__ import annotations
@@ -14,26 +15,30 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
 import cv2
-import gymnasium as gym
-import numpy as np
 
 from latent_obs.dataset import FramesFolder
-from latent_obs.frames import FrameSpec, check_frame_space, frame_source, preprocess
-from latent_obs.policies import Policy, make_policy
-from latent_obs.progress import progress_bar, stop_on_signals
-from latent_obs.shards import Shard, ShardWriter, action_type, read_shard
+from latent_obs.frames import FrameSpec, check_frame_space, preprocess
+from latent_obs.policies import make_policy, policy_files
+from latent_obs.progress import Bar, progress_bar, stop_on_signals
+from latent_obs.shards import Shard, action_type, read_shard
+from latent_obs.sources import open_env
+from latent_obs.storage import Location, list_files, locked, make_folder, parse_location, shown
+from latent_obs.workers import Plan, Tally, collect_share, found_shards
 
-# An episode that outgrows this many shards' worth of rows is cut, so that a game that never
-# ends cannot keep its frames uncommitted for ever.
-_MAX_EPISODE_SHARDS = 8
+# Seconds after the parent's death in which a worker may finish its shard.
+_ORPHAN_SECONDS = 5.0
+# Episode numbers leave room for so many shards of a worker, and episodes of a shard.
+_MAX_SHARDS, _MAX_SHARD_ROWS = 10_000, 100_000
 
 
 @dataclass(frozen=True)
@@ -41,15 +46,20 @@ class CollectConfig:
     """Collect frames from an environment into a folder."""
 
     env_id: str
-    """Gymnasium id, such as ALE/Pong-v5; module:Id imports the module first"""
-    out: Path = Path("frames")
-    """the frames folder; an existing one made by the same command is resumed"""
+    """Gymnasium id, such as ALE/Pong-v5; module:Id imports the module first; envpool/Task is EnvPool's"""
+    out: str | Path = Path("frames")
+    """the frames folder, a path or a URL such as s3://bucket/frames; an existing one made by the same
+    command is resumed"""
     frames: int = 10_000
     """number of frames the folder shall hold"""
     workers: int | None = None
-    """worker processes; default: what the folder was begun with, else one per core"""
+    """number of workers; default: what the folder was begun with, else one per core"""
     policy: str = "random"
-    """random, sticky, brownian, the .zip of a Stable-Baselines3 model, or module:callable"""
+    """random, sticky, brownian, the .zip of a Stable-Baselines3 model, or module:callable; a mix such as
+    random:0.5,sticky:0.5 draws one of them for each episode with these weights"""
+    policy_encoder: str | None = None
+    """the encoder on whose latents the Stable-Baselines3 model was trained: auto, a bundled one's name,
+    or an encoder folder"""
     seed: int = 0
     """seed of environments and policies; the same seed gives the same frames"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +68,8 @@ class CollectConfig:
     """rows and columns to keep before resizing: top bottom left right"""
     shard_rows: int = 8192
     """rows after which a shard is committed, at the end of an episode"""
+    ray: bool = False
+    """run the workers as Ray tasks, on all machines of the cluster; `out` must be reachable from each"""
 
     def __post_init__(self) -> None:
         for name in ("frames", "shard_rows"):
@@ -65,6 +77,8 @@ class CollectConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be at least 1, got {self.workers}.")
+        if self.shard_rows > _MAX_SHARD_ROWS:
+            raise ValueError(f"shard_rows must be at most {_MAX_SHARD_ROWS:,}, got {self.shard_rows:,}.")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
         self.frame_spec  # noqa: B018  # an invalid crop is reported here
@@ -77,32 +91,6 @@ class CollectConfig:
 
 class CollectError(RuntimeError):
     """A worker failed; the message says why, and committed shards are intact."""
-
-
-def open_env(env_id: str, env_kwargs: dict[str, Any] | None = None) -> gym.Env[Any, Any]:
-    """Make an environment, registering ALE's games when the id asks for one.
-
-    Args:
-        env_id: Gymnasium id.
-        env_kwargs: Keyword arguments for ``gymnasium.make``.
-
-    Raises:
-        ValueError: If the id is unknown or its arguments are wrong.
-        ImportError: If the package behind the environment is not installed.
-    """
-    try:
-        if env_id.startswith("ALE/"):
-            import ale_py
-
-            ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-            gym.register_envs(ale_py)
-        return gym.make(env_id, **(env_kwargs or {}))
-    except (ImportError, gym.error.DependencyNotInstalled) as error:
-        raise ImportError(f"The environment {env_id} needs a package that is missing: {error}") from error
-    except gym.error.Error as error:
-        raise ValueError(f"Gymnasium cannot make the environment {env_id!r}: {error}") from error
-    except TypeError as error:
-        raise ValueError(f"The environment {env_id!r} refuses env_kwargs {env_kwargs}: {error}") from error
 
 
 def collect_frames(config: CollectConfig, *, progress: bool = True) -> FramesFolder:
@@ -135,52 +123,78 @@ def collect_frames(config: CollectConfig, *, progress: bool = True) -> FramesFol
     try:
         check_frame_space(env.observation_space, "latent-obs collect")
         action_type(env.action_space)
-        make_policy(config.policy, env)
+        make_policy(config.policy, env, config.policy_encoder)
+        files = policy_files(config.policy, env, config.policy_encoder)
         obs, _ = env.reset(seed=config.seed)
         preprocess(obs, config.frame_spec)
     finally:
         env.close()
 
-    config.out.mkdir(parents=True, exist_ok=True)
-    done = [read_shard(path) for path in sorted(config.out.glob("*.parquet"))]
-    begun_with = int(done[0].metadata["workers"]) if done else None
-    workers = config.workers or begun_with or min(os.cpu_count() or 1, config.frames)
-    settings = _settings(config, workers)
-    _check_same_collection(config, settings, done)
-    plans = []
-    for worker in range(workers):
-        share = config.frames // workers + (worker < config.frames % workers)
-        mine = {s.metadata["shard"]: s for s in done if s.metadata["worker"] == worker}
-        if (held := sum(shard.rows for shard in mine.values())) > share:
-            raise ValueError(
-                f"{config.out} already holds {held} frames of worker {worker}, more than the {share} "
-                "asked for: pass a larger --frames, or another --out."
-            )
-        plans.append(_Plan(config, settings, worker, share, mine))
-    plans = [plan for plan in plans if sum(plan.kept().values()) < plan.share]
-
-    todo = sum(plan.share - sum(plan.kept().values()) for plan in plans)
-    with progress_bar("collect", config.frames, "frames", progress, config.frames - todo) as bar:
-        if workers == 1 and plans:
-            _run_here(plans[0], bar.advance)
-        elif plans:
-            _run_workers(plans, bar.advance)
-    folder = FramesFolder(config.out)
+    out = parse_location(config.out)
+    out = out.absolute() if isinstance(out, Path) else out
+    make_folder(out)
+    with _cluster(config):
+        if _plan(config, out, files):
+            with locked(out) as lock:
+                plans = _plan(config, out, files)  # again: another run may have ended while we waited
+                todo = sum(plan.todo for plan in plans)
+                with progress_bar("collect", config.frames, "frames", progress, config.frames - todo) as bar:
+                    _run(plans, _Board(bar), lock)
+    folder = FramesFolder(parse_location(config.out))
     assert len(folder) == config.frames
     return folder
 
 
-def _settings(config: CollectConfig, workers: int) -> dict[str, Any]:
-    """What two runs must share to fill one folder; stored in every shard."""
-    return {
+def _plan(config: CollectConfig, out: Location, files: dict[str, str] | None) -> list[Plan]:
+    """Return what is left to collect, by worker, having checked that it may go into this folder."""
+    done = [read_shard(path) for path in list_files(out, ".parquet")]
+    workers = config.workers or (done and done[0].metadata.get("workers")) or _cores(config)
+    settings = {
         "env_id": config.env_id,
         "env_kwargs": config.env_kwargs,
         "frame_spec": config.frame_spec.to_json(),
         "policy": config.policy,
+        "policy_encoder": config.policy_encoder,
+        "policy_files": files,
         "seed": config.seed,
         "workers": workers,
         "shard_rows": config.shard_rows,
     }
+    _check_same_collection(config, settings, done)
+    if config.frames // workers // config.shard_rows >= _MAX_SHARDS:
+        raise ValueError(
+            f"{config.frames:,} frames of {workers} workers are {_MAX_SHARDS:,} shards of "
+            f"{config.shard_rows:,} rows each, or more: pass a larger --shard-rows."
+        )
+    plans = []
+    for worker in range(workers):
+        share = config.frames // workers + (worker < config.frames % workers)
+        mine = found_shards(done, worker)
+        if (held := sum(shard.rows for shard in mine.values())) > share:
+            raise ValueError(
+                f"{shown(out)} already holds {held} frames of worker {worker}, more than the {share} "
+                "asked for: pass a larger --frames, or another --out."
+            )
+        plans.append(Plan(config, settings, out, worker, share, mine))
+    return [plan for plan in plans if plan.todo]
+
+
+def _cluster(config: CollectConfig) -> contextlib.AbstractContextManager[Any]:
+    if not config.ray:
+        return contextlib.nullcontext()
+    from latent_obs.ray_workers import connected
+
+    return connected()
+
+
+def _cores(config: CollectConfig) -> int:
+    if config.ray:
+        from latent_obs.ray_workers import cluster_cores
+
+        cores = cluster_cores()
+    else:
+        cores = os.cpu_count() or 1
+    return min(cores, config.frames)
 
 
 def _check_same_collection(config: CollectConfig, settings: dict[str, Any], done: list[Shard]) -> None:
@@ -190,189 +204,150 @@ def _check_same_collection(config: CollectConfig, settings: dict[str, Any], done
             begun = shard.metadata.get(name)
             if begun != value:
                 raise ValueError(
-                    f"{config.out} was begun with {name}={begun!r}, got {name}={value!r}. "
+                    f"{shown(config.out)} was begun with {name}={begun!r}, got {name}={value!r}. "
                     "Repeat the first command to resume it, or choose another --out."
                 )
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What one worker has to collect, and what it finds on disk."""
+class _Board:
+    """Adds up what workers tell and shows it."""
 
-    config: CollectConfig
-    settings: dict[str, Any]
-    worker: int
-    share: int
-    found: dict[int, Shard]
+    def __init__(self, bar: Bar) -> None:
+        self._bar, self._tallies, self._shown = bar, dict[int, Tally](), 0
 
-    def path(self, number: int) -> Path:
-        return self.config.out / f"part-{self.worker:03d}-{number:05d}.parquet"
-
-    def kept(self) -> dict[int, int]:
-        """Rows of the shards that need not be collected again, by number."""
-        kept: dict[int, int] = {}
-        for number, shard in sorted(self.found.items()):
-            if shard.complete or shard.rows == self.share - sum(kept.values()):
-                kept[number] = shard.rows
-        return kept
+    def update(self, worker: int, tally: Tally) -> None:
+        """Take a worker's newest tally."""
+        self._tallies[worker] = tally
+        total = Tally(*(sum(column) for column in zip(*self._tallies.values(), strict=True)))
+        if total.stored_frames:
+            per_frame = total.stored_bytes / total.stored_frames
+            self._bar.note(f"{per_frame:,.0f} bytes/frame  {total.episodes:,} episodes")
+        self._bar.advance(total.frames - self._shown)
+        self._shown = total.frames
 
 
-def _collect_share(plan: _Plan, stop: threading.Event, report: Callable[[int], None]) -> None:
-    """Collect one worker's share, shard by shard, until it is done or ``stop`` is set."""
-    config = plan.config
-    for stale in config.out.glob(f".part-{plan.worker:03d}-*.tmp"):
-        stale.unlink()
-    env = open_env(config.env_id, config.env_kwargs)
-    try:
-        policy = make_policy(config.policy, env)
-        metadata = {
-            **plan.settings,
-            "worker": plan.worker,
-            "source": frame_source(env).to_json(),
-            "libraries": {"gymnasium": gym.__version__, "cv2": cv2.__version__},
-        }
-        kept, rows, number = plan.kept(), 0, -1
-        while rows < plan.share and not stop.is_set():
-            number += 1
-            if number in kept:
-                rows += kept[number]
-                continue
-            path = plan.path(number)
-            writer = ShardWriter(path, action_type(env.action_space), {**metadata, "shard": number})
-            try:
-                limit = plan.share - rows - sum(n for i, n in kept.items() if i > number)
-                complete = _collect_shard(writer, env, policy, plan, number, limit, stop, report)
-                before = plan.found[number].rows if number in plan.found else 0
-                if stop.is_set() and not complete and writer.rows <= before:
-                    writer.abort()  # interrupted again, and earlier: the longer part stays
-                else:
-                    writer.commit(complete)
-            except BaseException:
-                writer.abort()
-                raise
-            rows += writer.rows
-    finally:
-        env.close()
-
-
-def _collect_shard(
-    writer: ShardWriter,
-    env: gym.Env[Any, Any],
-    policy: Policy,
-    plan: _Plan,
-    number: int,
-    limit: int,
-    stop: threading.Event,
-    report: Callable[[int], None],
-) -> bool:
-    """Fill one shard with whole episodes; return whether it needs no further collecting."""
-    config, spec = plan.config, plan.config.frame_spec
-    env_seed, policy_seed = np.random.SeedSequence((config.seed, plan.worker, number)).generate_state(2)
-    policy.reset(int(policy_seed))
-    seed: int | None = int(env_seed)
-    episode, reported = plan.worker * 10**9 + number * 10**5, 0
-    longest = config.shard_rows * _MAX_EPISODE_SHARDS
-    while writer.rows < min(limit, config.shard_rows):
-        obs, _ = env.reset(seed=seed)
-        seed, step = None, 0
-        writer.append(preprocess(obs, spec), episode, step, None, 0.0, False, False)
-        terminated = truncated = False
-        while not (terminated or truncated) and writer.rows < min(limit, longest):
-            if stop.is_set():
-                report(writer.rows - reported)
-                return False
-            action = policy.act(obs)
-            obs, reward, terminated, truncated, _ = env.step(action)
-            step += 1
-            stored = action if np.ndim(action) == 0 else np.ravel(action)
-            writer.append(preprocess(obs, spec), episode, step, stored, float(reward), terminated, truncated)
-            if writer.rows - reported >= 256:
-                report(writer.rows - reported)
-                reported = writer.rows
-        episode += 1
-    report(writer.rows - reported)
-    # A shard that the worker's share cut short grows when a later run asks for more frames.
-    ended = terminated or truncated or writer.rows >= longest
-    return ended and writer.rows >= config.shard_rows
-
-
-def _run_here(plan: _Plan, report: Callable[[int], None]) -> None:
-    """Run the only worker in this process."""
+def _run(plans: list[Plan], board: _Board, lock: int | None) -> None:
+    """Run the workers where the config wants them, and turn what they say into one error."""
+    if not plans:
+        return
+    config = plans[0].config
     with stop_on_signals() as stop:
-        try:
-            _collect_share(plan, stop, report)
-        except Exception as error:
-            raise _failure(plan.config, [f"{type(error).__name__}: {error}"]) from error
+        if config.ray:
+            from latent_obs.ray_workers import run_tasks
+
+            failures = run_tasks(plans, board.update, stop)
+        elif plans[0].settings["workers"] == 1:
+            failures = _run_here(plans[0], board, stop)
+        else:
+            failures = _run_processes(plans, board, stop, lock)
+    if failures:
+        raise CollectError(
+            f"Collecting from {config.env_id} failed: {'; '.join(failures)}. The shards committed to "
+            f"{shown(config.out)} are intact; run the same command again to go on."
+        )
     if stop.is_set():
         raise KeyboardInterrupt
 
 
-def _worker_main(plan: _Plan, pipe: Connection, user_path: list[str]) -> None:
-    """Run one worker process; it ends cleanly when the parent disappears."""
-    sys.path[:] = user_path
-    cv2.setNumThreads(0)
-    with stop_on_signals(signal.SIGTERM) as stop:
+def _run_here(plan: Plan, board: _Board, stop: threading.Event) -> list[str]:
+    """Run the only worker in this process."""
+    try:
+        collect_share(plan, stop, lambda tally: board.update(plan.worker, tally))
+    except Exception as error:
+        return [describe(error)]
+    return []
 
-        def report(rows: int) -> None:
+
+def _run_processes(plans: list[Plan], board: _Board, stop: threading.Event, lock: int | None) -> list[str]:
+    """Start a process for each plan, pass on their progress and see them end."""
+    context = multiprocessing.get_context("spawn")
+    running: dict[Connection, tuple[Plan, BaseProcess]] = {}
+    failures: list[str] = []
+    terminated = False
+    for plan in plans:
+        receiver, sender = context.Pipe(duplex=False)
+        arguments = (plan, sender, sys.path, None if lock is None else _Lock(lock))
+        process: BaseProcess = context.Process(target=_process_main, args=arguments, daemon=True)
+        with _ctrl_c_ignored():  # inherited: Ctrl-C reaches workers through this process
+            process.start()
+        sender.close()
+        running[receiver] = (plan, process)
+    while running:
+        # A signal does not end wait(), hence the short timeout.
+        for ready in wait(list(running), timeout=0.2):
+            assert isinstance(ready, Connection)
+            plan, process = running[ready]
             try:
-                pipe.send(rows)
+                message = ready.recv()
+            except (EOFError, OSError):
+                process.join()
+                del running[ready]
+                if process.exitcode and not terminated:
+                    failures.append(f"worker {plan.worker} died with exit code {process.exitcode}")
+                continue
+            if isinstance(message, str):
+                failures.append(f"worker {plan.worker}: {message}")
+            else:
+                board.update(plan.worker, message)
+        if (stop.is_set() or failures) and not terminated:
+            terminated = True
+            for _, process in running.values():
+                process.terminate()
+    return failures
+
+
+def _process_main(plan: Plan, pipe: Connection, user_path: list[str], lock: _Lock | None) -> None:
+    """Run one worker process, which holds the folder's lock too; it ends when the parent does."""
+    sys.path[:] = user_path
+    one_thread()
+    with stop_on_signals(signal.SIGTERM) as stop:
+        threading.Thread(target=_end_with_parent, args=(stop,), daemon=True).start()
+
+        def report(tally: Tally) -> None:
+            try:
+                pipe.send(tally)
             except OSError:
                 stop.set()
 
         try:
-            _collect_share(plan, stop, report)
+            collect_share(plan, stop, report)
         except Exception as error:
             with contextlib.suppress(OSError):
-                pipe.send(f"worker {plan.worker}: {type(error).__name__}: {error}")
+                pipe.send(describe(error))
 
 
-def _run_workers(plans: list[_Plan], report: Callable[[int], None]) -> None:
-    """Start a process for each plan, pass on their progress and see them end."""
-    context = multiprocessing.get_context("spawn")
-    running: dict[Connection, tuple[_Plan, BaseProcess]] = {}
-    failures: list[str] = []
-    terminated = False
-    with stop_on_signals() as stop:
-        for plan in plans:
-            receiver, sender = context.Pipe(duplex=False)
-            arguments = (plan, sender, sys.path)
-            worker = context.Process(target=_worker_main, args=arguments, daemon=True)
-            with _ctrl_c_ignored():  # inherited: Ctrl-C reaches workers through this process
-                worker.start()
-            sender.close()
-            running[receiver] = (plan, worker)
-        while running:
-            # A signal does not end wait(), hence the short timeout.
-            for ready in wait(list(running), timeout=0.2):
-                assert isinstance(ready, Connection)
-                plan, process = running[ready]
-                try:
-                    message = ready.recv()
-                except (EOFError, OSError):
-                    process.join()
-                    del running[ready]
-                    if process.exitcode and not terminated:
-                        failures.append(f"worker {plan.worker} died with exit code {process.exitcode}")
-                    continue
-                if isinstance(message, str):
-                    failures.append(message)
-                else:
-                    report(message)
-            if (stop.is_set() or failures) and not terminated:
-                terminated = True
-                for _, process in running.values():
-                    process.terminate()
-    if failures:
-        raise _failure(plans[0].config, failures)
-    if stop.is_set():
-        raise KeyboardInterrupt
+def one_thread() -> None:
+    """Keep the libraries of one of many workers on one core."""
+    cv2.setNumThreads(0)
+    os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when a policy imports it
 
 
-def _failure(config: CollectConfig, reasons: list[str]) -> CollectError:
-    return CollectError(
-        f"Collecting from {config.env_id} failed: {'; '.join(reasons)}. The shards committed to "
-        f"{config.out} are intact; run the same command again to go on."
-    )
+def describe(error: Exception) -> str:
+    """Name an error on one line."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _end_with_parent(stop: threading.Event) -> None:
+    """Stop once the parent is dead, however it died and whatever the environment is doing."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    stop.set()
+    time.sleep(_ORPHAN_SECONDS)
+    os._exit(1)
+
+
+class _Lock:
+    """A descriptor that a spawned process inherits."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __getstate__(self) -> Any:
+        return DupFd(self.descriptor)
+
+    def __setstate__(self, state: Any) -> None:
+        self.descriptor = state.detach()
 
 
 @contextlib.contextmanager

@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frames, FrameSource, FrameSpec
 from latent_obs.shards import ROW_GROUP, Shard, read_shard
+from latent_obs.storage import Location, list_files, parse_location, shown
 
 
 class FramesFolder:
     """A folder of frames, read lazily.
 
     Args:
-        path: A folder written by ``latent-obs collect``.
+        path: A folder written by ``latent-obs collect``: a path, or a URL such as
+            ``s3://bucket/frames``.
 
     Attributes:
-        path: The folder.
+        path: The folder, a :class:`~pathlib.Path` unless it is a URL.
         shards: Its committed shards, in order.
         frame_spec: How its frames were made.
         source: The environment they came from.
@@ -32,25 +33,26 @@ class FramesFolder:
         ValueError: If a shard is damaged or foreign, or shards disagree on the frame spec.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_dir():
-            raise FileNotFoundError(
-                f"There is no frames folder {self.path}. Make one: latent-obs collect ENV --out {self.path}"
-            )
-        self.shards = [read_shard(shard) for shard in sorted(self.path.glob("*.parquet"))]
+    def __init__(self, path: Location) -> None:
+        self.path = parse_location(path)
+        self.shards = [read_shard(shard) for shard in list_files(self.path, ".parquet")]
         if not self.shards:
-            raise FileNotFoundError(
-                f"The folder {self.path} holds no frames. Fill it: latent-obs collect ENV --out {self.path}"
-            )
+            missing = isinstance(self.path, Path) and not self.path.is_dir()
+            wrong = "There is no frames folder {}." if missing else "The folder {} holds no frames."
+            make = "Make one" if missing else "Fill it"
+            raise FileNotFoundError(f"{wrong.format(self)} {make}: latent-obs collect ENV --out {self}")
         specs = {json.dumps(shard.metadata["frame_spec"]) for shard in self.shards}
         if len(specs) > 1:
             raise ValueError(
-                f"The shards of {self.path} were made with different frame specs: "
+                f"The shards of {self} were made with different frame specs: "
                 f"{', '.join(sorted(specs))}. Keep them in one folder each."
             )
         self.frame_spec = FrameSpec.from_json(self.shards[0].metadata["frame_spec"])
         self.source = FrameSource.from_json(self.shards[0].metadata["source"])
+
+    def __str__(self) -> str:
+        """Return the folder's path or URL, without any password."""
+        return shown(self.path)
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -66,13 +68,14 @@ class FramesFolder:
     @property
     def num_bytes(self) -> int:
         """Bytes on disk."""
-        return sum(shard.path.stat().st_size for shard in self.shards)
+        return sum(shard.num_bytes for shard in self.shards)
 
     def episodes(self) -> dict[int, int]:
         """Return the number of frames of each episode, in order of collection."""
         counts: dict[int, int] = {}
         for shard in self.shards:
-            column = pq.read_table(shard.path, columns=["episode"])["episode"].to_numpy()
+            with shard.open() as file:
+                column = file.read(columns=["episode"])["episode"].to_numpy()
             for episode, rows in zip(*np.unique(column, return_counts=True), strict=True):
                 counts[int(episode)] = counts.get(int(episode), 0) + int(rows)
         return counts
@@ -95,7 +98,7 @@ class FramesFolder:
         counts = self.episodes()
         if len(counts) < 2:
             raise ValueError(
-                f"{self.path} holds {len(counts)} episode, and validation needs one of its own: "
+                f"{self} holds {len(counts)} episode, and validation needs one of its own: "
                 "collect more frames, or shorter episodes with "
                 "--env-kwargs '{\"max_episode_steps\": 1000}'."
             )
@@ -115,7 +118,7 @@ class FramesFolder:
             group: Row group, 0 to ``shard.row_groups - 1``.
             episodes: Keep only these episodes' frames.
         """
-        with pq.ParquetFile(shard.path) as file:
+        with shard.open() as file:
             columns = ["frame"] if episodes is None else ["frame", "episode"]
             table = file.read_row_group(group, columns=columns)
         frames = _as_frames(table["frame"])
@@ -190,7 +193,7 @@ class FramesFolder:
         total = sum(counts[e] for e in (counts if episodes is None else episodes))
         if total < batch_size:
             raise ValueError(
-                f"{self.path} has {total} frames to train on, fewer than a batch of {batch_size}. "
+                f"{self} has {total} frames to train on, fewer than a batch of {batch_size}. "
                 "Collect more frames or use a smaller --batch-size."
             )
         capacity = min(max(buffer_frames, batch_size + ROW_GROUP), total)

@@ -16,11 +16,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from latent_obs.collect import CollectConfig, collect_frames, open_env
+from latent_obs.collect import CollectConfig, collect_frames
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder_folder import write_atomically
 from latent_obs.policies import make_policy
 from latent_obs.progress import progress_bar
+from latent_obs.sources import open_env
 
 RESULT = "ppo.json"
 
@@ -67,7 +68,7 @@ def run_demo(config: DemoConfig) -> None:
     collect = CollectConfig(
         config.env, folder / "frames", frames=config.frames, policy=policy, env_kwargs=config.env_kwargs
     )
-    found = _frames_in(collect.out)
+    found = _frames_in(folder / "frames")
     frames = collect_frames(collect)
     if found:
         _say_reused(console, "frames", found == config.frames, f"{found:,} were there")
@@ -77,7 +78,7 @@ def run_demo(config: DemoConfig) -> None:
     from latent_obs.checkpoint import CHECKPOINT
     from latent_obs.train import TrainConfig, train_vae
 
-    train = TrainConfig(frames.path, folder / "encoder", steps=config.steps)
+    train = TrainConfig(folder / "frames", folder / "encoder", steps=config.steps)
     finished = (train.out / "config.json").exists()  # by the same settings, else train_vae refuses
     begun_before = (train.out / CHECKPOINT).exists()
     train_vae(train)
@@ -87,7 +88,7 @@ def run_demo(config: DemoConfig) -> None:
     console.rule("3/5  Evaluate it on held-out episodes and draw what it keeps")
     from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
 
-    report = evaluate_encoder(EvaluateConfig(train.out, frames.path))
+    report = evaluate_encoder(EvaluateConfig(train.out, train.data))
     write_atomically(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
     pictures = _draw(config, train.out)
 
@@ -114,15 +115,15 @@ def run_demo(config: DemoConfig) -> None:
         table.add_row(name, value)
     console.print(table)
     console.print(f"It took {time.monotonic() - begun:.0f} s and made:")
-    for path in (frames.path, train.out, *pictures, folder / "ppo.zip"):
+    for path in (train.data, train.out, *pictures, folder / "ppo.zip"):
         console.print(f"  {path}", highlight=False, soft_wrap=True)
     console.print("Try next:")
     program = "latent-obs" if shutil.which("latent-obs") else Path(sys.argv[0])
     other = "ALE/Breakout-v5" if config.env == "CarRacing-v3" else "CarRacing-v3"
     for command in (
         f"{program} demo --env {other}",
-        f"{program} train {frames.path} --out {folder}/better --steps 20000",
-        f"{program} evaluate {train.out} --frames {frames.path}",
+        f"{program} train {train.data} --out {folder}/better --steps 20000",
+        f"{program} evaluate {train.out} --frames {train.data}",
     ):
         console.print(f"  {command}", highlight=False, soft_wrap=True)
 

@@ -1,14 +1,16 @@
 """What acts during collection.
 
 Every policy is an object with two methods: ``reset(seed)``, called at the start of every
-shard, and ``act(obs)``, called before every step. After ``reset(seed)`` a policy's actions
+episode, and ``act(obs)``, called before every step. After ``reset(seed)`` a policy's actions
 depend on its seed and the observations alone, which is what makes collection repeatable.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
+import math
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,10 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
+
+from latent_obs.encoder import Encoder, find_encoder, resolve_auto
+from latent_obs.frames import frame_source, preprocess
+from latent_obs.wrappers import open_encoder
 
 
 class Policy(Protocol):
@@ -117,8 +123,8 @@ class CallablePolicy:
 
     Args:
         function: Called before every step. If it has a method ``reset(seed)``, that is called
-            at the start of every shard.
-        action_space: Passed on; seeded at the start of every shard.
+            at the start of every episode.
+        action_space: Passed on; seeded at the start of every episode.
     """
 
     def __init__(self, function: Callable[[Any, gym.Space[Any]], Any], action_space: gym.Space[Any]):
@@ -135,6 +141,28 @@ class CallablePolicy:
         return self.function(obs, self.action_space)
 
 
+class MixedPolicy:
+    """Draws one of several policies for each episode.
+
+    Args:
+        policies: What to draw from.
+        weights: How often each acts, relative to the others; they count episodes, not frames.
+    """
+
+    def __init__(self, policies: list[Policy], weights: list[float]) -> None:
+        self.policies, self.chances = policies, np.array(weights) / sum(weights)
+
+    def reset(self, seed: int) -> None:
+        """Draw the policy of this episode and seed it."""
+        rng = np.random.default_rng(seed)
+        self.acting = self.policies[rng.choice(len(self.policies), p=self.chances)]
+        self.acting.reset(int(rng.integers(2**32)))
+
+    def act(self, obs: Any) -> Any:
+        """Return the action of the policy that was drawn."""
+        return self.acting.act(obs)
+
+
 class SB3Policy:
     """Acts with a saved Stable-Baselines3 model, sampling its actions.
 
@@ -143,13 +171,16 @@ class SB3Policy:
     Args:
         path: A ``.zip`` written by ``model.save``.
         env: The environment that the model will act in; its spaces must be the model's.
+        encoder: What the model's observations are latents of. It then sees what
+            :class:`~latent_obs.LatentObservationWrapper` would show it; how many latents that
+            stacks follows from the model's observation space.
 
     Raises:
         ValueError: If the file is no Stable-Baselines3 zip, or was trained on other spaces.
         ImportError: If Stable-Baselines3 is not installed.
     """
 
-    def __init__(self, path: Path, env: gym.Env[Any, Any]) -> None:
+    def __init__(self, path: Path, env: gym.Env[Any, Any], encoder: Encoder | None = None) -> None:
         try:
             import stable_baselines3
         except ImportError as error:
@@ -158,19 +189,39 @@ class SB3Policy:
             ) from error
         algorithm = getattr(stable_baselines3, _sb3_algorithm(path))
         self.model = algorithm.load(path, device="cpu")
-        for name in ("observation_space", "action_space"):
+        self.encoder = encoder
+        spaces = ["action_space"] if encoder else ["observation_space", "action_space"]
+        for name in spaces:
             wanted, got = getattr(self.model, name), getattr(env, name)
             if wanted != got:
+                latents = " If it acts on latents, name their encoder: --policy-encoder."
                 raise ValueError(
                     f"The model {path} was trained with the {name} {wanted}, the environment has {got}."
+                    f"{latents if name == 'observation_space' else ''}"
                 )
+        if encoder is None:
+            return
+        wanted = self.model.observation_space
+        size = wanted.shape[0] if isinstance(wanted, gym.spaces.Box) and len(wanted.shape) == 1 else 0
+        if size == 0 or size % encoder.latent_dim:
+            raise ValueError(
+                f"The model {path} was trained with the observation_space {wanted}, which holds no whole "
+                f"number of {encoder.latent_dim}-dimensional latents of the encoder {encoder.ref}."
+            )
+        self._latents = np.empty((size // encoder.latent_dim, encoder.latent_dim), np.float32)
 
     def reset(self, seed: int) -> None:
-        """Seed the model's sampling."""
+        """Seed the model's sampling and forget the stacked latents."""
         self.model.set_random_seed(seed)
+        self._begins = True
 
     def act(self, obs: Any) -> Any:
         """Sample an action from the model."""
+        if self.encoder is not None:
+            latent = self.encoder(preprocess(obs, self.encoder.frame_spec))
+            self._latents[:-1] = self._latents[1:]
+            self._latents[slice(None) if self._begins else -1] = latent
+            self._begins, obs = False, self._latents.reshape(-1)
         return self.model.predict(obs, deterministic=False)[0]
 
 
@@ -190,13 +241,16 @@ def _sb3_algorithm(path: Path) -> str:
     raise ValueError(f"{path} holds a policy of {module}; only Stable-Baselines3's own are known.")
 
 
-def make_policy(name: str, env: gym.Env[Any, Any]) -> Policy:
+def make_policy(name: str, env: gym.Env[Any, Any], encoder: str | None = None) -> Policy:
     """Build a policy from its name.
 
     Args:
         name: ``"random"``, ``"sticky"``, ``"brownian"``, the path of a Stable-Baselines3
-            ``.zip``, or ``"module:callable"`` for a function ``act(obs, action_space)``.
+            ``.zip``, ``"module:callable"`` for a function ``act(obs, action_space)``, or several of
+            them with weights, such as ``"random:0.5,agent.zip:0.5"``.
         env: The environment it will act in.
+        encoder: Encoder whose latents the Stable-Baselines3 models were trained on, as
+            :class:`~latent_obs.LatentObservationWrapper` takes it.
 
     Raises:
         ValueError: If the name is unknown or the policy does not fit the environment.
@@ -204,7 +258,70 @@ def make_policy(name: str, env: gym.Env[Any, Any]) -> Policy:
     Example:
         >>> type(make_policy("sticky", gym.make("CartPole-v1"))).__name__
         'StickyPolicy'
+        >>> make_policy("random:3,sticky:1", gym.make("CartPole-v1")).chances.tolist()
+        [0.75, 0.25]
     """
+    parts = parse_mix(name)
+    loaded = None
+    if encoder is not None:
+        if not any(part.endswith(".zip") for part, _ in parts):
+            raise ValueError(
+                f"The policy {name!r} takes no encoder: only the .zip of a Stable-Baselines3 model acts on "
+                "latents. Leave --policy-encoder out."
+            )
+        loaded = open_encoder(encoder, frame_source(env))
+    policies = [_make_one(part, env, loaded) for part, _ in parts]
+    return policies[0] if len(policies) == 1 else MixedPolicy(policies, [weight for _, weight in parts])
+
+
+def parse_mix(name: str) -> list[tuple[str, float]]:
+    """Split a policy's name into the policies it mixes and their weights.
+
+    What follows the last colon is a weight if it is a number, which no callable's name is.
+
+    Raises:
+        ValueError: If a part is empty, or a weight is missing or not positive.
+
+    Example:
+        >>> parse_mix("random:0.5,my.module:act:2")
+        [('random', 0.5), ('my.module:act', 2.0)]
+        >>> parse_mix("my.module:act")
+        [('my.module:act', 1.0)]
+    """
+    parts: list[tuple[str, float]] = []
+    words = name.split(",")
+    for word in map(str.strip, words):
+        part, _, tail = word.rpartition(":")
+        try:
+            weight = float(tail) if part else None
+        except ValueError:
+            weight = None
+        if weight is None:
+            if len(words) > 1:
+                raise ValueError(
+                    f"Every policy of the mix {name!r} needs a weight, {word!r} has none: write it as "
+                    f"{word or 'random'}:0.5."
+                )
+            return [(word, 1.0)]
+        if not 0 < weight < math.inf:
+            raise ValueError(f"The weight of {part!r} in the policy {name!r} must be above 0, got {tail}.")
+        parts.append((part, weight))
+    return parts
+
+
+def policy_files(name: str, env: gym.Env[Any, Any], encoder: str | None = None) -> dict[str, str] | None:
+    """Return a digest of every file that decides a policy's actions; ``None`` without files.
+
+    A model trained further under the same name must not go on with another's frames.
+    """
+    files = {part: Path(part) for part, _ in parse_mix(name) if part.endswith(".zip")}
+    if encoder is not None:
+        ref = resolve_auto(frame_source(env)) if encoder == "auto" else encoder
+        files[ref] = find_encoder(ref)[1] / "model.safetensors"
+    return {ref: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for ref, path in files.items()} or None
+
+
+def _make_one(name: str, env: gym.Env[Any, Any], encoder: Encoder | None) -> Policy:
     if name == "random":
         return RandomPolicy(env.action_space)
     if name == "sticky":
@@ -214,7 +331,7 @@ def make_policy(name: str, env: gym.Env[Any, Any]) -> Policy:
     if name.endswith(".zip"):
         if not Path(name).is_file():
             raise ValueError(f"The policy {name} does not exist.")
-        return SB3Policy(Path(name), env)
+        return SB3Policy(Path(name), env, encoder)
     module, _, attribute = name.partition(":")
     if attribute:
         try:
@@ -226,5 +343,5 @@ def make_policy(name: str, env: gym.Env[Any, Any]) -> Policy:
         return CallablePolicy(function, env.action_space)
     raise ValueError(
         f"Unknown policy {name!r}. Use random, sticky, brownian, the .zip of a Stable-Baselines3 "
-        "model, or module:callable."
+        "model, module:callable, or a mix such as random:0.5,sticky:0.5."
     )

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latent_obs.frames import FRAME_BYTES, Frame
+from latent_obs.storage import Location, NewFile, name_of, num_bytes, open_parquet, shown
 
 FORMAT = "latent_obs.frames"
 VERSION = 1
@@ -66,30 +65,33 @@ def frames_schema(action: pa.DataType) -> pa.Schema:
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name and commits it by renaming.
+    """Writes one shard, which appears under its name when it is committed.
 
     Frames are held for one row group of 512 at a time, so memory does not grow. A killed
-    process leaves only a file named ``*.tmp``, which readers ignore.
+    process leaves at most a file named ``*.tmp``, which readers ignore.
 
     Args:
-        path: The name of the committed shard.
+        path: The path or URL of the committed shard.
         action: The Arrow type of the action column, from :func:`action_type`.
         metadata: JSON values describing where the frames come from.
+
+    Attributes:
+        rows: Rows appended so far.
+        stored: How many of them are written, and as how many bytes.
 
     Raises:
         OSError: If the folder cannot be written.
     """
 
-    def __init__(self, path: Path, action: pa.DataType, metadata: dict[str, Any]) -> None:
-        self.path, self.rows = path, 0
-        self._temporary = path.with_name(f".{path.name}.tmp")
+    def __init__(self, path: Location, action: pa.DataType, metadata: dict[str, Any]) -> None:
+        self.path, self.rows, self.stored = path, 0, (0, 0)
         self._metadata = {"format": FORMAT, "version": VERSION, **metadata}
         self._schema = frames_schema(action)
         plain = [name for name in self._schema.names if name != "frame"]
-        self._file = open(self._temporary, "wb")
+        self._file = NewFile(path)
         try:
             self._writer = pq.ParquetWriter(
-                self._file,
+                self._file.stream,
                 self._schema,
                 compression="zstd",
                 compression_level=1,
@@ -97,7 +99,7 @@ class ShardWriter:
                 write_statistics=plain,
             )
         except BaseException:
-            self._file.close()
+            self._file.abort()
             raise
         self._frames = np.empty((ROW_GROUP, FRAME_BYTES), np.uint8)
         self._steps: list[tuple[int, int, Any, float, bool, bool]] = []
@@ -136,9 +138,10 @@ class ShardWriter:
             columns.append(pa.array(values, type=column.type))
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), ROW_GROUP)
         self._steps.clear()
+        self.stored = (self.rows, self._file.stream.tell())
 
     def commit(self, complete: bool) -> None:
-        """Finish the shard, force it to disk and give it its name.
+        """Finish the shard, make it durable and give it its name.
 
         Args:
             complete: Whether the shard holds all it was meant to; an incomplete one is
@@ -148,57 +151,61 @@ class ShardWriter:
         metadata = {**self._metadata, "rows": self.rows, "complete": complete}
         self._writer.add_key_value_metadata({_KEY.decode(): json.dumps(metadata)})
         self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._temporary, self.path)
-        sync_folder(self.path.parent)
+        self.stored = (self.rows, self._file.stream.tell())
+        self._file.commit()
 
     def abort(self) -> None:
         """Delete the unfinished shard."""
         # A full disk fails the footer too; the file goes away all the same.
         with contextlib.suppress(OSError, pa.ArrowException):
             self._writer.close()
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a rename inside ``folder`` to disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        self._file.abort()
 
 
 @dataclass(frozen=True)
 class Shard:
     """One committed Parquet file of a frames folder."""
 
-    path: Path
+    path: Location
     rows: int
     row_groups: int
     metadata: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return name_of(self.path)
 
     @property
     def complete(self) -> bool:
         """Whether collection finished this shard rather than being interrupted in it."""
         return bool(self.metadata.get("complete"))
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return num_bytes(self.path)
 
-def read_shard(path: Path) -> Shard:
+    def open(self) -> pq.ParquetFile:
+        """Open the file for reading; use it in a ``with`` statement."""
+        return open_parquet(self.path)
+
+
+def read_shard(path: Location) -> Shard:
     """Read one shard's footer.
+
+    Args:
+        path: The path or URL of the file.
 
     Raises:
         ValueError: If the file is truncated, is not Parquet or is not a frames shard.
     """
     try:
-        footer = pq.read_metadata(path)
+        with open_parquet(path) as file:
+            footer = file.metadata
     except (pa.ArrowException, OSError) as error:
         raise ValueError(
-            f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}). "
+            f"{shown(path)} is not a readable Parquet file ({str(error).splitlines()[0]}). "
             "Delete it and collect again: only its own frames are missing then."
         ) from error
     try:
@@ -207,10 +214,10 @@ def read_shard(path: Path) -> Shard:
     except (KeyError, ValueError, TypeError):
         known = False
     if not known:
-        raise ValueError(f"{path} is a Parquet file, but not a shard written by latent-obs collect.")
+        raise ValueError(f"{shown(path)} is a Parquet file, but not a shard written by latent-obs collect.")
     if metadata["version"] != VERSION:
         raise ValueError(
-            f"{path} has version {metadata['version']} of the frames format, this latent_obs reads "
+            f"{shown(path)} has version {metadata['version']} of the frames format, this latent_obs reads "
             f"version {VERSION}."
         )
     return Shard(path, footer.num_rows, footer.num_row_groups, metadata)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -14,7 +15,9 @@ import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from stable_baselines3 import PPO
 
+from latent_obs import LatentObservationWrapper
 from latent_obs.collect import CollectConfig, CollectError, collect_frames
 from latent_obs.dataset import FramesFolder
 from latent_obs.frames import FrameSpec, preprocess
@@ -40,7 +43,7 @@ class Failing(FrameEnv):
         if self.begun == 9 and self.how == "raise":
             raise RuntimeError("the robot fell over")
         if self.begun == 9:
-            obs = obs[:, :, 0]
+            obs = {"shape": obs[:, :, 0], "size": obs[:70], "dtype": obs / 255, "none": None}[self.how]
         return obs, reward, terminated, truncated, info
 
 
@@ -69,9 +72,18 @@ def command(config: CollectConfig) -> list[str]:
     return [sys.executable, "-m", "latent_obs", "collect", config.env_id, *map(str, options)]
 
 
-def table(folder: Path) -> dict[str, Any]:
+def table(folder: FramesFolder | Path) -> dict[str, Any]:
     """All rows, by the shard they are in."""
-    return {path.name: pq.read_table(path).to_pydict() for path in sorted(folder.glob("*.parquet"))}
+    folder = folder if isinstance(folder, FramesFolder) else FramesFolder(folder)
+    rows = {}
+    for shard in folder.shards:
+        with shard.open() as file:
+            rows[shard.name] = file.read().to_pydict()
+    return rows
+
+
+def times(folder: FramesFolder) -> list[int]:
+    return [path.stat().st_mtime_ns for shard in folder.shards if isinstance(path := shard.path, Path)]
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +129,7 @@ def test_rows_are_what_reset_and_step_returned(tmp_path: Path) -> None:
 
 def test_episodes_have_their_own_numbers(straight: FramesFolder) -> None:
     seen: set[int] = set()
-    for columns in table(straight.path).values():
+    for columns in table(straight).values():
         starts = [e for e, step in zip(columns["episode"], columns["step"], strict=True) if step == 0]
         assert len(set(starts)) == len(starts)
         assert not seen & set(starts)
@@ -147,7 +159,7 @@ def test_an_interrupted_collection_resumes_to_the_same_frames(
     if how is not signal.SIGKILL:
         assert rows > 0
     collect_frames(config, progress=False)
-    assert table(tmp_path) == table(straight.path)
+    assert table(tmp_path) == table(straight)
 
 
 def test_a_deleted_shard_is_collected_again(straight: FramesFolder, tmp_path: Path) -> None:
@@ -178,9 +190,9 @@ def test_an_env_that_does_not_repeat_itself_still_gives_the_frames_asked_for(
 
 
 def test_a_finished_folder_is_left_alone(straight: FramesFolder) -> None:
-    before = {s.path: s.path.stat().st_mtime_ns for s in straight.shards}
+    before = times(straight)
     collect_frames(replace(PONG, out=straight.path, workers=None), progress=False)
-    assert before == {s.path: s.path.stat().st_mtime_ns for s in straight.shards}
+    assert before == times(straight)
 
 
 @pytest.mark.parametrize(
@@ -198,13 +210,22 @@ def test_a_finished_folder_is_left_alone(straight: FramesFolder) -> None:
 def test_a_folder_takes_no_frames_of_another_collection(
     changes: dict[str, Any], message: str, straight: FramesFolder
 ) -> None:
-    before = table(straight.path)
+    before = table(straight)
     with pytest.raises(ValueError, match=message):
         collect_frames(replace(PONG, out=straight.path, **changes), progress=False)
-    assert table(straight.path) == before
+    assert table(straight) == before
 
 
-@pytest.mark.parametrize(("how", "message"), [("raise", "the robot fell over"), ("shape", r"\(80, 72\)")])
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", "the robot fell over"),
+        ("shape", r"got uint8 of shape \(80, 72\)"),
+        ("size", r"promises observations of shape \(80, 72, 3\), got \(70, 72, 3\)"),
+        ("dtype", "got float64"),
+        ("none", "got NoneType"),
+    ],
+)
 def test_an_env_that_breaks_midway_leaves_the_committed_shards(
     how: str, message: str, tmp_path: Path
 ) -> None:
@@ -287,3 +308,46 @@ def test_an_env_that_cannot_be_collected_from_is_refused_before_anything_is_writ
 def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must"):
         CollectConfig("ALE/Pong-v5", **fields)
+
+
+def test_a_mix_of_policies_collects_the_same_frames_in_pieces(tmp_path: Path) -> None:
+    """Which policy acts depends on the episode alone, not on where collection stopped."""
+    config = CollectConfig("Frame-v0", tmp_path / "a", frames=90, workers=1, shard_rows=20)
+    config = replace(config, policy="random:1,sticky:1,tests.test_policies:always_two:1")
+    collect_frames(config, progress=False)
+    for frames in (35, 90):
+        collect_frames(replace(config, out=tmp_path / "b", frames=frames), progress=False)
+    assert table(tmp_path / "a") == table(tmp_path / "b")
+    episodes: dict[int, list[Any]] = {}
+    for columns in table(tmp_path / "a").values():
+        for episode, action in zip(columns["episode"], columns["action"], strict=True):
+            episodes.setdefault(episode, []).append(action)
+    twos = [set(actions[1:]) == {2} for actions in episodes.values()]
+    assert 0 < sum(twos) < len(twos)
+
+
+def test_an_agent_on_latents_collects_raw_frames_again_and_again(encoder: Path, tmp_path: Path) -> None:
+    """World Models' second round: the agent that learned on V's latents collects for the next V."""
+    wrapped = LatentObservationWrapper(FrameEnv(), str(encoder), stack=2)
+    agent = tmp_path / "agent.zip"
+    PPO("MlpPolicy", wrapped, n_steps=8, batch_size=8, device="cpu", seed=0).save(agent)
+    config = CollectConfig("Frame-v0", tmp_path / "a", frames=40, workers=1, shard_rows=12)
+    config = replace(config, policy=str(agent), policy_encoder=str(encoder))
+    folder = collect_frames(config, progress=False)
+    assert folder.shards[0].metadata["policy_encoder"] == str(encoder)
+    collect_frames(replace(config, out=tmp_path / "b"), progress=False)
+    assert table(tmp_path / "a") == table(tmp_path / "b")
+    rows = next(iter(table(folder).values()))
+    env_seed = np.random.SeedSequence((0, 0, 0)).generate_state(2)[0]
+    obs, _ = FrameEnv().reset(seed=int(env_seed))
+    assert rows["frame"][0] == preprocess(obs, FrameSpec()).tobytes()
+    PPO("MlpPolicy", wrapped, n_steps=8, batch_size=8, device="cpu", seed=1).save(agent)
+    with pytest.raises(ValueError, match="begun with policy_files="):
+        collect_frames(replace(config, frames=80), progress=False)
+
+
+def test_progress_shows_rate_size_and_episodes(tmp_path: Path) -> None:
+    config = CollectConfig("tests.quick_env:Quick-v0", tmp_path, frames=2000, workers=2)
+    root = Path(__file__).parents[1]
+    run = subprocess.run(command(config), capture_output=True, text=True, check=True, cwd=root)
+    assert re.search(r"2000/2000 [\d,]+ frames/s  \d+ bytes/frame  \d+ episodes", run.stderr)

@@ -1,0 +1,223 @@
+"""How fast are frames collected, and what does keeping them cost?
+
+$ python benchmarks/collect.py     # about 4 min on 2 cores
+
+Collects Pong with one worker a core, start-up included, and compares it with what others do without
+keeping anything: a plain loop of ``gym.make`` and cv2 on one core, and eight environments in
+Stable-Baselines3's SubprocVecEnv and Gymnasium's AsyncVectorEnv, which resize with our own compiled
+kernel in their processes, start-up not included. They take turns. Before timing, the frames of a
+collection must equal those of the plain loop with its seed and actions.
+
+Then the processor time of storing a frame is compared with that of one step of the environment, in
+turns of one row group, and the size of the folder with the npz files of World Models ports: an
+uncompressed file an episode with frames, actions, rewards and dones.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import cv2
+import gymnasium as gym
+import numpy as np
+import pyarrow.parquet as pq
+import tyro
+from machine import machine
+
+from latent_obs import CollectConfig, FramesFolder, FrameSpec, collect_frames, preprocess
+from latent_obs.shards import ROW_GROUP, ShardWriter, action_type
+
+PONG = "ALE/Pong-v5"
+
+
+@dataclass(frozen=True)
+class Args:
+    """Compare collecting with stepping alone."""
+
+    frames: int = 60_000
+    """frames of each round of collecting"""
+    seconds: float = 8.0
+    """how long each round of each other loop runs"""
+    rounds: int = 3
+    num_envs: int = 8
+    """environments of the vector loops"""
+    car_frames: int = 2_000
+    """frames of CarRacing whose size is measured"""
+
+
+class Resized(gym.ObservationWrapper[Any, Any, Any]):
+    """What a vector environment's processes do: resize with our kernel, so that 12 kB travel, not 100."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+
+    def observation(self, observation: Any) -> Any:
+        return preprocess(observation, FrameSpec())
+
+
+def pong() -> Any:
+    gym.register_envs(ale_py)
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    return gym.make(PONG)
+
+
+def resized() -> Any:
+    cv2.setNumThreads(0)
+    return Resized(pong())
+
+
+def check_equality(folder: FramesFolder, rows: int = 3000) -> None:
+    """Step the plain environment with a shard's seed and actions: every frame must be equal."""
+    shard = folder.shards[0]
+    stored = pq.read_table(shard.path).slice(0, rows).to_pydict()
+    seed = np.random.SeedSequence((0, shard.metadata["worker"], shard.metadata["shard"])).generate_state(2)[0]
+    env, seeds = pong(), [int(seed)]
+    for frame, step, action in zip(stored["frame"], stored["step"], stored["action"], strict=True):
+        obs = env.reset(seed=seeds.pop() if seeds else None)[0] if step == 0 else env.step(action)[0]
+        assert cv2.resize(obs, (64, 64), interpolation=cv2.INTER_AREA).tobytes() == frame
+    print(f"# {len(stored['step']):,} collected frames equal those of the plain loop")
+
+
+def plain_loop(seconds: float) -> float:
+    """Return frames per second of stepping and resizing on one core."""
+    env, rng = pong(), np.random.default_rng(0)
+    env.reset(seed=0)
+    begun, frames = time.perf_counter(), 0
+    while (spent := time.perf_counter() - begun) < seconds:
+        obs, _, terminated, truncated, _ = env.step(int(rng.integers(6)))
+        if terminated or truncated:
+            obs, _ = env.reset()
+        cv2.resize(obs, (64, 64), interpolation=cv2.INTER_AREA)
+        frames += 1
+    return frames / spent
+
+
+def vector_loop(make: Callable[[], Any], num_envs: int, seconds: float) -> float:
+    env, rng = make(), np.random.default_rng(0)
+    try:
+        env.reset()
+        for _ in range(20):
+            env.step(rng.integers(0, 6, num_envs))
+        begun, steps = time.perf_counter(), 0
+        while (spent := time.perf_counter() - begun) < seconds:
+            env.step(rng.integers(0, 6, num_envs))
+            steps += 1
+        return steps * num_envs / spent
+    finally:
+        env.close()
+
+
+def collecting(out: Path, frames: int, workers: int) -> float:
+    shutil.rmtree(out, ignore_errors=True)
+    begun = time.perf_counter()
+    collect_frames(CollectConfig(PONG, out, frames=frames, workers=workers), progress=False)
+    return frames / (time.perf_counter() - begun)
+
+
+def compare_rates(args: Args, out: Path) -> None:
+    from stable_baselines3.common.vec_env import SubprocVecEnv
+
+    workers, num_envs = os.cpu_count() or 1, args.num_envs
+    loops: dict[str, Callable[[], float]] = {
+        "plain gym.make + cv2 loop, one core": lambda: plain_loop(args.seconds),
+        f"SubprocVecEnv x{num_envs}": lambda: vector_loop(
+            lambda: SubprocVecEnv([resized] * num_envs, start_method="spawn"), num_envs, args.seconds
+        ),
+        f"AsyncVectorEnv x{num_envs}": lambda: vector_loop(
+            lambda: gym.vector.AsyncVectorEnv([resized] * num_envs, context="spawn"), num_envs, args.seconds
+        ),
+        f"collect, {workers} workers, {args.frames:,} frames kept": lambda: collecting(
+            out, args.frames, workers
+        ),
+    }
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(args.rounds):
+        for name, loop in loops.items():
+            rates[name].append(loop())
+    medians = [statistics.median(samples) for samples in rates.values()]
+    print("loop".ljust(44), "frames/s    min    max  collect is")
+    for (name, samples), median in zip(rates.items(), medians, strict=True):
+        line = f"{name:44} {median:8.0f} {min(samples):6.0f} {max(samples):6.0f}"
+        print(f"{line} {medians[-1] / median:9.2f}x")
+
+
+def storing_cost(out: Path, rows: int) -> None:
+    """Compare the processor time of storing with that of stepping, row group by row group."""
+    env, rng = pong(), np.random.default_rng(0)
+    env.reset(seed=0)
+    writer = ShardWriter(out / "cost.parquet", action_type(env.action_space), {})
+    stepping, storing = [], []
+    for start in range(0, rows, ROW_GROUP):
+        kept, actions = [], [int(action) for action in rng.integers(0, 6, ROW_GROUP)]
+        begun = time.process_time()
+        for action in actions:
+            obs, reward, terminated, truncated, _ = env.step(action)
+            kept.append((obs, reward, terminated, truncated))
+            if terminated or truncated:
+                env.reset()
+        stepped = time.process_time()
+        frames = [preprocess(obs, FrameSpec()) for obs, *_ in kept]
+        resized = time.process_time()
+        for row, (frame, action, (_, reward, terminated, truncated)) in enumerate(
+            zip(frames, actions, kept, strict=True)
+        ):
+            writer.append(frame, 0, start + row, action, float(reward), terminated, truncated)
+        if start + ROW_GROUP >= rows:
+            writer.commit(True)
+        ended = time.process_time()
+        if start:  # the first is warm-up
+            stepping.append((stepped - begun) / ROW_GROUP * 1e6)
+            storing.append((ended - resized) / ROW_GROUP * 1e6)
+    step, store = statistics.median(stepping), statistics.median(storing)
+    print(f"env step {step:.1f} us, storing {store:.2f} us a frame: {store / step:.2%} of a step")
+
+
+def compare_sizes(folder: FramesFolder, out: Path) -> None:
+    """Write the same rows as World Models ports do, and compare bytes per frame."""
+    total = rows = 0
+    for shard in folder.shards[:4]:
+        table = pq.read_table(shard.path)
+        columns = {name: table[name].to_numpy() for name in ("episode", "reward", "terminated")}
+        frames = np.concatenate([folder.read(shard, group) for group in range(shard.row_groups)])
+        actions = [0 if action is None else action for action in table["action"].to_pylist()]
+        if (first := next((a for a in actions if isinstance(a, list)), None)) is not None:
+            actions = [action or [0.0] * len(first) for action in actions]
+        for episode in np.unique(columns["episode"]):
+            mine = columns["episode"] == episode
+            action = np.array([a for a, keep in zip(actions, mine, strict=True) if keep])
+            arrays = {"reward": columns["reward"][mine], "done": columns["terminated"][mine]}
+            np.savez(out / "episode.npz", obs=frames[mine], action=action, **arrays)
+            total += (out / "episode.npz").stat().st_size
+            rows += int(mine.sum())
+    ours, theirs = folder.num_bytes / len(folder), total / rows
+    env_id = folder.source.env_id
+    print(f"{env_id}: {ours:.1f} bytes/frame, npz {theirs:.1f}: 1/{theirs / ours:.0f}")
+
+
+def main(args: Args) -> None:
+    print(f"# {machine('ale-py', 'gymnasium', 'stable-baselines3', 'opencv-python', 'pyarrow')}")
+    out = Path(tempfile.mkdtemp())
+    try:
+        collecting(out / "pong", args.frames, os.cpu_count() or 1)  # warm-up
+        check_equality(FramesFolder(out / "pong"))
+        compare_rates(args, out / "pong")
+        storing_cost(out, 40 * ROW_GROUP)
+        compare_sizes(FramesFolder(out / "pong"), out)
+        car = CollectConfig("CarRacing-v3", out / "car", frames=args.car_frames, policy="brownian", workers=2)
+        compare_sizes(collect_frames(car, progress=False), out)
+    finally:
+        shutil.rmtree(out)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,216 @@
+"""What a collection survives: kills, crowding, folders that cannot be written, length."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latent_obs import storage
+from latent_obs.collect import CollectConfig, collect_frames
+from latent_obs.dataset import FramesFolder
+from latent_obs.shards import read_shard
+
+ROOT = Path(__file__).parents[1]
+QUICK = CollectConfig("tests.quick_env:Quick-v0", frames=6000, workers=2, shard_rows=500)
+SLOWED = replace(QUICK, env_kwargs={"pause": 0.0002})
+
+
+def start(config: CollectConfig, **options: Any) -> subprocess.Popen[str]:
+    """Run the command line in a process of its own."""
+    code = f"""
+import sys
+from pathlib import Path, PosixPath
+from latent_obs.collect import CollectConfig, collect_frames
+if __name__ == "__main__":
+    collect_frames({config!r}, progress=False)
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def children(pid: int) -> list[int]:
+    """Worker processes of a collection, without the resource tracker that spawn starts."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+            if parent == pid and b"spawn_main" in (path.parent / "cmdline").read_bytes():
+                found.append(int(path.parent.name))
+        except (OSError, ValueError):
+            continue  # it ended meanwhile
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+
+
+def wait_for(condition: Any, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The shards, byte for byte."""
+    return {path.name: path.read_bytes() for path in folder.glob("*.parquet")}
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("straight")
+    collect_frames(replace(SLOWED, out=out), progress=False)
+    return contents(out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["parent", "worker", "both"])
+@pytest.mark.parametrize("shards", [0, 1, 4])
+def test_killing_at_any_moment_loses_nothing(
+    victim: str, shards: int, straight: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The rerun gives the same bytes, and may begin at once: the lock waits for the orphans."""
+    config = replace(SLOWED, out=tmp_path)
+    process = start(config)
+    wait_for(lambda: children(process.pid) and len(contents(tmp_path)) >= shards)
+    workers = children(process.pid)
+    for pid in {"parent": [process.pid], "worker": workers[-1:], "both": [*workers, process.pid]}[victim]:
+        os.kill(pid, signal.SIGKILL)
+    _, messages = process.communicate(timeout=60)
+    if victim == "worker":
+        assert "died with exit code -9" in messages
+        assert "run the same command again" in messages
+    collect_frames(config, progress=False)
+    wait_for(lambda: not any(map(alive, workers)), 1)
+    assert contents(tmp_path) == straight
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
+def test_workers_end_when_the_parent_is_killed_even_if_the_env_hangs(tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, env_kwargs={"hang_after": 1200})
+    process = start(config)
+    wait_for(lambda: len(contents(tmp_path)) >= 4)  # two each; both hang in their third
+    workers = children(process.pid)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not any(map(alive, workers)), 30)
+    assert all(read_shard(path).complete for path in tmp_path.glob("*.parquet"))
+
+
+def test_two_runs_at_once_on_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "PATIENCE", 0.2)
+    config = replace(QUICK, out=tmp_path, frames=200, workers=1)
+    with (
+        storage.locked(tmp_path),
+        pytest.raises(ValueError, match=rf"writing to .* \(process {os.getpid()} on"),
+    ):
+        collect_frames(config, progress=False)
+    assert contents(tmp_path) == {}
+    collect_frames(config, progress=False)
+    with storage.locked(tmp_path):
+        collect_frames(config, progress=False)  # finished: it has nothing to write
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A folder that this process may read, not write; root takes another user's place meanwhile."""
+    folder = Path(tempfile.mkdtemp())
+    root = os.geteuid() == 0
+    try:
+        folder.chmod(0o555)
+        if root:
+            os.seteuid(65534)
+        yield folder
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        folder.rmdir()
+
+
+def test_a_read_only_folder_is_refused_before_anything_is_collected(read_only: Path) -> None:
+    with pytest.raises(PermissionError, match=f"The folder {read_only} cannot be written"):
+        collect_frames(replace(QUICK, out=read_only, frames=200), progress=False)
+    with pytest.raises(PermissionError, match="frames"):
+        collect_frames(replace(QUICK, out=read_only / "frames", frames=200), progress=False)
+
+
+MEASURED = """
+import resource, sys
+from pathlib import Path, PosixPath
+from latent_obs.collect import CollectConfig, collect_frames
+if __name__ == "__main__":
+    collect_frames({!r}, progress=False)
+    for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+        print(resource.getrusage(who).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_frames(tmp_path: Path) -> None:
+    """Eight times the frames, 860 MB of them raw, must fit into hardly more memory."""
+    peaks = []
+    for frames in (10_000, 80_000):
+        config = replace(QUICK, out=tmp_path / str(frames), frames=frames, shard_rows=2000)
+        code = MEASURED.format(config)
+        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+        peaks.append([int(line) / 1024 for line in run.stdout.split()])  # MiB, of parent and worker
+    assert peaks[1][0] - peaks[0][0] < 10
+    assert peaks[1][1] - peaks[0][1] < 10
+
+
+def test_the_index_of_ten_million_frames_is_small(tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, frames=8192, workers=1, shard_rows=8192)
+    shard = collect_frames(config, progress=False).shards[0]
+    assert isinstance(shard.path, Path)
+    for number in range(1, 1221):
+        os.link(shard.path, tmp_path / f"part-001-{number:05d}.parquet")
+    tracemalloc.start()
+    try:
+        folder = FramesFolder(tmp_path)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(folder) > 10_000_000
+    assert held < 10e6
+
+
+def test_a_full_disk_in_many_workers_is_one_clear_error(tmp_path: Path) -> None:
+    """A limit on the size of a file fails the write as a full disk does."""
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    config = replace(QUICK, out=tmp_path, shard_rows=4000)
+    process = start(config, preexec_fn=limited)
+    _, messages = process.communicate(timeout=120)
+    assert "CollectError" in messages
+    assert "OSError" in messages
+    assert list(tmp_path.glob(".*.tmp")) == []
+    assert len(collect_frames(config, progress=False)) == 6000
+
+
+def test_more_shards_than_episode_numbers_provide_for_are_refused(tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, frames=10_000_000, workers=1, shard_rows=1000)
+    with pytest.raises(ValueError, match="larger --shard-rows"):
+        collect_frames(config, progress=False)
+    with pytest.raises(ValueError, match="at most"):
+        replace(QUICK, shard_rows=200_000)

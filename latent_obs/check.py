@@ -96,7 +96,9 @@ class _Actions:
     def __init__(self) -> None:
         self._counts: collections.Counter[int] = collections.Counter()
         self._sum: Any = 0.0
-        self._low, self._high, self._rows = np.inf, -np.inf, 0
+        self._low: Any = np.inf
+        self._high: Any = -np.inf
+        self._rows = 0
 
     def add(self, column: pa.ChunkedArray) -> None:
         column = column.drop_null()
@@ -223,7 +225,7 @@ def _damage(shard: Shard, seen: dict[int, str]) -> Iterator[str]:
                     table = file.read_row_group(group)
                 except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
                     yield f"row group {group} is corrupt: {str(error).splitlines()[0]}"
-                    order.lost()
+                    order.lost(file.metadata.row_group(group).num_rows)
                     continue
                 if set(_STEPS) <= set(table.column_names):
                     yield from order.check(table)
@@ -253,8 +255,9 @@ class _Order:
         self._last: tuple[int, int, bool] | None = None  # episode, step, whether it ended there
         self._lost = False
 
-    def lost(self) -> None:
+    def lost(self, rows: int) -> None:
         """Go on after a row group that cannot be read."""
+        self._row += rows
         self._last, self._lost = None, True
 
     def check(self, table: pa.Table) -> Iterator[str]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from latent_obs.curate import MergeConfig, SplitConfig
     from latent_obs.dataset import FramesFolder
     from latent_obs.demo import DemoConfig
+    from latent_obs.encode import EncodeConfig
     from latent_obs.encoder_folder import EncoderConfig
     from latent_obs.evaluate import EvaluateConfig
     from latent_obs.export import ExportConfig
@@ -165,6 +166,16 @@ def _export(config: ExportConfig) -> None:
     Console().print(table)
 
 
+def _encode(config: EncodeConfig) -> None:
+    from latent_obs.encode import encode_frames
+
+    latents = encode_frames(config)
+    encoder = latents.metadata["encoder"]
+    line = f"{latents.path}: {len(latents):,} latents of {latents.latent_dim} numbers"
+    line += f" by {encoder['name']} in {encoder['precision']}"
+    Console().print(line, highlight=False, soft_wrap=True)
+
+
 def _report(title: str, metrics: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
@@ -289,6 +300,7 @@ _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "train": (_train, "TrainConfig"),
     "evaluate": (_evaluate, "EvaluateConfig"),
     "export": (_export, "ExportConfig"),
+    "encode": (_encode, "EncodeConfig"),
     "list": (_list, "ListConfig"),
     "frames": (_frames_help, "FramesCommands"),
     "frames info": (_frames_info, "InfoConfig"),

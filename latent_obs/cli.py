@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from latent_obs.encoder_folder import EncoderConfig
     from latent_obs.evaluate import EvaluateConfig
     from latent_obs.export import ExportConfig
+    from latent_obs.minari import ExportMinariConfig, ImportMinariConfig
     from latent_obs.show import ShowConfig
     from latent_obs.train import TrainConfig
 
@@ -246,6 +247,20 @@ def _frames_split(config: SplitConfig) -> None:
         _say_frames(part)
 
 
+def _import_minari(config: ImportMinariConfig) -> None:
+    from latent_obs.minari import import_minari
+
+    _say_frames(import_minari(config))
+
+
+def _export_minari(config: ExportMinariConfig) -> None:
+    from latent_obs.minari import export_minari
+
+    dataset = export_minari(config)
+    line = f"{dataset.id}: {dataset.total_episodes:,} episodes, {dataset.total_steps:,} steps"
+    Console().print(f"{line}, in {dataset.storage.data_path}", highlight=False, soft_wrap=True)
+
+
 def _frames_help(config: FramesCommands) -> None:
     raise AssertionError("the parser shows the subcommands instead")
 
@@ -308,6 +323,8 @@ _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "frames show": (_frames_show, "ShowConfig"),
     "frames merge": (_frames_merge, "MergeConfig"),
     "frames split": (_frames_split, "SplitConfig"),
+    "frames import-minari": (_import_minari, "ImportMinariConfig"),
+    "frames export-minari": (_export_minari, "ExportMinariConfig"),
 }
 # The module of a command's options, where its name is another.
 _MODULES = {
@@ -318,4 +335,6 @@ _MODULES = {
     "frames show": "show",
     "frames merge": "curate",
     "frames split": "curate",
+    "frames import-minari": "minari",
+    "frames export-minari": "minari",
 }

@@ -179,9 +179,11 @@ def frame_source(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]) -
         >>> frame_source(gym.make("CartPole-v1")).env_id
         'CartPole-v1'
     """
-    spec = env.spec
-    if not isinstance(spec, EnvSpec):
-        return FrameSource()
+    return spec_source(env.spec) if isinstance(env.spec, EnvSpec) else FrameSource()
+
+
+def spec_source(spec: EnvSpec) -> FrameSource:
+    """Read the same off the spec alone."""
     about_vectors = ("render_mode", "num_envs", "vectorization_mode", "autoreset_mode")
     kwargs = {name: value for name, value in spec.kwargs.items() if name not in about_vectors}
     emulator: dict[str, Any] = {}

@@ -125,14 +125,18 @@ class LatentsFolder:
         """Size of a latent."""
         return int(self.metadata["encoder"]["latent_dim"])
 
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Yield one Arrow table a file, with all columns or some."""
+        for file in self.files:
+            yield pq.read_table(file, columns=columns, page_checksum_verification=True)
+
     def episodes(self) -> Iterator[LatentEpisode]:
         """Yield the episodes in order, holding one file at a time.
 
         Raises:
             OSError: If a page is corrupt.
         """
-        for file in self.files:
-            table = pq.read_table(file, page_checksum_verification=True).combine_chunks()
+        for table in self.tables():
             numbers = table["episode"].to_numpy()
             starts = np.flatnonzero(np.diff(numbers, prepend=-1))
             arrays = {name: as_array(table[name]) for name in table.column_names}

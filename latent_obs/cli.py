@@ -19,11 +19,17 @@ from rich.table import Table
 if TYPE_CHECKING:
     import tyro
 
+    from latent_obs.check import CheckConfig, InfoConfig
     from latent_obs.collect import CollectConfig
+    from latent_obs.curate import MergeConfig, SplitConfig
+    from latent_obs.dataset import FramesFolder
     from latent_obs.demo import DemoConfig
+    from latent_obs.encode import EncodeConfig
     from latent_obs.encoder_folder import EncoderConfig
     from latent_obs.evaluate import EvaluateConfig
     from latent_obs.export import ExportConfig
+    from latent_obs.minari import ExportMinariConfig, ImportMinariConfig
+    from latent_obs.show import ShowConfig
     from latent_obs.train import TrainConfig
 
 
@@ -33,6 +39,11 @@ class ListConfig:
 
     folder: Path = Path(".")
     """folder to search"""
+
+
+@dataclass(frozen=True)
+class FramesCommands:
+    """Look at, check, merge and split frames folders: info, check, show, merge, split."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,23 +83,26 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
     registry.primitive_rule(_json_argument)
     options: dict[str, Any] = {"config": (tyro.conf.PositionalRequiredArgs,), "registry": registry}
     name = arguments[0] if arguments else ""
+    if name == "frames":
+        name = " ".join(arguments[:2])
+    words = len(name.split())
     if name in _COMMANDS:
         # Importing torch takes longer than a short command, so only what is asked for is imported.
         run, config_type = _load(name)
-        return run, tyro.cli(config_type, prog=f"latent-obs {name}", args=arguments[1:], **options)
-    tyro.extras.subcommand_cli_from_dict(
-        {name: _load(name)[1] for name in _COMMANDS},
-        prog="latent-obs",
-        description="Train RL agents on a compact latent instead of pixels.",
-        args=arguments,
-        **options,
-    )
+        return run, tyro.cli(config_type, prog=f"latent-obs {name}", args=arguments[words:], **options)
+    if name.startswith("frames"):
+        commands = {name.split()[1]: _load(name)[1] for name in _COMMANDS if name.startswith("frames ")}
+        about, prog, rest = FramesCommands.__doc__, "latent-obs frames", arguments[1:]
+    else:
+        commands = {name: _load(name)[1] for name in _COMMANDS if " " not in name}
+        about, prog, rest = "Train RL agents on a compact latent instead of pixels.", "latent-obs", arguments
+    tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=about, args=rest, **options)
     raise AssertionError("without a known command the parser shows help and exits")
 
 
 def _load(name: str) -> tuple[Callable[[Any], None], Any]:
     run, config_name = _COMMANDS[name]
-    module = importlib.import_module(f"latent_obs.{'cli' if name == 'list' else name}")
+    module = importlib.import_module(f"latent_obs.{_MODULES.get(name, name)}")
     return run, getattr(module, config_name)
 
 
@@ -117,10 +131,7 @@ def _json_argument(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 def _collect(config: CollectConfig) -> None:
     from latent_obs.collect import collect_frames
 
-    folder = collect_frames(config)
-    line = f"{folder}: {len(folder):,} frames, {len(folder.episodes()):,} episodes"
-    per_frame = f"{folder.num_bytes / len(folder):,.1f} bytes/frame"
-    Console().print(f"{line}, {per_frame}", highlight=False, soft_wrap=True)
+    _say_frames(collect_frames(config))
 
 
 def _demo(config: DemoConfig) -> None:
@@ -157,13 +168,109 @@ def _export(config: ExportConfig) -> None:
     Console().print(table)
 
 
+def _encode(config: EncodeConfig) -> None:
+    from latent_obs.encode import encode_frames
+
+    latents = encode_frames(config)
+    encoder = latents.metadata["encoder"]
+    line = f"{latents.path}: {len(latents):,} latents of {latents.latent_dim} numbers"
+    line += f" by {encoder['name']} in {encoder['precision']}"
+    Console().print(line, highlight=False, soft_wrap=True)
+
+
 def _report(title: str, metrics: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {number:,.0f}" for key, number in value.items())
+            value = ", ".join(f"{key} {_short(each)}" for key, each in value.items())
         table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else f"{value}")
     Console().print(table)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _frames_info(config: InfoConfig) -> None:
+    from latent_obs.check import frames_info
+    from latent_obs.dataset import FramesFolder
+    from latent_obs.storage import name_of
+
+    folder = FramesFolder(config.folder)
+    _report(str(config.folder), {k: v for k, v in frames_info(folder).items() if k != "collections"})
+    for collection in folder.collections:
+        _report("collected with", collection)
+    if config.shards:
+        table = Table("shard", "environment")
+        for column in ("frames", "bytes/frame", "complete"):
+            table.add_column(column, justify="right")
+        for shard in folder.shards:
+            per_frame = f"{shard.num_bytes / max(1, shard.rows):.1f}"
+            env_id = shard.metadata["source"].get("env_id", "")
+            complete = "yes" if shard.complete else "no"
+            table.add_row(name_of(shard.path), env_id, f"{shard.rows:,}", per_frame, complete)
+        Console().print(table)
+
+
+def _frames_check(config: CheckConfig) -> None:
+    from latent_obs.check import check_frames
+
+    problems = check_frames(config.folder)
+    for name, found in sorted(problems.items()):
+        for problem in found:
+            Console().print(f"{name}: {problem}", highlight=False, markup=False, soft_wrap=True)
+    if problems:
+        raise ValueError(
+            f"{config.folder} has {len(problems)} bad shards, named above. Delete them; the command that "
+            "collected the folder collects them again."
+        )
+    Console().print(f"{config.folder}: every shard is whole", highlight=False, soft_wrap=True)
+
+
+def _frames_show(config: ShowConfig) -> None:
+    from latent_obs.show import show_frames
+
+    for path in show_frames(config):
+        Console().print(str(path), highlight=False, soft_wrap=True)
+
+
+def _frames_merge(config: MergeConfig) -> None:
+    from latent_obs.curate import merge_frames
+
+    _say_frames(merge_frames(config))
+
+
+def _frames_split(config: SplitConfig) -> None:
+    from latent_obs.curate import split_frames
+
+    for part in split_frames(config):
+        _say_frames(part)
+
+
+def _import_minari(config: ImportMinariConfig) -> None:
+    from latent_obs.minari import import_minari
+
+    _say_frames(import_minari(config))
+
+
+def _export_minari(config: ExportMinariConfig) -> None:
+    from latent_obs.minari import export_minari
+
+    dataset = export_minari(config)
+    line = f"{dataset.id}: {dataset.total_episodes:,} episodes, {dataset.total_steps:,} steps"
+    Console().print(f"{line}, in {dataset.storage.data_path}", highlight=False, soft_wrap=True)
+
+
+def _frames_help(config: FramesCommands) -> None:
+    raise AssertionError("the parser shows the subcommands instead")
+
+
+def _say_frames(folder: FramesFolder) -> None:
+    line = f"{folder}: {len(folder):,} frames, {len(folder.episodes()):,} episodes"
+    per_frame = f"{folder.num_bytes / len(folder):,.1f} bytes/frame"
+    Console().print(f"{line}, {per_frame}", highlight=False, soft_wrap=True)
 
 
 def _list(config: ListConfig) -> None:
@@ -203,12 +310,33 @@ def _list(config: ListConfig) -> None:
 
 _LISTED = {"psnr": 1, "moving_r2": 3, "kl": 1}  # metrics and their digits
 
-# Each command's options are a dataclass in the module of the same name; `list` has none.
+# Each command's options are a dataclass in the module of the same name, or in that of _MODULES.
 _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "demo": (_demo, "DemoConfig"),
     "collect": (_collect, "CollectConfig"),
     "train": (_train, "TrainConfig"),
     "evaluate": (_evaluate, "EvaluateConfig"),
     "export": (_export, "ExportConfig"),
+    "encode": (_encode, "EncodeConfig"),
     "list": (_list, "ListConfig"),
+    "frames": (_frames_help, "FramesCommands"),
+    "frames info": (_frames_info, "InfoConfig"),
+    "frames check": (_frames_check, "CheckConfig"),
+    "frames show": (_frames_show, "ShowConfig"),
+    "frames merge": (_frames_merge, "MergeConfig"),
+    "frames split": (_frames_split, "SplitConfig"),
+    "frames import-minari": (_import_minari, "ImportMinariConfig"),
+    "frames export-minari": (_export_minari, "ExportMinariConfig"),
+}
+# The module of a command's options, where its name is another.
+_MODULES = {
+    "list": "cli",
+    "frames": "cli",
+    "frames info": "check",
+    "frames check": "check",
+    "frames show": "show",
+    "frames merge": "curate",
+    "frames split": "curate",
+    "frames import-minari": "minari",
+    "frames export-minari": "minari",
 }

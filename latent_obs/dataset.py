@@ -9,10 +9,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frames, FrameSource, FrameSpec
-from latent_obs.shards import ROW_GROUP, Shard, read_shard
+from latent_obs.loader import shuffled_batches
+from latent_obs.shards import Shard, read_shard
 from latent_obs.storage import Location, list_files, parse_location, shown
+
+# The settings of a collection, and what else tells where frames come from where it applies.
+_SETTINGS = ("env_id", "env_kwargs", "frame_spec", "policy", "seed", "workers", "shard_rows")
+_ORIGIN = ("minari", "split")
 
 
 class FramesFolder:
@@ -26,7 +32,7 @@ class FramesFolder:
         path: The folder, a :class:`~pathlib.Path` unless it is a URL.
         shards: Its committed shards, in order.
         frame_spec: How its frames were made.
-        source: The environment they came from.
+        source: The environment they came from; of a merged folder, all of them.
 
     Raises:
         FileNotFoundError: If there is no such folder or no shard in it.
@@ -48,7 +54,8 @@ class FramesFolder:
                 f"{', '.join(sorted(specs))}. Keep them in one folder each."
             )
         self.frame_spec = FrameSpec.from_json(self.shards[0].metadata["frame_spec"])
-        self.source = FrameSource.from_json(self.shards[0].metadata["source"])
+        sources = [FrameSource.from_json(shard.metadata["source"]) for shard in self.shards]
+        self.source = FrameSource.combine(sources)
 
     def __str__(self) -> str:
         """Return the folder's path or URL, without any password."""
@@ -59,11 +66,29 @@ class FramesFolder:
         return sum(shard.rows for shard in self.shards)
 
     @property
+    def collections(self) -> list[dict[str, Any]]:
+        """What was collected: the settings of each collection and its ``frames``, in order.
+
+        There is one, except in a merged folder.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for shard in self.shards:
+            settings = {name: shard.metadata.get(name) for name in _SETTINGS}
+            settings |= {name: shard.metadata[name] for name in _ORIGIN if name in shard.metadata}
+            collection = found.setdefault(json.dumps(settings, sort_keys=True), {"frames": 0, **settings})
+            collection["frames"] += shard.rows
+        return list(found.values())
+
+    @property
     def identity(self) -> dict[str, Any]:
-        """What tells one collection from another; stored with the encoder trained on it."""
-        settings = ("env_id", "env_kwargs", "frame_spec", "policy", "seed", "workers", "shard_rows")
-        first = self.shards[0].metadata
-        return {"frames": len(self), **{name: first.get(name) for name in settings}}
+        """What tells one folder from another; stored with the encoder trained on it.
+
+        The settings of the collection; of a merged folder, those of each of its ``collections``.
+        """
+        collections = self.collections
+        if len(collections) == 1:
+            return collections[0]
+        return {"frames": len(self), "frame_spec": self.frame_spec.to_json(), "collections": collections}
 
     @property
     def num_bytes(self) -> int:
@@ -119,13 +144,17 @@ class FramesFolder:
             episodes: Keep only these episodes' frames.
         """
         with shard.open() as file:
-            columns = ["frame"] if episodes is None else ["frame", "episode"]
-            table = file.read_row_group(group, columns=columns)
-        frames = _as_frames(table["frame"])
-        if episodes is None:
-            return frames
-        keep = np.isin(table["episode"].to_numpy(), np.asarray(episodes))
+            frames = self.read_group(file, group)
+            if episodes is None:
+                return frames
+            column = file.read_row_group(group, columns=["episode"], use_threads=False)["episode"]
+        keep = np.isin(column.to_numpy(), np.asarray(episodes))
         return frames if keep.all() else frames[keep]
+
+    @staticmethod
+    def read_group(file: pq.ParquetFile, group: int) -> Frames:
+        """Read the frames of a row group of an open shard, ``uint8`` of shape ``(N, 64, 64, 3)``."""
+        return as_frames(file.read_row_group(group, columns=["frame"], use_threads=False)["frame"])
 
     def load(self, episodes: Sequence[int] | None = None, limit: int | None = None) -> Frames:
         """Read frames into memory in order, ``uint8`` of shape ``(N, 64, 64, 3)``.
@@ -172,16 +201,16 @@ class FramesFolder:
     ) -> Iterator[Frames]:
         """Yield shuffled batches for ever, in bounded memory.
 
-        Row groups are read in random order into a buffer, and batches are drawn from the
-        buffer at random. A pass over the folder ends before the next begins; the last frames
-        of a pass that fill no batch are left out of it.
+        The folder is read in random order into a buffer, and batches are drawn from the buffer
+        at random. A pass over the folder ends before the next begins; the last frames of a pass
+        that fill no batch are left out of it.
 
         Args:
             batch_size: Frames in a batch.
             episodes: Read only these episodes' frames.
             seed: Chooses the order; the same seed gives the same batches.
             buffer_frames: Frames held in memory at most (12,288 bytes each).
-            skip: Batches to leave out at the beginning, to resume.
+            skip: Batches to leave out at the beginning, to resume; their frames are not read.
 
         Yields:
             ``uint8`` frames of shape ``(batch_size, 64, 64, 3)``.
@@ -189,59 +218,13 @@ class FramesFolder:
         Raises:
             ValueError: If the episodes hold fewer frames than one batch.
         """
-        counts = self.episodes()
-        total = sum(counts[e] for e in (counts if episodes is None else episodes))
-        if total < batch_size:
-            raise ValueError(
-                f"{self} has {total} frames to train on, fewer than a batch of {batch_size}. "
-                "Collect more frames or use a smaller --batch-size."
-            )
-        capacity = min(max(buffer_frames, batch_size + ROW_GROUP), total)
-        buffer = np.empty((capacity + ROW_GROUP, *FRAME_SHAPE), np.uint8)
-        groups = list(self._groups())
-        start, skip = divmod(skip, total // batch_size)
-        for epoch in _count(start):
-            rng, filled, left = np.random.default_rng((seed, epoch)), 0, total // batch_size
-            for index in rng.permutation(len(groups)):
-                shard, group = groups[index]
-                frames = self.read(shard, group, episodes)
-                buffer[filled : filled + len(frames)] = frames
-                filled += len(frames)
-                while left and filled >= max(capacity, batch_size):
-                    filled = _draw(rng, buffer, filled, batch_size)
-                    left, skip = left - 1, skip - 1
-                    if skip < 0:
-                        yield buffer[filled : filled + batch_size].copy()
-            while left:
-                filled = _draw(rng, buffer, filled, batch_size)
-                left, skip = left - 1, skip - 1
-                if skip < 0:
-                    yield buffer[filled : filled + batch_size].copy()
+        return shuffled_batches(self, batch_size, episodes, seed, buffer_frames, skip)
 
     def _groups(self) -> Iterator[tuple[Shard, int]]:
         return ((shard, group) for shard in self.shards for group in range(shard.row_groups))
 
 
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1
-
-
-def _draw(rng: np.random.Generator, buffer: Frames, filled: int, size: int) -> int:
-    """Move ``size`` random rows of ``buffer[:filled]`` to its end; return the rows before them."""
-    chosen = rng.choice(filled, size, replace=False)
-    rest = filled - size
-    # Rows chosen inside the part that stays trade places with tail rows that were not chosen.
-    holes = chosen[chosen < rest]
-    tail = np.setdiff1d(np.arange(rest, filled), chosen[chosen >= rest])
-    held = buffer[holes]
-    buffer[holes] = buffer[tail]
-    buffer[tail] = held
-    return rest
-
-
-def _as_frames(column: pa.ChunkedArray) -> Frames:
+def as_frames(column: pa.ChunkedArray) -> Frames:
     """View a ``fixed_size_binary[12288]`` column as frames, without a copy when it is one chunk."""
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     data = np.frombuffer(array.buffers()[1], np.uint8)

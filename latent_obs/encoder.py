@@ -63,6 +63,7 @@ class Encoder:
         self._wanted: Precision | Literal["auto"] = options["precision"]
         self._precision: Precision | None = None
         self._run: _Run | None = None
+        self._posterior: _Run | None = None
 
     @property
     def frame_spec(self) -> FrameSpec:
@@ -105,11 +106,7 @@ class Encoder:
         Raises:
             ValueError: If ``frames`` has another dtype or shape.
         """
-        if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-3:] != FRAME_SHAPE:
-            raise ValueError(
-                "An encoder takes uint8 frames of shape (64, 64, 3) or (N, 64, 64, 3), got "
-                f"{frames.dtype} of shape {frames.shape}. Make frames with latent_obs.preprocess."
-            )
+        _check_frames(frames)
         run = self._run or self._compile()
         if frames.ndim == 3:
             latent: Latents = run(frames[None])[0]
@@ -117,6 +114,39 @@ class Encoder:
         if len(frames) == 0:
             return np.empty((0, self.latent_dim), np.float32)
         return run(frames)
+
+    def posterior(self, frames: Frames) -> tuple[Latents, Latents]:
+        """Encode frames to the whole posterior q(z | frame), a diagonal Gaussian.
+
+        Args:
+            frames: ``uint8`` RGB, shape ``(N, 64, 64, 3)``, made by :func:`latent_obs.preprocess`
+                with :attr:`frame_spec`.
+
+        Returns:
+            Mean and natural logarithm of the variance, each float32 of shape ``(N, latent_dim)``,
+            computed in :attr:`precision`. The mean is what calling the encoder returns.
+
+        Raises:
+            ValueError: If ``frames`` has another dtype or shape.
+        """
+        _check_frames(frames)
+        if self._posterior is None:
+            from latent_obs import runtimes
+
+            self._posterior = runtimes.compile_posterior(
+                self.backend,
+                self.config.vae,
+                self._tensors,
+                self._calibration,
+                self.precision,
+                self.num_threads,
+                self.device,
+            )
+        if len(frames) == 0:
+            both = np.empty((0, 2 * self.latent_dim), np.float32)
+        else:
+            both = self._posterior(frames)
+        return both[:, : self.latent_dim], both[:, self.latent_dim :]
 
     def _compile(self) -> _Run:
         if self._run is None:
@@ -135,13 +165,21 @@ class Encoder:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the compiled network behind: it is a native handle."""
-        return {**self.__dict__, "_run": None}
+        return {**self.__dict__, "_run": None, "_posterior": None}
 
     def __repr__(self) -> str:
         """Return the call that makes this encoder."""
         return (
             f"load_encoder({self.ref!r}, backend={self.backend!r}, precision={self._wanted!r}, "
             f"device={self.device!r}, num_threads={self.num_threads})"
+        )
+
+
+def _check_frames(frames: Frames) -> None:
+    if frames.dtype != np.uint8 or frames.ndim not in (3, 4) or frames.shape[-3:] != FRAME_SHAPE:
+        raise ValueError(
+            "An encoder takes uint8 frames of shape (64, 64, 3) or (N, 64, 64, 3), got "
+            f"{frames.dtype} of shape {frames.shape}. Make frames with latent_obs.preprocess."
         )
 
 
@@ -298,8 +336,8 @@ _inherited: list[_Run | None] = []
 
 def _forget_handles_after_fork() -> None:
     for encoder in _compiled:
-        _inherited.append(encoder._run)
-        encoder._run = None
+        _inherited.extend((encoder._run, encoder._posterior))
+        encoder._run = encoder._posterior = None
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

@@ -26,7 +26,7 @@ class EvaluateConfig:
 
     encoder: str | Path
     """name of a bundled encoder, or encoder folder written by `latent-obs train`"""
-    frames: Path = Path("frames")
+    frames: str | Path = Path("frames")
     """frames folder; of the one it was trained on, only the held-out episodes are used"""
     limit: int = 4096
     """frames to measure on, spread over the folder"""
@@ -68,7 +68,7 @@ def held_out_episodes(encoder: str | Path, folder: FramesFolder) -> list[int] | 
     config = read_config(find_encoder(encoder)[1])
     if config.frame_spec != folder.frame_spec:
         raise ValueError(
-            f"The encoder {encoder} takes frames made with {config.frame_spec}, those in {folder.path} "
+            f"The encoder {encoder} takes frames made with {config.frame_spec}, those in {folder} "
             f"were made with {folder.frame_spec}. Collect frames for it with the same crop."
         )
     run = config.provenance.get("run", {})

@@ -7,7 +7,7 @@ when a policy is served cannot differ.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -120,6 +120,37 @@ class FrameSource:
             dict(value.get("emulator", {})),
         )
 
+    @classmethod
+    def combine(cls, sources: Sequence[FrameSource]) -> FrameSource:
+        """Describe frames of several sources together: every environment, and the settings all share.
+
+        Args:
+            sources: At least one.
+
+        Example:
+            >>> pong = FrameSource("ALE/Pong-v5", {}, {"game": "pong", "frameskip": 4})
+            >>> tennis = FrameSource("ALE/Tennis-v5", {}, {"game": "tennis", "frameskip": 4})
+            >>> FrameSource.combine([pong, tennis])
+            FrameSource(env_id='ALE/Pong-v5 + ALE/Tennis-v5', env_kwargs={}, emulator={'frameskip': 4})
+        """
+
+        def shared(values: list[dict[str, Any]]) -> dict[str, Any]:
+            first, *others = values
+            missing = object()
+            return {k: v for k, v in first.items() if all(o.get(k, missing) == v for o in others)}
+
+        ids = dict.fromkeys(env_id for source in sources for env_id in source.env_ids)
+        return cls(
+            " + ".join(ids),
+            shared([source.env_kwargs for source in sources]),
+            shared([source.emulator for source in sources]),
+        )
+
+    @property
+    def env_ids(self) -> tuple[str, ...]:
+        """The environments, more than one for frames of a merged folder."""
+        return tuple(self.env_id.split(" + ")) if self.env_id else ()
+
     def differences(self, other: FrameSource) -> list[str]:
         """Name the emulator settings in which two sources differ; empty when either has none.
 
@@ -148,9 +179,11 @@ def frame_source(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]) -
         >>> frame_source(gym.make("CartPole-v1")).env_id
         'CartPole-v1'
     """
-    spec = env.spec
-    if not isinstance(spec, EnvSpec):
-        return FrameSource()
+    return spec_source(env.spec) if isinstance(env.spec, EnvSpec) else FrameSource()
+
+
+def spec_source(spec: EnvSpec) -> FrameSource:
+    """Read the same off the spec alone."""
     about_vectors = ("render_mode", "num_envs", "vectorization_mode", "autoreset_mode")
     kwargs = {name: value for name, value in spec.kwargs.items() if name not in about_vectors}
     emulator: dict[str, Any] = {}

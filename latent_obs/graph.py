@@ -32,6 +32,7 @@ def build_graph(
     batch: int = -1,
     ranges: Sequence[float] | None = None,
     activations: bool = False,
+    heads: Sequence[str] = ("mean",),
 ) -> ov.Model:
     """Build the encoder.
 
@@ -42,9 +43,11 @@ def build_graph(
         ranges: Largest value after each convolution's ReLU, from :func:`activation_ranges`;
             the graph is quantised to int8 with them.
         activations: Return the convolutions' results beside the latent.
+        heads: What to return of the posterior: its ``"mean"``, its ``"log_variance"`` or both.
 
     Returns:
-        A model from ``uint8`` (N, 64, 64, 3) to float32 (N, latent_dim).
+        A model from ``uint8`` (N, 64, 64, 3) to float32 (N, latent_dim); with both heads to
+        (N, 2 x latent_dim), one after the other.
     """
 
     def quantise(x: Any, largest: float) -> Any:
@@ -73,10 +76,12 @@ def build_graph(
     # Kernels keep channels last: flattening in that order, with the weights rearranged to match, moves
     # no data.
     x = ops.reshape(ops.transpose(x, np.array([0, 2, 3, 1])), np.array([0, -1]), special_zero=True)
-    head = tensors["mean.weight"].reshape(-1, *vae.feature_shape).transpose(0, 2, 3, 1)
-    head = np.ascontiguousarray(head.reshape(len(head), -1))
-    mean = ops.add(ops.matmul(x, weight(head), False, True), tensors["mean.bias"])
-    return ov.Model([mean, *(after_relu if activations else [])], [frames], "encoder")
+    weights = np.concatenate([tensors[f"{head}.weight"] for head in heads])
+    weights = weights.reshape(-1, *vae.feature_shape).transpose(0, 2, 3, 1)
+    weights = np.ascontiguousarray(weights.reshape(len(weights), -1))
+    bias = np.concatenate([tensors[f"{head}.bias"] for head in heads])
+    latent = ops.add(ops.matmul(x, weight(weights), False, True), bias)
+    return ov.Model([latent, *(after_relu if activations else [])], [frames], "encoder")
 
 
 def compile_graph(model: ov.Model, precision: Precision, num_threads: int) -> ov.InferRequest:
@@ -117,6 +122,7 @@ def compile_encoder(
     precision: Precision,
     num_threads: int,
     ranges: Sequence[float] | None = None,
+    heads: Sequence[str] = ("mean",),
 ) -> Callable[[Frames], Latents]:
     """Return a function that encodes batches of any size, ``uint8`` (N, 64, 64, 3).
 
@@ -126,9 +132,10 @@ def compile_encoder(
         precision: ``"int8"`` needs ``ranges``.
         num_threads: Threads of one call.
         ranges: From :func:`activation_ranges`.
+        heads: As for :func:`build_graph`.
     """
     assert (ranges is not None) == (precision == "int8")
-    any_size = compile_graph(build_graph(vae, tensors, ranges=ranges), precision, num_threads)
+    any_size = compile_graph(build_graph(vae, tensors, ranges=ranges, heads=heads), precision, num_threads)
     own: dict[int, tuple[Any, Any, Any]] = {}
     seen: dict[int, int] = {}
 
@@ -146,7 +153,7 @@ def compile_encoder(
         latents = any_size.get_output_tensor().data.copy()
         seen[size] = seen.get(size, 0) + 1
         if seen[size] == _OWN_GRAPH_AFTER and len(own) < _OWN_GRAPHS:
-            model = build_graph(vae, tensors, batch=size, ranges=ranges)
+            model = build_graph(vae, tensors, batch=size, ranges=ranges, heads=heads)
             request = compile_graph(model, precision, num_threads)
             own[size] = (request, request.get_input_tensor().data, request.get_output_tensor().data)
         return latents

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -72,6 +72,41 @@ def compile_openvino(
     return run, precision
 
 
+def compile_posterior(
+    backend: str,
+    vae: VAEConfig,
+    tensors: Tensors,
+    frames: Frames | None,
+    precision: Precision,
+    num_threads: int,
+    device: str,
+) -> Run:
+    """Compile both heads of the encoder, in the precision that was chosen for the mean.
+
+    Args:
+        backend: ``"openvino"`` or ``"torch"``.
+        vae: Sizes of the networks.
+        tensors: Weights.
+        frames: Calibration frames, for int8.
+        precision: One that :func:`compile_openvino` or :func:`compile_torch` returned.
+        num_threads: Threads of one call on the CPU.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        A function from frames to float32 (N, 2 x latent_dim): means, then log-variances.
+    """
+    heads = ("mean", "log_variance")
+    if backend == "torch":
+        return compile_torch(vae, tensors, precision, num_threads, device, heads)[0]
+    from latent_obs import graph
+
+    ranges = None
+    if precision == "int8":
+        assert frames is not None
+        ranges = graph.activation_ranges(vae, tensors, frames)[1]
+    return graph.compile_encoder(vae, tensors, precision, num_threads, ranges, heads)
+
+
 def parity_error(reference: Latents, latents: Latents) -> float:
     """Return the largest rms difference over the active dimensions, in standard deviations.
 
@@ -96,6 +131,7 @@ def compile_torch(
     wanted: Precision | Literal["auto"],
     num_threads: int,
     device_name: str,
+    heads: Sequence[str] = ("mean",),
 ) -> tuple[Run, Precision]:
     """Run the network in torch: eagerly on the CPU, on CUDA as captured graphs.
 
@@ -105,6 +141,7 @@ def compile_torch(
         wanted: ``"auto"`` is float32.
         num_threads: Threads of one call on the CPU.
         device_name: ``"cpu"`` or ``"cuda"``.
+        heads: Only the ``"mean"``, or the ``"log_variance"`` behind it too.
 
     Returns:
         The function that encodes, and its precision.
@@ -121,6 +158,10 @@ def compile_torch(
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device='cuda' was asked for, but torch sees no CUDA device.")
     vae = VAE.from_tensors(vae_config, tensors).to(device)
+
+    def encode(frames: torch.Tensor) -> torch.Tensor:
+        return vae(frames) if len(heads) == 1 else torch.cat(vae.encode(frames), 1)
+
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
     seen: dict[int, int] = {}
     captured: dict[int, tuple[Any, torch.Tensor, torch.Tensor]] = {}
@@ -131,11 +172,11 @@ def compile_torch(
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # lazy initialisation must not be captured
             for _ in range(3):
-                vae(source)
+                encode(source)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            result = vae(source)
+            result = encode(source)
         return graph, source, result
 
     def run(batch: Frames) -> Latents:
@@ -154,7 +195,7 @@ def compile_torch(
                     source.copy_(frames)
                     graph.replay()
                     return np.asarray(result.cpu().numpy())
-                return np.asarray(vae(frames.to(device)).cpu().numpy())
+                return np.asarray(encode(frames.to(device)).cpu().numpy())
         finally:
             torch.set_num_threads(threads)
 

@@ -104,14 +104,17 @@ def num_bytes(location: Location) -> int:
 def open_parquet(location: Location) -> pq.ParquetFile:
     """Open a Parquet file for reading; use it in a ``with`` statement.
 
+    Reading from it raises ``OSError`` where a page is corrupt.
+
     Raises:
         OSError: If it cannot be read.
         pyarrow.ArrowException: If it is no Parquet file.
     """
     if isinstance(location, Path):
-        return pq.ParquetFile(location)
+        return pq.ParquetFile(location, pre_buffer=False, page_checksum_verification=True)
     filesystem, path = _resolve(location)
-    return pq.ParquetFile(path, filesystem=filesystem)
+    # A store answers slowly, so what will be needed is asked for at once.
+    return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, page_checksum_verification=True)
 
 
 def make_folder(folder: Location) -> None:

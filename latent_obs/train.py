@@ -42,8 +42,8 @@ COLLAPSED_BELOW = 2
 class TrainConfig:
     """Train a VAE on a folder of frames."""
 
-    data: Path
-    """frames folder written by `latent-obs collect`"""
+    data: str | Path
+    """frames folder written by `latent-obs collect`, a path or a URL"""
     out: Path = Path("encoder")
     """encoder folder to write; an unfinished run of the same settings is resumed"""
     init_from: str | Path | None = None
@@ -260,6 +260,6 @@ def _check_init(config: TrainConfig, folder: FramesFolder) -> str | None:
     if start.frame_spec != folder.frame_spec:
         raise ValueError(
             f"The encoder {config.init_from} takes frames made with {start.frame_spec}, those in "
-            f"{folder.path} were made with {folder.frame_spec}. Collect frames for it with the same crop."
+            f"{folder} were made with {folder.frame_spec}. Collect frames for it with the same crop."
         )
     return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()

@@ -16,27 +16,40 @@ Source: Anand et al. (2019), "Unsupervised State Representation Learning in Atar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
 
 from latent_obs.collect import open_env
-from latent_obs.frames import Frames, FrameSpec, check_frame_space, frame_source, preprocess
+from latent_obs.frames import Frames, FrameSource, FrameSpec, check_frame_space, frame_source, preprocess
+from latent_obs.progress import progress_bar
 from latent_obs.ram import state_variables
-
-Features = npt.NDArray[np.float32]  # (N, D)
-Labels = npt.NDArray[np.uint8]  # (N, K)
-Reader = Literal["converged", "paper"]
+from latent_obs.readers import (
+    Features,
+    Reader,
+    label_entropy,
+    mlp,
+    probe_features,
+    ridge,
+    weighted_f1,
+    whiten,
+)
 
 # A variable that hardly changes is left out: anyone reads it. Nats, as AtariARI.
 MIN_ENTROPY = 0.6
 # Entropy in SeedSequence that no collection's (seed, worker, shard) has, so that no episode recurs.
 _SEED_TAG = (1906, 8226)
+
+# Table 2 of the paper: F1 of 256 features of 210x160 gray frames.
+PUBLISHED = {
+    "pong": {"random-cnn": 0.17, "vae": 0.09, "st-dim": 0.81},
+    "breakout": {"random-cnn": 0.51, "vae": 0.57, "st-dim": 0.88},
+    "mspacman": {"random-cnn": 0.49, "vae": 0.56, "st-dim": 0.72},
+    "spaceinvaders": {"random-cnn": 0.41, "vae": 0.52, "st-dim": 0.57},
+}
 
 # The objects whose coordinates are also regressed, for they are what a VAE loses first, and the
 # RAM values of y at which they are on the screen.
@@ -147,128 +160,6 @@ def collect_probe_frames(
     return ProbeFrames(str(game), frames, ram, episodes)
 
 
-def probe_features(
-    train: Features,
-    train_labels: Labels,
-    test: Features,
-    test_labels: Labels,
-    reader: Reader = "converged",
-) -> npt.NDArray[np.float64]:
-    """Fit a linear classifier of each variable and return its F1 on the test frames.
-
-    Args:
-        train: Features to fit on, shape (N, D).
-        train_labels: Values of the variables there, shape (N, K).
-        test: Features of other episodes, shape (M, D).
-        test_labels: Values of the variables there, shape (M, K).
-        reader: ``"converged"`` or ``"paper"``; see the module.
-
-    Returns:
-        Class-weighted F1 of each variable, shape (K,), 0 to 1.
-
-    Example:
-        >>> labels = np.arange(200, dtype=np.uint8)[:, None] % 5
-        >>> features = np.eye(5, dtype=np.float32)[labels[:, 0]]
-        >>> probe_features(features, labels, features, labels)
-        array([1.])
-    """
-    if reader == "paper":
-        predicted = _fit_adam(train, train_labels, test)
-    else:
-        train, test = whiten(train, test)
-        columns = [_fit_logistic(train, column, test) for column in train_labels.T]
-        predicted = np.stack(columns, 1)
-    return np.array([weighted_f1(*pair) for pair in zip(test_labels.T, predicted.T, strict=True)])
-
-
-def whiten(train: Features, *others: Features) -> list[Features]:
-    """Map features linearly so that over ``train`` they have unit covariance and zero mean.
-
-    Directions without variance are dropped. What a probe finds in whitened features depends on
-    what they span, and not on how they are scaled or mixed.
-    """
-    mean = train.mean(0, dtype=np.float64)
-    centred = train - mean
-    variances, directions = np.linalg.eigh(centred.T @ centred / len(train))
-    kept = variances > 1e-10 * max(variances.max(), 1e-30)
-    scale = directions[:, kept] / np.sqrt(variances[kept])
-    return [((features - mean) @ scale).astype(np.float32) for features in (train, *others)]
-
-
-def _fit_logistic(train: Features, labels: npt.NDArray[np.uint8], test: Features) -> Labels:
-    """Return the predictions of a multinomial logistic regression with unit L2 penalty on the weights."""
-    # A value that the training frames lack would get a probability of zero in the end: leave it out.
-    classes, targets = np.unique(labels, return_inverse=True)
-    x, y = torch.from_numpy(train), torch.from_numpy(targets)
-    weight = torch.zeros(x.shape[1], len(classes), requires_grad=True)
-    bias = torch.zeros(len(classes), requires_grad=True)
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=500,
-        tolerance_grad=1e-5,
-        tolerance_change=1e-9,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(torch.addmm(bias, x, weight), y)
-        loss = loss + weight.square().sum() / (2 * len(x))
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        chosen = torch.addmm(bias, torch.from_numpy(test), weight).argmax(1).numpy()
-    predicted: Labels = classes[chosen]
-    return predicted
-
-
-def _fit_adam(
-    train: Features, labels: Labels, test: Features, epochs: int = 100, learning_rate: float = 3e-4
-) -> Labels:
-    """Return the predictions of AtariARI's probe: one linear layer for all variables, trained by Adam."""
-    x, y = torch.from_numpy(train), torch.from_numpy(labels.astype(np.int64))
-    variables = y.shape[1]
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        layer = nn.Linear(x.shape[1], variables * 256)
-        optimizer = torch.optim.Adam(layer.parameters(), learning_rate, eps=1e-5, fused=True)
-        for _ in range(epochs):
-            for rows in torch.split(torch.randperm(len(x)), 64):
-                logits = layer(x[rows]).view(-1, 256)
-                loss = nn.functional.cross_entropy(logits, y[rows].view(-1))
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-    with torch.no_grad():
-        chosen = [
-            layer(rows).view(-1, variables, 256).argmax(2)
-            for rows in torch.split(torch.from_numpy(test), 1024)
-        ]
-    return torch.cat(chosen).numpy().astype(np.uint8)
-
-
-def weighted_f1(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8]) -> float:
-    """Return the F1 of each class, averaged with the classes' shares of ``truth`` as weights.
-
-    Example:
-        >>> weighted_f1(np.array([0, 0, 0, 1], np.uint8), np.array([0, 0, 1, 1], np.uint8))
-        0.7666666666666666
-    """
-    there, said = (np.bincount(values, minlength=256) for values in (truth, predicted))
-    hits = np.bincount(truth[truth == predicted], minlength=256)
-    f1 = 2 * hits / np.maximum(there + said, 1)
-    return float((f1 * there).sum() / len(truth))
-
-
-def label_entropy(values: npt.NDArray[np.uint8]) -> float:
-    """Return the entropy of a variable's values in nats."""
-    share = np.bincount(values) / len(values)
-    share = share[share > 0]
-    return float(-(share * np.log(share)).sum())
-
-
 def probed_variables(data: ProbeFrames) -> dict[str, dict[str, int]]:
     """Return the variables that change enough to be probed, by category, with their addresses."""
     kept = {
@@ -335,39 +226,68 @@ def probe_ball(data: ProbeFrames, features: Features) -> dict[str, dict[str, flo
     mean, std = places[train].mean(0), places[train].std(0)
     wanted, truth = (places[train] - mean) / std, (places[test] - mean) / std
     report = {}
-    for name, read in (("ridge", _ridge), ("mlp", _mlp)):
+    for name, read in (("ridge", ridge), ("mlp", mlp)):
         residual = np.square(read(fitted, wanted, held_out) - truth).sum(0)
         r2 = 1 - residual / np.square(truth - truth.mean(0)).sum(0)
         report[name] = {"x": float(r2[0]), "y": float(r2[1])}
     return report
 
 
-def _ridge(train: Features, wanted: Features, test: Features) -> Features:
-    """Return the predictions of ridge regression with a unit penalty; inputs and targets are centred."""
-    gram = train.T @ train + np.eye(train.shape[1], dtype=np.float32)
-    predicted: Features = test @ np.linalg.solve(gram, train.T @ wanted)
-    return predicted
+def probe_codes(
+    source: FrameSource,
+    frame_spec: FrameSpec,
+    codes: Mapping[str, Callable[[Frames], Features]],
+    count: int,
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Play a game at random and compare several ways to turn its frames into numbers.
 
+    Args:
+        source: The environment.
+        frame_spec: How its observations become frames.
+        codes: What turns frames into features, by name.
+        count: Frames to collect.
+        seed: Of the play.
+        progress: Show it on standard error.
 
-def _mlp(train: Features, wanted: Features, test: Features, epochs: int = 60) -> Features:
-    """Return the predictions of a multilayer perceptron with two hidden layers of 128."""
-    x, y = torch.from_numpy(train), torch.from_numpy(wanted)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Linear(x.shape[1], 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, y.shape[1])
+    Returns:
+        ``readers``: for each reader and code, and for ``majority``, the value of :func:`probe`;
+        ``ball``: for each code, that of :func:`probe_ball`; and how many ``frames`` and
+        ``episodes`` of which ``env_id``.
+
+    Raises:
+        ValueError: If the environment is no Atari game whose RAM is annotated.
+    """
+    with progress_bar("play", count, "frames", progress) as bar:
+        data = collect_probe_frames(
+            source.env_id,
+            source.env_kwargs,
+            frame_spec=frame_spec,
+            count=count,
+            seed=seed,
+            progress=bar.advance,
         )
-        optimizer = torch.optim.Adam(model.parameters(), 2e-3, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, 2e-3, epochs=epochs, steps_per_epoch=-(-len(x) // 128)
-        )
-        for _ in range(epochs):
-            for rows in torch.split(torch.randperm(len(x)), 128):
-                loss = nn.functional.mse_loss(model(x[rows]), y[rows])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                schedule.step()
-    with torch.no_grad():
-        predicted: Features = model(torch.from_numpy(test)).numpy()
-    return predicted
+    features = {name: encode(data.frames) for name, encode in codes.items()}
+    readers: dict[str, dict[str, Any]] = {}
+    names: tuple[Reader, ...] = ("converged", "paper")
+    with progress_bar("probe", len(names) * len(features), "fits", progress) as bar:
+        for reader in names:
+            readers[reader] = {"majority": probe(data, None)}
+            for name, values in features.items():
+                # Adam's steps know no scale: the floors get the unit variance that a VAE's latents have.
+                readers[reader][name] = probe(data, values, reader)
+                bar.advance()
+    train, test = data.split()
+    return {
+        "env_id": source.env_id,
+        "env_kwargs": source.env_kwargs,
+        "emulator": source.emulator,
+        "frames": {"train": int(train.sum()), "test": int(test.sum())},
+        "episodes": int(data.episodes[-1]) + 1,
+        "seed": seed,
+        "readers": readers,
+        "ball": {name: probe_ball(data, values) for name, values in features.items()},
+        "published": PUBLISHED.get(data.game.replace("_", "")),
+    }

@@ -66,6 +66,11 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[
             encoder's, hold a single episode, or the probe does not know the game.
     """
     (vae, encoder), folder = load_vae(config.encoder), FramesFolder(config.frames)
+    source = encoder.source if encoder.source.env_id else folder.source
+    if config.probe:
+        from latent_obs.probe import probe_codes, probed_game
+
+        probed_game(source)
     fitted, measured = evaluation_split(config.encoder, folder)
     frames = folder.sample(config.limit, measured, config.seed)
     stretches = [folder.load([episode], STRETCH) for episode in measured[:8]]
@@ -101,10 +106,7 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[
         "provenance": encoder.provenance,
     }
     if config.probe:
-        from latent_obs.probe import probe_codes
-
         encodings = {"encoder": partial(latents, vae)} | {name: code.encode for name, code in codes.items()}
-        source = encoder.source if encoder.source.env_id else folder.source
         report["probe"] = probe_codes(
             source, encoder.frame_spec, encodings, config.probe_frames, progress=progress
         )

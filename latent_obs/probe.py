@@ -104,6 +104,22 @@ class ProbeFrames:
         return train, test
 
 
+def probed_game(source: FrameSource) -> str:
+    """Name the Atari game behind an environment.
+
+    Raises:
+        ValueError: If it is none, or one whose RAM is not annotated.
+    """
+    game = source.emulator.get("game")
+    if not game:
+        raise ValueError(
+            f"The probe reads the RAM of Atari games, and {source.env_id or 'this environment'} is none: "
+            "leave --probe out. All the other figures are for any environment."
+        )
+    state_variables(game)
+    return str(game)
+
+
 def collect_probe_frames(
     env_id: str,
     env_kwargs: dict[str, Any] | None = None,
@@ -132,13 +148,7 @@ def collect_probe_frames(
     spec = frame_spec or FrameSpec()
     env = open_env(env_id, env_kwargs)
     try:
-        game = frame_source(env).emulator.get("game")
-        if not game:
-            raise ValueError(
-                f"The probe reads the RAM of Atari games, and {env_id} is none: leave --probe out. All "
-                "the other figures are for any environment."
-            )
-        state_variables(game)
+        game = probed_game(frame_source(env))
         check_frame_space(env.observation_space, "The probe")
         frames = np.empty((count, 64, 64, 3), np.uint8)
         ram, episodes = np.empty((count, 128), np.uint8), np.empty(count, np.int64)
@@ -157,7 +167,7 @@ def collect_probe_frames(
                 progress(500)
     finally:
         env.close()
-    return ProbeFrames(str(game), frames, ram, episodes)
+    return ProbeFrames(game, frames, ram, episodes)
 
 
 def probed_variables(data: ProbeFrames) -> dict[str, dict[str, int]]:

@@ -59,14 +59,14 @@ def bars(rows: Sequence[tuple[str, float, str]], most: float, form: str, label: 
     """Draw horizontal bars from 0 to ``most``; a value below 0 has none."""
     parts = []
     for i, (name, value, kind) in enumerate(rows):
-        y, wide = i * 26, max(0.0, min(value / most, 1.0)) * 300
+        y, wide = i * 26, max(0.0, min(value / most, 1.0)) * 170
         parts.append(
             f'<text class="start" x="0" y="{y + 17}">{text(name)}</text>'
-            f'<rect class="track" x="100" y="{y + 4}" width="300" height="18"/>'
-            f'<rect class="{kind}" x="100" y="{y + 4}" width="{wide:.1f}" height="18"/>'
-            f'<text class="start" x="408" y="{y + 17}">{form.format(value)}</text>'
+            f'<rect class="track" x="85" y="{y + 4}" width="170" height="18"/>'
+            f'<rect class="{kind}" x="85" y="{y + 4}" width="{wide:.1f}" height="18"/>'
+            f'<text class="start" x="262" y="{y + 17}">{form.format(value)}</text>'
         )
-    size = f'viewBox="0 0 460 {26 * len(rows)}"'
+    size = f'viewBox="0 0 310 {26 * len(rows)}"'
     return f'<svg class="bars" {size} role="img" aria-label="{text(label)}">{"".join(parts)}</svg>'
 
 

@@ -128,6 +128,7 @@ def collect_probe_frames(
     count: int = 20_000,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
+    watch: Callable[[npt.NDArray[np.uint8]], None] | None = None,
 ) -> ProbeFrames:
     """Play a game at random and keep the RAM behind each frame.
 
@@ -141,6 +142,7 @@ def collect_probe_frames(
         count: Number of frames.
         seed: Seeds the game and the actions; no collection repeats its episodes.
         progress: Called with the number of frames since it was last called.
+        watch: Called with every observation, before it becomes a frame.
 
     Raises:
         ValueError: If the environment is no ALE game, or one whose RAM is not annotated.
@@ -159,6 +161,8 @@ def collect_probe_frames(
         ale = env.unwrapped.ale  # type: ignore[attr-defined]
         for i in range(count):
             frames[i], ram[i], episodes[i] = preprocess(obs, spec), ale.getRAM(), episode
+            if watch:
+                watch(obs)
             obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
             if terminated or truncated:
                 obs, _ = env.reset()

@@ -149,9 +149,25 @@ def _train(config: TrainConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
+    from latent_obs.card import table_rows, write_card
     from latent_obs.evaluate import evaluate_encoder
 
-    _report(f"{config.encoder} on {config.frames}", evaluate_encoder(config))
+    report = evaluate_encoder(config, progress=True)
+    paths = write_card(report, config)
+    told = "held-out episodes of " if report["data"]["held_out"] else ""
+    title = f"{config.encoder} on {report['frames']:,} frames of {told}{config.frames}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in ("encoder", f"PCA-{report['latent_dim']}", "untrained"):
+        table.add_column(column, justify="right")
+    for row in table_rows(report):
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for fault in report["warnings"]:
+        console.print(fault, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    for path in paths:
+        console.print(path, highlight=False, soft_wrap=True)
 
 
 def _export(config: ExportConfig) -> None:

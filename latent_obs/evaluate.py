@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import statistics
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,15 @@ import numpy.typing as npt
 import torch
 
 from latent_obs.dataset import FramesFolder
-from latent_obs.encoder import Encoder, find_encoder, load_encoder
-from latent_obs.encoder_folder import ACTIVE_VARIANCE, EncoderConfig, read_config, read_tensors
+from latent_obs.encoder import Backend, Encoder, find_encoder, load_encoder
+from latent_obs.encoder_folder import ACTIVE_VARIANCE, EncoderConfig, VAEConfig, read_config, read_tensors
+from latent_obs.floors import Code, pca_code, random_code
 from latent_obs.frames import FRAME_BYTES
-from latent_obs.vae import MIN_VARIANCE, VAE, gaussian_nll, terms
+from latent_obs.measures import changing_r2, compare_latents, reconstruction_metrics
+from latent_obs.vae import VAE, gaussian_nll, terms
+
+# Consecutive frames read of an episode to see what changes.
+STRETCH = 256
 
 
 @dataclass(frozen=True)
@@ -28,35 +35,137 @@ class EvaluateConfig:
     """name of a bundled encoder, or encoder folder written by `latent-obs train`"""
     frames: str | Path = Path("frames")
     """frames folder; of the one it was trained on, only the held-out episodes are used"""
+    out: Path = Path("report")
+    """folder for the report card: card.html and card.json"""
     limit: int = 4096
     """frames to measure on, spread over the folder"""
+    probe: bool = False
+    """also read an Atari game's RAM from the latents, in the manner of AtariARI; takes minutes"""
+    probe_frames: int = 20_000
+    """frames of a random agent to collect for the probe"""
     seed: int = 0
     """chooses the frames"""
 
 
-def evaluate_encoder(config: EvaluateConfig) -> dict[str, Any]:
-    """Measure an encoder folder on a frames folder.
+def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[str, Any]:
+    """Measure an encoder folder on a frames folder, beside the floors it must beat.
+
+    Of the frames it was trained on, the held-out episodes are measured, and the floors are fitted on
+    the others. Of any other folder, half of the episodes are measured, and the floors are fitted on the rest.
 
     Args:
         config: Encoder, frames and how many of them.
+        progress: Show the probe's progress on standard error.
 
     Returns:
-        The dictionary of :func:`evaluate_vae`, and ``encode_us``: median microseconds to encode
-        one frame with one thread, by backend.
+        The report card, as JSON values; ``docs/formats.md`` describes it.
 
     Raises:
         FileNotFoundError: If either folder is missing.
-        ValueError: If either is damaged, or the frames were made with another frame spec than
-            the encoder's.
+        ValueError: If either is damaged, the frames were made with another frame spec than the
+            encoder's, hold a single episode, or the probe does not know the game.
     """
-    vae, folder = load_vae(config.encoder)[0], FramesFolder(config.frames)
-    frames = folder.sample(config.limit, held_out_episodes(config.encoder, folder), config.seed)
-    report = evaluate_vae(vae, frames)
-    report["encode_us"] = {
-        backend: encode_time(load_encoder(config.encoder, backend=backend), frames[0])
-        for backend in ("openvino", "torch")
+    (vae, encoder), folder = load_vae(config.encoder), FramesFolder(config.frames)
+    source = encoder.source if encoder.source.env_id else folder.source
+    if config.probe:
+        from latent_obs.probe import probe_codes, probed_game
+
+        probed_game(source)
+    fitted, measured = evaluation_split(config.encoder, folder)
+    frames = folder.sample(config.limit, measured, config.seed)
+    stretches = [folder.load([episode], STRETCH) for episode in measured[:8]]
+    codes = floors(folder.sample(config.limit, fitted, config.seed), encoder.vae)
+    report = {
+        "format": "latent_obs.report_card",
+        "version": 1,
+        "encoder": str(config.encoder),
+        "env_id": encoder.source.env_id,
+        "latent_dim": encoder.vae.latent_dim,
+        "data": {
+            "folder": str(config.frames),
+            "held_out": held_out_episodes(config.encoder, folder) is not None,
+            "episodes": len(measured),
+            "floor_episodes": len(fitted),
+            **folder.identity,
+        },
+        **evaluate_vae(vae, frames),
+        "changing_r2": changing_r2(stretches, partial(reconstruct, vae)),
+        "floors": {
+            name: {
+                **reconstruction_metrics(frames, code.reconstruct),
+                "changing_r2": changing_r2(stretches, code.reconstruct),
+            }
+            for name, code in codes.items()
+        },
+        **compare_latents(encoder.latents, latent_statistics(vae, frames)),
+        "encode_us": {
+            backend: encode_time(load_encoder(config.encoder, backend=backend), frames[0])
+            for backend in installed_backends()
+        },
+        "probe": None,
+        "provenance": encoder.provenance,
     }
+    if config.probe:
+        encodings = {"encoder": partial(latents, vae)} | {name: code.encode for name, code in codes.items()}
+        report["probe"] = probe_codes(
+            source, encoder.frame_spec, encodings, config.probe_frames, progress=progress
+        )
+    report["warnings"] = find_faults(report)
     return report
+
+
+def floors(frames: npt.NDArray[np.uint8], config: VAEConfig) -> dict[str, Code]:
+    """Fit what an encoder of this shape must beat on frames that are not measured on."""
+    return {"pca": pca_code(frames, config.latent_dim), "random": random_code(frames, config)}
+
+
+def evaluation_split(encoder: str | Path, folder: FramesFolder) -> tuple[list[int], list[int]]:
+    """Return the episodes to fit floors on and those to measure on, without a common one."""
+    held_out = held_out_episodes(encoder, folder)
+    if held_out is None:
+        return folder.split(0.5)
+    return [episode for episode in folder.episodes() if episode not in set(held_out)], held_out
+
+
+def find_faults(report: dict[str, Any]) -> list[str]:
+    """Say what a reader of the card must not miss, the worst first."""
+    faults = []
+    if report["active_units"] < 2:
+        faults.append(
+            f"COLLAPSED: {report['active_units']} of {report['latent_dim']} units are active, so the latent "
+            "says next to nothing about the frame."
+        )
+    scores = {
+        "moving-object R²": (report["moving_r2"], report["floors"]["pca"]["moving_r2"]),
+        "R² of what changes": (report["changing_r2"], report["floors"]["pca"]["changing_r2"]),
+        "PSNR": (report["psnr"], report["floors"]["pca"]["psnr"]),
+    }
+    for reader, table in ((report["probe"] or {}).get("readers") or {}).items():
+        scores[f"the {reader} probe's F1"] = table["encoder"]["f1"], table["pca"]["f1"]
+    lost = [f"{name} ({own:.3g} against {pca:.3g})" for name, (own, pca) in scores.items() if own <= pca]
+    if lost:
+        faults.append(
+            f"BEATEN BY PCA with {report['latent_dim']} components in {', '.join(lost)}: there, training it "
+            "was of no use."
+        )
+    drift = report["drift"]
+    if drift["drifted"]:
+        faults.append(
+            "DRIFT: these frames are not what it was trained on. The latents' means are "
+            f"{drift['shift']:.2f} standard deviations off and their spread is {drift['spread']:.2f} times "
+            "that of training."
+        )
+    if report["foreground"] > 0.5:
+        faults.append(
+            f"MOVING CAMERA: {report['foreground']:.0%} of the pixels differ from the per-pixel median, so "
+            "moving-object R² is about the whole picture here. Read the R² of what changes instead."
+        )
+    return faults
+
+
+def installed_backends() -> list[Backend]:
+    """Return the backends that can run here; torch is always one."""
+    return [*(("openvino",) if importlib.util.find_spec("openvino") else ()), "torch"]
 
 
 def held_out_episodes(encoder: str | Path, folder: FramesFolder) -> list[int] | None:
@@ -143,22 +252,13 @@ def evaluate_vae(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, Any]:
           decoding is no better than showing the median. Frames that differ in more than half
           of their pixels (a flash, another scene) are left out where they are the exception:
           one of them outweighs thousands of balls.
+        - ``foreground``: the share of such pixels. Where the camera moves it is large, and the
+          median frame, hence ``moving_r2``, means little.
     """
-    sampled, median = _all_terms(vae, frames, sample=True), np.median(frames, 0)
+    sampled = _all_terms(vae, frames, sample=True)
     variance = vae.decoder_variance.cpu().double()
     reconstruction = float(gaussian_nll(torch.from_numpy(sampled["squared_error"]), variance).mean())
     kl = float(sampled["kl"].sum(1).mean())
-    residual = energy = squared = 0.0
-    share = foreground_share(frames, median)
-    usual = share <= 0.5 if np.median(share) <= 0.5 else np.ones(len(frames), bool)
-    for start in range(0, len(frames), 256):
-        batch = frames[start : start + 256].astype(np.float32)
-        error = np.square(reconstruct(vae, frames[start : start + 256]).astype(np.float32) - batch)
-        moving = (batch != median).any(-1) & usual[start : start + 256, None, None]
-        squared += float(error.sum(dtype=np.float64))
-        residual += float(error[moving].sum(dtype=np.float64))
-        energy += float(np.square(batch - median)[moving].sum(dtype=np.float64))
-    mse = max(squared / frames.size, MIN_VARIANCE * 255**2)
     return {
         "frames": len(frames),
         "negative_elbo": reconstruction + kl,
@@ -166,14 +266,15 @@ def evaluate_vae(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, Any]:
         "reconstruction": reconstruction,
         "kl": kl,
         "active_units": int((sampled["mean"].var(0) > ACTIVE_VARIANCE).sum()),
-        "psnr": 10 * math.log10(255**2 / mse),
-        "moving_r2": 1 - residual / energy if energy else 1.0,
+        **reconstruction_metrics(frames, partial(reconstruct, vae)),
     }
 
 
-def foreground_share(frames: npt.NDArray[np.uint8], median: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Return, for each frame, the share of its pixels that differ from ``median``; shape (N,)."""
-    return np.array([(frame != median).any(-1).mean() for frame in frames])
+@torch.no_grad()
+def latents(vae: VAE, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Encode any number of frames; float32, shape (N, latent_dim)."""
+    parts = [vae(_tensor(vae, frames[i : i + 256])).cpu().numpy() for i in range(0, len(frames), 256)]
+    return np.concatenate(parts)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ import numpy.typing as npt
 import torch
 
 from latent_obs.encoder_folder import EncoderConfig
-from latent_obs.evaluate import foreground_share, reconstruct, to_frames
+from latent_obs.evaluate import reconstruct, to_frames
 from latent_obs.frames import Frames, preprocess
+from latent_obs.measures import foreground_share
 from latent_obs.vae import VAE
 
 if TYPE_CHECKING:
@@ -53,6 +55,28 @@ def reconstructions(vae: VAE, frames: Frames, path: Path) -> None:
 
 
 @torch.no_grad()
+def traversal_frames(
+    vae: VAE, config: EncoderConfig, frame: Frames, dims: int
+) -> Iterator[tuple[int, npt.NDArray[np.float64], Frames]]:
+    """Move the most informative dimensions of a frame's latent, one at a time.
+
+    Args:
+        vae: The model.
+        config: Its statistics order the dimensions by KL and give the range of each.
+        frame: ``uint8``, shape (64, 64, 3), the starting point.
+        dims: How many dimensions, those of largest KL first.
+
+    Yields:
+        The dimension, its offsets from its mean in standard deviations, and the decoded frames.
+    """
+    offsets = np.linspace(-3, 3, 9)
+    latent = vae(torch.from_numpy(frame[None]))[0].numpy()
+    for dim in np.argsort(config.latents["kl"])[::-1][:dims]:
+        moved = np.repeat(latent[None], len(offsets), 0)
+        moved[:, dim] = config.latents["mean"][dim] + offsets * config.latents["std"][dim]
+        yield int(dim), offsets, to_frames(vae.decode(torch.from_numpy(moved)))
+
+
 def traversals(vae: VAE, config: EncoderConfig, frame: Frames, path: Path, dims: int = 8) -> None:
     """Draw one row per latent dimension: the frame's latent with that dimension moved.
 
@@ -63,19 +87,15 @@ def traversals(vae: VAE, config: EncoderConfig, frame: Frames, path: Path, dims:
         path: PNG to write.
         dims: Rows, the dimensions of largest KL first.
     """
-    offsets = np.linspace(-3, 3, 9)
-    latent = vae(torch.from_numpy(frame[None]))[0].numpy()
-    order = np.argsort(config.latents["kl"])[::-1][:dims]
+    rows = list(traversal_frames(vae, config, frame, dims))
     title = "One latent dimension moved per row, in standard deviations; most informative first"
-    figure, axes = _grid(len(order), len(offsets), title=title)
-    for row, dim in enumerate(order):
-        moved = np.repeat(latent[None], len(offsets), 0)
-        moved[:, dim] = config.latents["mean"][dim] + offsets * config.latents["std"][dim]
-        for column, image in enumerate(to_frames(vae.decode(torch.from_numpy(moved)))):
+    figure, axes = _grid(len(rows), len(rows[0][1]), title=title)
+    for row, (dim, offsets, images) in enumerate(rows):
+        for column, (offset, image) in enumerate(zip(offsets, images, strict=True)):
             _image(axes[row, column], image)
+            if row == 0:
+                axes[0, column].set_title(f"{offset:+.2g}", fontsize=8)
         _row_label(axes[row, 0], f"z{dim}\n{config.latents['kl'][dim]:.1f} nats")
-    for column, offset in enumerate(offsets):
-        axes[0, column].set_title(f"{offset:+.2g}", fontsize=8)
     figure.savefig(path)
 
 

@@ -31,8 +31,13 @@ def test_collect_train_evaluate_list(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(train) == 0
     assert "negative_elbo" in capsys.readouterr().out
     assert json.loads((tmp_path / "encoder" / "config.json").read_text())["vae"]["channels"] == [4, 8]
-    assert main(["evaluate", encoder, "--frames", frames]) == 0
-    assert "moving_r2" in capsys.readouterr().out
+    card = tmp_path / "report"
+    assert main(["evaluate", encoder, "--frames", frames, "--out", str(card)]) == 0
+    told = capsys.readouterr().out
+    assert "moving-object R²" in told
+    assert "BEATEN BY PCA" in told, "after 20 steps anything is"
+    assert str(card / "card.html") in told
+    assert {path.name for path in card.iterdir()} == {"card.html", "card.json"}
     assert main(["list", "--folder", str(tmp_path)]) == 0
     listed = capsys.readouterr().out
     assert "pong-v0" in listed

@@ -1,0 +1,130 @@
+"""Measures of reconstructions and latents, whatever made them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latent_obs.encoder_folder import ACTIVE_VARIANCE
+from latent_obs.frames import Frames
+
+# A reconstruction below a rounding error is as good as exact (1/12 level^2).
+MIN_MSE = 1 / 12
+# Of the latents' means, in training standard deviations: a tenth or two between held-out episodes.
+MAX_SHIFT = 0.5
+MAX_SPREAD = 1.5
+
+Decode = Callable[[Frames], Frames]
+
+
+def reconstruction_metrics(frames: Frames, decoded: Decode) -> dict[str, float]:
+    """Measure reconstructions of frames.
+
+    Args:
+        frames: ``uint8``, shape (N, 64, 64, 3).
+        decoded: Returns the reconstructions of some of them.
+
+    Returns:
+        ``psnr``, ``moving_r2`` and ``foreground``, as in :func:`latent_obs.evaluate.evaluate_vae`.
+    """
+    median = np.median(frames, 0)
+    residual = energy = squared = 0.0
+    share = foreground_share(frames, median)
+    usual = usual_frames(share)
+    for start in range(0, len(frames), 256):
+        batch = frames[start : start + 256].astype(np.float32)
+        error = np.square(decoded(frames[start : start + 256]).astype(np.float32) - batch)
+        moving = (batch != median).any(-1) & usual[start : start + 256, None, None]
+        squared += float(error.sum(dtype=np.float64))
+        residual += float(error[moving].sum(dtype=np.float64))
+        energy += float(np.square(batch - median)[moving].sum(dtype=np.float64))
+    mse = max(squared / frames.size, MIN_MSE)
+    return {
+        "psnr": 10 * math.log10(255**2 / mse),
+        "moving_r2": 1 - residual / energy if energy else 1.0,
+        "foreground": float(share[usual].mean()),
+    }
+
+
+def changing_r2(stretches: Sequence[Frames], decoded: Decode) -> float:
+    """Measure reconstructions of what changes from frame to frame.
+
+    Unlike ``moving_r2`` it needs no still background, so it holds under a moving camera.
+
+    Args:
+        stretches: Consecutive frames of an episode each, ``uint8`` of shape (N, 64, 64, 3).
+        decoded: Returns the reconstructions of some of them.
+
+    Returns:
+        1 - residual energy / energy of the change, over the pixels that differ from the previous
+        frame. 0 means that decoding is no better than showing the previous frame. Frames that
+        differ from it in more than half of their pixels are left out where they are the exception.
+    """
+    pairs = [(stretch[:-1], stretch[1:]) for stretch in stretches if len(stretch) > 1]
+    if not pairs:
+        return 1.0
+    share = np.concatenate([(now != before).any(-1).mean((1, 2)) for before, now in pairs])
+    usual, row = usual_frames(share), 0
+    residual = energy = 0.0
+    for before, now in pairs:
+        for start in range(0, len(now), 256):
+            batch, last = (part[start : start + 256].astype(np.float32) for part in (now, before))
+            changed = (batch != last).any(-1) & usual[row : row + len(batch), None, None]
+            row += len(batch)
+            error = np.square(decoded(now[start : start + 256]).astype(np.float32) - batch)
+            residual += float(error[changed].sum(dtype=np.float64))
+            energy += float(np.square(batch - last)[changed].sum(dtype=np.float64))
+    return 1 - residual / energy if energy else 1.0
+
+
+def usual_frames(share: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Mark frames with at most half of foreground, or all where half is usual."""
+    return share <= 0.5 if np.median(share) <= 0.5 else np.ones(len(share), bool)
+
+
+def moving_residual(frames: Frames, decoded: Frames) -> npt.NDArray[np.float64]:
+    """Return each frame's residual energy over its moving pixels, shape (N,); 0 for a flash."""
+    median = np.median(frames, 0)
+    residual = np.zeros(len(frames))
+    for i in np.flatnonzero(usual_frames(foreground_share(frames, median))):
+        moving = (frames[i] != median).any(-1)
+        residual[i] = np.square(frames[i][moving].astype(np.float64) - decoded[i][moving]).sum()
+    return residual
+
+
+def foreground_share(frames: Frames, median: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return, for each frame, the share of its pixels that differ from ``median``; shape (N,)."""
+    return np.array([(frame != median).any(-1).mean() for frame in frames])
+
+
+def compare_latents(trained: dict[str, list[float]], here: dict[str, list[float]]) -> dict[str, Any]:
+    """Compare the latents' statistics with those over the training frames.
+
+    Args:
+        trained: ``mean``, ``std`` and ``kl`` of each dimension over the training frames.
+        here: The same over other frames.
+
+    Returns:
+        ``dimensions``, a list with the six figures of each dimension, the ``shift`` of its mean in
+        training standard deviations and the ``spread``, the ratio of its standard deviations; and
+        ``drift``: root mean square ``shift`` and geometric mean ``spread`` over the active
+        dimensions, and whether they are ``drifted`` from what the encoder knows.
+    """
+    keys = ("mean", "std", "kl")
+    mean0, std0, kl0, mean, std, kl = (np.array(v[k]) for v in (trained, here) for k in keys)
+    shift = (mean - mean0) / np.maximum(std0, 1e-6)
+    spread = std / np.maximum(std0, 1e-6)
+    active = std0**2 > ACTIVE_VARIANCE
+    rms = float(np.sqrt(np.mean(shift[active] ** 2))) if active.any() else 0.0
+    ratio = float(np.exp(np.mean(np.log(np.maximum(spread[active], 1e-6))))) if active.any() else 1.0
+    drifted = rms > MAX_SHIFT or not 1 / MAX_SPREAD < ratio < MAX_SPREAD
+    names = ("kl", "mean", "std", "trained_kl", "trained_mean", "trained_std", "shift", "spread")
+    rows = np.stack([kl, mean, std, kl0, mean0, std0, shift, spread], 1).tolist()
+    return {
+        "dimensions": [dict(zip(names, row, strict=True)) for row in rows],
+        "drift": {"shift": rms, "spread": ratio, "drifted": drifted},
+    }

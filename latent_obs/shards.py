@@ -24,6 +24,7 @@ from latent_obs.storage import Location, NewFile, name_of, num_bytes, open_parqu
 FORMAT = "latent_obs.frames"
 VERSION = 1
 ROW_GROUP = 512
+_PAGE = 128  # rows of frames
 _KEY = b"latent_obs"
 
 
@@ -97,6 +98,8 @@ class ShardWriter:
                 compression_level=1,
                 use_dictionary=[name for name in plain if name != "action"],
                 write_statistics=plain,
+                # A page of 1.5 MB stays in the cache between being filled and being compressed.
+                write_batch_size=_PAGE,
             )
         except BaseException:
             self._file.abort()

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -63,10 +65,8 @@ def test_tasks_fill_an_object_store(cluster: None, bucket: str, local: dict[str,
 
 def test_a_task_that_is_killed_goes_on_elsewhere(cluster: None, bucket: str, local: dict[str, Any]) -> None:
     """Its process is killed once a shard is there; Ray runs it again, and nothing is missing."""
-    import threading
-
     url = bucket.replace("NAME", "killed")
-    killed = []
+    killed: list[int] = []
 
     def kill() -> None:
         deadline = time.monotonic() + 120
@@ -101,8 +101,6 @@ def test_an_env_that_breaks_in_a_task_is_one_clear_error(cluster: None, tmp_path
 
 
 def test_without_ray_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"latent_obs\[ray\]"):
         collect_frames(replace(QUICK, out=tmp_path, ray=True), progress=False)

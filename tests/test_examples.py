@@ -32,7 +32,7 @@ def test_the_script_runs_and_prints_what_it_says(
 
 
 def test_other_peoples_tools_read_a_frames_folder(pong_frames: FramesFolder, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "examples/read_frames.py"), str(pong_frames.path)]
+    command = [sys.executable, str(ROOT / "examples/open_frames_folder.py"), str(pong_frames.path)]
     offline = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False, env=offline)
     assert run.returncode == 0, run.stderr

@@ -2,7 +2,7 @@
 
 $ latent-obs collect ALE/Pong-v5 --frames 2000 --workers 1 --out frames
 $ pip install pandas duckdb datasets
-$ python examples/read_frames.py frames     # about 5 s
+$ python examples/open_frames_folder.py frames     # about 5 s
 pandas: 2,000 rows; the frame at step 100 has 47 colours
 DuckDB: 3 episodes, the longest 902 steps
 datasets: 2,000 rows, batches of (32, 64, 64, 3) uint8

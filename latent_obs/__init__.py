@@ -18,13 +18,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latent_obs.check import check_frames
     from latent_obs.collect import CollectConfig, CollectError, collect_frames
+    from latent_obs.curate import MergeConfig, SplitConfig, merge_frames, split_frames
     from latent_obs.dataset import FramesFolder
+    from latent_obs.encode import EncodeConfig, encode_frames
     from latent_obs.encoder import Encoder, list_encoders, load_encoder
     from latent_obs.encoder_folder import VAEConfig
     from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
     from latent_obs.export import ExportConfig, export_encoder
     from latent_obs.frames import FrameSpec, preprocess
+    from latent_obs.latents import LatentsFolder
     from latent_obs.train import TrainConfig, train_vae
     from latent_obs.vae import VAE
     from latent_obs.wrappers import LatentObservationWrapper
@@ -35,30 +39,42 @@ __all__ = [
     "VAE",
     "CollectConfig",
     "CollectError",
+    "EncodeConfig",
     "Encoder",
     "EvaluateConfig",
     "ExportConfig",
     "FrameSpec",
     "FramesFolder",
     "LatentObservationWrapper",
+    "LatentsFolder",
+    "MergeConfig",
+    "SplitConfig",
     "TrainConfig",
     "VAEConfig",
+    "check_frames",
     "collect_frames",
+    "encode_frames",
     "evaluate_encoder",
     "export_encoder",
     "list_encoders",
     "load_encoder",
+    "merge_frames",
     "preprocess",
+    "split_frames",
     "train_vae",
 ]
 
 _HOME = {
+    "check": ("check_frames",),
     "collect": ("CollectConfig", "CollectError", "collect_frames"),
+    "curate": ("MergeConfig", "SplitConfig", "merge_frames", "split_frames"),
     "dataset": ("FramesFolder",),
+    "encode": ("EncodeConfig", "encode_frames"),
     "encoder": ("Encoder", "list_encoders", "load_encoder"),
     "evaluate": ("EvaluateConfig", "evaluate_encoder"),
     "export": ("ExportConfig", "export_encoder"),
     "frames": ("FrameSpec", "preprocess"),
+    "latents": ("LatentsFolder",),
     "train": ("TrainConfig", "train_vae"),
     "encoder_folder": ("VAEConfig",),
     "vae": ("VAE",),

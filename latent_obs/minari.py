@@ -2,7 +2,7 @@
 
 Minari stores image observations as JPEG unless told otherwise, which destroys small objects.
 What is exported here is told otherwise; what was stored as JPEG by others is imported with a
-warning.
+warning. Versions of Minari before 0.5.4 cannot be told.
 """
 
 from __future__ import annotations
@@ -321,4 +321,7 @@ def _need_minari() -> Any:
         importlib.import_module("h5py")
         return importlib.import_module("minari")
     except ImportError as error:
-        raise ImportError(f"This needs Minari: pip install 'latent_obs[minari]' ({error}).") from error
+        raise ImportError(
+            "This needs Minari >= 0.5.4, which needs Python >= 3.11: pip install 'latent_obs[minari]' "
+            f"({error})."
+        ) from error

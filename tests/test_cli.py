@@ -15,7 +15,15 @@ def test_help_lists_every_command() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "latent_obs", "--help"], capture_output=True, text=True, check=True
     )
-    for name in ("collect", "train", "evaluate", "export", "list", "demo"):
+    for name in ("collect", "train", "evaluate", "export", "encode", "frames", "list", "demo"):
+        assert name in run.stdout
+
+
+def test_help_lists_what_can_be_done_with_frames() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "latent_obs", "frames", "--help"], capture_output=True, text=True, check=True
+    )
+    for name in ("info", "check", "show", "merge", "split", "import-minari", "export-minari"):
         assert name in run.stdout
 
 
@@ -52,6 +60,10 @@ def test_collect_train_evaluate_list(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["collect", "ALE/Pong-v5", "--policy", "clever"], "Unknown policy"),
         (["train", "nowhere"], "There is no frames folder nowhere"),
         (["evaluate", "nowhere"], "There is no encoder 'nowhere'"),
+        (["frames", "info", "nowhere"], "There is no frames folder nowhere"),
+        (["frames", "check", "nowhere"], "There is no frames folder nowhere"),
+        (["frames", "merge", "nowhere", "--out", "x"], "at least two frames folders"),
+        (["encode", "nowhere", "pong-v0"], "There is no frames folder nowhere"),
         (["list", "--folder", "nowhere"], "There is no folder nowhere"),
         (["demo", "--env", "CartPole-v1"], "AddRenderObservation"),
     ],

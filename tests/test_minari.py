@@ -30,7 +30,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def pong(tmp_path: Path) -> FramesFolder:
-    return collection(tmp_path / "pong", "Pong")
+    return collection(tmp_path / "pong", "NoSuchGame")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:minari")
@@ -68,9 +68,9 @@ def test_images_become_frames_with_their_steps(tmp_path: Path, inside: bool) -> 
     space: Any = gym.spaces.Box(0, 255, (80, 72, 3), np.uint8)
     if inside:
         space = gym.spaces.Dict({"image": space, "speed": gym.spaces.Box(0, 1, (), np.float64)})
-    make_dataset("a/b-v0", space, images, inside=inside, jpeg_encoding=False)
+    make_dataset("images-v0", space, images, inside=inside, jpeg_encoding=False)
     crop = (8, 80, 0, 72)
-    config = ImportMinariConfig("a/b-v0", tmp_path / "frames", "image" if inside else None, crop)
+    config = ImportMinariConfig("images-v0", tmp_path / "frames", "image" if inside else None, crop)
     folder = import_minari(config, progress=False)
     wanted = np.stack([preprocess(image, FrameSpec(crop=crop)) for image in images])
     assert np.array_equal(folder.load(), np.concatenate([wanted, wanted]))
@@ -79,7 +79,7 @@ def test_images_become_frames_with_their_steps(tmp_path: Path, inside: bool) -> 
     assert [row["reward"] for row in stored[:4]] == [0, 0, 1 / 3, 2 / 3]
     assert [row["terminated"] for row in stored[10:13]] == [False, True, False]
     assert folder.episodes() == {0: 12, 1: 12}
-    assert folder.identity["minari"]["id"] == "a/b-v0"
+    assert folder.identity["minari"]["id"] == "images-v0"
     assert check_frames(folder.path, progress=False) == {}
 
 

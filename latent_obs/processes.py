@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -115,6 +117,21 @@ def share(fabric: Fabric, total: int) -> slice:
     """Return the rows of a batch of ``total`` that this process takes."""
     rank, size = fabric.global_rank, fabric.world_size
     return slice(total * rank // size, total * (rank + 1) // size)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep the memory that a step frees, for the next one.
+
+    Returned to the system, it comes back as thousands of page faults a step, 4 to 5% of its time on
+    one core. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return
+    trim_threshold, mmap_threshold = -1, -3  # the constants' values in malloc.h
+    mallopt(trim_threshold, 2**31 - 1)
+    if not mallopt(mmap_threshold, 2**30):
+        mallopt(mmap_threshold, 2**25)  # the most that older versions take
 
 
 def has_fast_bfloat16() -> bool:

@@ -23,7 +23,7 @@ from latent_obs.dataset import FramesFolder
 from latent_obs.encoder_folder import ACTIVE_VARIANCE
 from latent_obs.evaluate import load_vae, reconstruct
 from latent_obs.monitor import Monitor, Row
-from latent_obs.processes import share, sum_over_processes
+from latent_obs.processes import keep_freed_memory, share, sum_over_processes
 from latent_obs.progress import Bar
 from latent_obs.vae import MIN_VARIANCE, VAE, Terms, floored_kl, gaussian_nll, init_output_bias, terms
 
@@ -83,6 +83,8 @@ class TrainingRun:
         else:
             self.vae = load_vae(config.init_from)[0].train().requires_grad_(True)
         device = fabric.device
+        if device.type == "cpu":
+            keep_freed_memory()
         # Oblivious to the order of memory, but convolutions are faster in this one.
         self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
@@ -108,7 +110,7 @@ class TrainingRun:
         spent = self.seconds
         while self.step < config.steps and not (config.patience and self.waited >= config.patience):
             # Every process draws the whole batch, which costs next to nothing, and takes its share.
-            row = self._take_step(torch.from_numpy(next(batches)[mine]).to(self.fabric.device), stop)
+            row = self.take_step(torch.from_numpy(next(batches)[mine]).to(self.fabric.device), stop)
             if row is None:
                 return True
             self.seconds = spent + time.monotonic() - begun
@@ -128,7 +130,7 @@ class TrainingRun:
                 saved = time.monotonic()
         return False
 
-    def _take_step(self, frames: Tensor, stop: threading.Event) -> Row | None:
+    def take_step(self, frames: Tensor, stop: threading.Event) -> Row | None:
         """Take a step on this process's share of a batch; ``None``, and no step, when told to stop."""
         config, vae = self.config, self.vae
         rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))

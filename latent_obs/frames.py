@@ -137,18 +137,18 @@ class FrameSource:
         ]
 
 
-def frame_source(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]) -> FrameSource:
+def frame_source(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | EnvSpec) -> FrameSource:
     """Read off an environment's spec which game and emulator settings its pixels come from.
 
     Args:
-        env: An environment or a vector environment. One without a Gymnasium spec, because it
-            was not made by ``gymnasium.make``, has no settings to compare.
+        env: An environment, a vector environment or a spec. An environment without a Gymnasium
+            spec, because it was not made by ``gymnasium.make``, has no settings to compare.
 
     Example:
         >>> frame_source(gym.make("CartPole-v1")).env_id
         'CartPole-v1'
     """
-    spec = env.spec
+    spec = env if isinstance(env, EnvSpec) else env.spec
     if not isinstance(spec, EnvSpec):
         return FrameSource()
     about_vectors = ("render_mode", "num_envs", "vectorization_mode", "autoreset_mode")

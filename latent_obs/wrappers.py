@@ -98,14 +98,17 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
 
 
 def latent_space(
-    space: gym.Space[Any], encoder: Encoder, stack: int, key: str | None
+    space: gym.Space[Any],
+    encoder: Encoder,
+    stack: int,
+    key: str | None,
+    who: str = "LatentObservationWrapper",
 ) -> gym.spaces.Box | gym.spaces.Dict:
     """Return the observation space after encoding, having checked that encoding is possible.
 
     Raises:
         ValueError: If ``stack`` or ``key`` is wrong or the observations are no RGB images.
     """
-    who = "LatentObservationWrapper"
     if not isinstance(stack, (int, np.integer)) or isinstance(stack, bool) or stack < 1:
         raise ValueError(f"{who} needs stack to be an integer of at least 1, got {stack!r}.")
     shape = (encoder.latent_dim * int(stack),)

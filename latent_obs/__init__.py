@@ -9,13 +9,15 @@ The tour, in the order of a project:
     obs, info = env.reset()                                           # 32 numbers
 
 Names are imported on first use, so importing the package costs little and acting never
-imports torch.
+imports torch. Importing it registers ``LatentObs/Pong-v5`` and its like with Gymnasium.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from latent_obs import envs as _envs
 
 if TYPE_CHECKING:
     from latent_obs.collect import CollectConfig, CollectError, collect_frames
@@ -75,3 +77,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+_envs.register()

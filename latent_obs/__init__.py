@@ -22,6 +22,7 @@ from latent_obs import envs as _envs
 if TYPE_CHECKING:
     from latent_obs.collect import CollectConfig, CollectError, collect_frames
     from latent_obs.dataset import FramesFolder
+    from latent_obs.drift import LatentDriftMonitor
     from latent_obs.encoder import Encoder, list_encoders, load_encoder
     from latent_obs.encoder_folder import VAEConfig
     from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
@@ -42,6 +43,7 @@ __all__ = [
     "ExportConfig",
     "FrameSpec",
     "FramesFolder",
+    "LatentDriftMonitor",
     "LatentObservationWrapper",
     "TrainConfig",
     "VAEConfig",
@@ -57,6 +59,7 @@ __all__ = [
 _HOME = {
     "collect": ("CollectConfig", "CollectError", "collect_frames"),
     "dataset": ("FramesFolder",),
+    "drift": ("LatentDriftMonitor",),
     "encoder": ("Encoder", "list_encoders", "load_encoder"),
     "evaluate": ("EvaluateConfig", "evaluate_encoder"),
     "export": ("ExportConfig", "export_encoder"),

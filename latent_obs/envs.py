@@ -74,8 +74,10 @@ def make_env(
 
     spec = _base_spec(env_id)
     # Bare, as an entry point is: gym.make adds order enforcing and the time limit above.
-    env: gym.Env[Any, Any] = load_env_creator(_entry_point(spec))(**{**spec.kwargs, **kwargs})
-    env.unwrapped.spec = EnvSpec(spec.id, _entry_point(spec), kwargs={**spec.kwargs, **kwargs})
+    entry = spec.entry_point
+    create: Any = load_env_creator(entry) if isinstance(entry, str) else entry
+    env: gym.Env[Any, Any] = create(**{**spec.kwargs, **kwargs})
+    env.unwrapped.spec = EnvSpec(spec.id, entry, kwargs={**spec.kwargs, **kwargs})
     return LatentObservationWrapper(env, encoder, stack=stack)
 
 
@@ -100,7 +102,7 @@ def make_vec_env(
         num_envs: Number of environments.
         encoder: As :class:`latent_obs.LatentObservationWrapper` takes it.
         stack: Latents of the last ``stack`` observations, concatenated.
-        max_episode_steps: Steps after which an episode is truncated; of CarRacing 1000.
+        max_episode_steps: Steps after which an episode is truncated; CarRacing's default is 1000.
         subprocesses: Step each environment in its own process. It pays where drawing the image is
             slow, as CarRacing's is. ALE's vector environment has threads (``num_threads``) instead.
         **kwargs: For the environments with images, and ``autoreset_mode``.
@@ -126,13 +128,15 @@ def make_vec_env(
         plain = {"maxpool": False, "noop_max": 0, "use_fire_reset": False, "reward_clipping": False}
         shape = {"img_height": 64, "img_width": 64, "grayscale": False, "stack_num": 1}
         kwargs = {**spec.kwargs, **plain, **shape, **kwargs}
+        if max_episode_steps is not None:  # ALE counts frames
+            kwargs["max_num_frames_per_episode"] = max_episode_steps * kwargs["frameskip"]
         envs = gym.make_vec(spec.id, num_envs, vectorization_mode="vector_entry_point", **kwargs)
     else:
         about = {"autoreset_mode": kwargs.pop("autoreset_mode")} if "autoreset_mode" in kwargs else {}
         make = functools.partial(gym.make, spec, max_episode_steps, disable_env_checker=True, **kwargs)
         collection = gym.vector.AsyncVectorEnv if subprocesses else gym.vector.SyncVectorEnv
         envs = collection([make] * num_envs, **about)
-        envs.unwrapped.spec = EnvSpec(spec.id, _entry_point(spec), kwargs={**spec.kwargs, **kwargs})
+        envs.unwrapped.spec = EnvSpec(spec.id, spec.entry_point, kwargs={**spec.kwargs, **kwargs})
     return vector.LatentObservationWrapper(envs, loaded, stack=stack)
 
 
@@ -142,8 +146,3 @@ def _base_spec(env_id: str) -> EnvSpec:
 
         gym.register_envs(ale_py)
     return gym.spec(env_id)
-
-
-def _entry_point(spec: EnvSpec) -> Any:
-    assert spec.entry_point is not None
-    return spec.entry_point

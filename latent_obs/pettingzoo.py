@@ -10,8 +10,7 @@ from pettingzoo.utils.wrappers import BaseParallelWrapper
 
 from latent_obs.batches import encode_images
 from latent_obs.encoder_folder import Latents
-from latent_obs.frames import FrameSource
-from latent_obs.wrappers import EncoderLike, latent_space, open_encoder
+from latent_obs.wrappers import EncoderLike, latent_space, open_named_encoder
 
 
 class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):
@@ -31,7 +30,7 @@ class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):
     """
 
     def __init__(self, env: ParallelEnv[Any, Any, Any], encoder: EncoderLike) -> None:
-        self.encoder = open_encoder(encoder, FrameSource(str(env.metadata.get("name", ""))))
+        self.encoder = open_named_encoder(encoder, "LatentObservationWrapper")
         super().__init__(env)
         self._spaces = {
             agent: latent_space(env.observation_space(agent), self.encoder, 1, None, f"Agent {agent!r}")

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_wrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from latent_obs.batches import arrangement, as_rgb, encode_images
+from latent_obs.drift import INFO_KEY, Drift, newest
 from latent_obs.frames import FrameSource, frame_source
 from latent_obs.wrappers import EncoderLike, latent_space, open_encoder, warn_of_other_source
 
@@ -85,6 +86,50 @@ class VecLatentObservation(VecEnvWrapper):
 
     def _replace(self, obs: Any, latents: Any) -> Any:
         return latents if self.key is None else {**obs, self.key: latents}
+
+
+class VecLatentDriftMonitor(VecEnvWrapper):
+    """Adds ``info["latent_drift"]`` and warns when the latents leave the training distribution.
+
+    Does what :class:`latent_obs.LatentDriftMonitor` does, with one window over all environments. With
+    ``VecMonitor(venv, "log", info_keywords=("latent_drift",))`` above it the number at the end of
+    each episode is in the log.
+
+    Args:
+        venv: A ``VecEnv`` with a :class:`VecLatentObservation` inside, not yet normalised.
+        window: Observations, of all environments together, in the running window.
+        threshold: Nats per dimension above which it warns, once each time the window gets there.
+
+    Raises:
+        ValueError: If there is no :class:`VecLatentObservation` inside, or an argument is out of range.
+
+    Warns:
+        UserWarning: When the drift of a full window comes to exceed the threshold.
+    """
+
+    def __init__(self, venv: VecEnv, window: int = 1000, threshold: float = 0.5) -> None:
+        wrapper = unwrap_vec_wrapper(venv, VecLatentObservation)
+        if wrapper is None:
+            raise ValueError(
+                "VecLatentDriftMonitor watches latents, but there is no VecLatentObservation inside. Put it "
+                "above that wrapper."
+            )
+        super().__init__(venv)
+        self.drift, self._key = Drift(wrapper.encoder, window, threshold), wrapper.key
+
+    def reset(self) -> VecEnvObs:
+        """Reset the environments; the window goes on."""
+        obs = self.venv.reset()
+        self.drift.update(newest(obs, self._key, self.drift))
+        return obs
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Add the drift to the infos of what the environments return."""
+        obs, rewards, dones, infos = self.venv.step_wait()
+        value = self.drift.update(newest(obs, self._key, self.drift))
+        for info in infos:
+            info[INFO_KEY] = value
+        return obs, rewards, dones, infos
 
 
 def _source(venv: VecEnv) -> FrameSource:

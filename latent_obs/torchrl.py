@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,8 +14,8 @@ from torchrl.envs.transforms import ObservationTransform
 from torchrl.envs.transforms.utils import _set_missing_tolerance
 
 from latent_obs.batches import arrangement, as_rgb, encode_images
-from latent_obs.frames import FrameSource, check_frame_space
-from latent_obs.wrappers import EncoderLike, open_encoder
+from latent_obs.frames import check_frame_space
+from latent_obs.wrappers import EncoderLike, open_named_encoder
 
 
 class LatentTransform(ObservationTransform):
@@ -53,15 +54,10 @@ class LatentTransform(ObservationTransform):
         out_keys: Sequence[NestedKey] = ("latent",),
         del_keys: bool = True,
     ) -> None:
-        if encoder == "auto":
-            raise ValueError(
-                "LatentTransform is made before it knows its environment, so encoder='auto' cannot be "
-                "resolved. Name the encoder, such as 'pong-v0', or pass a folder's path."
-            )
         if len(in_keys) != len(out_keys):
             raise ValueError(f"LatentTransform needs an out_key per in_key, got {in_keys} and {out_keys}.")
         super().__init__(in_keys=in_keys, out_keys=out_keys)
-        self.encoder = open_encoder(encoder, FrameSource())
+        self.encoder = open_named_encoder(encoder, "LatentTransform")
         self.del_keys = del_keys
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
@@ -106,6 +102,6 @@ class LatentTransform(ObservationTransform):
         return spec
 
 
-def _box(shape: Sequence[int], dtype: type[np.generic] = np.uint8) -> gym.spaces.Box:
+def _box(shape: Sequence[int], dtype: Any = np.uint8) -> gym.spaces.Box:
     """Return the space of one image, of which the frame contract can judge."""
     return gym.spaces.Box(0, 1, tuple(shape), dtype)

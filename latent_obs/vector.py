@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latent_obs.batches import arrangement, as_rgb, encode_images
+from latent_obs.drift import INFO_KEY, Drift, find_wrapper, newest
 from latent_obs.encoder_folder import Latents
 from latent_obs.frames import frame_source
 from latent_obs.wrappers import EncoderLike, latent_space, open_encoder, warn_of_other_source
@@ -155,3 +156,45 @@ def _single_space(env: _VectorEnv) -> gym.Space[Any]:
     """Return the space of one environment's observation."""
     single = getattr(env, "single_observation_space", None)
     return env.observation_space if single is None else single  # EnvPool has no batched space
+
+
+class LatentDriftMonitor(gym.vector.VectorWrapper, gym.utils.RecordConstructorArgs):
+    """Adds ``infos["latent_drift"]`` and warns when the latents leave the training distribution.
+
+    Does what :class:`latent_obs.LatentDriftMonitor` does, with one window over all environments,
+    hence one number.
+
+    Args:
+        env: A vector environment with this module's :class:`LatentObservationWrapper` inside.
+        window: Observations, of all environments together, in the running window.
+        threshold: Nats per dimension above which it warns, once each time the window gets there.
+
+    Raises:
+        ValueError: If there is no :class:`LatentObservationWrapper` inside, or an argument is out
+            of range.
+
+    Warns:
+        UserWarning: When the drift of a full window comes to exceed the threshold.
+
+    Example:
+        >>> envs = gym.make_vec("latent_obs:LatentObs/Pong-v5", num_envs=8)
+        >>> LatentDriftMonitor(envs).drift.threshold
+        0.5
+    """
+
+    def __init__(self, env: _VectorEnv, window: int = 1000, threshold: float = 0.5) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, window=window, threshold=threshold)
+        gym.vector.VectorWrapper.__init__(self, env)
+        wrapper = find_wrapper(env, LatentObservationWrapper)
+        self.drift, self._key = Drift(wrapper.encoder, window, threshold), wrapper.key
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environments; the window goes on."""
+        obs, infos = self.env.reset(seed=seed, options=options)
+        return obs, {**infos, INFO_KEY: self.drift.update(newest(obs, self._key, self.drift))}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environments and add the drift to their infos."""
+        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        infos = {**infos, INFO_KEY: self.drift.update(newest(obs, self._key, self.drift))}
+        return obs, rewards, terminations, truncations, infos

@@ -149,6 +149,20 @@ def open_encoder(encoder: EncoderLike, source: FrameSource) -> Encoder:
         raise ValueError(f"encoder={encoder!r} does not fit load_encoder: {error}.") from error
 
 
+def open_named_encoder(encoder: EncoderLike, who: str) -> Encoder:
+    """Load an encoder where no environment says which one ``"auto"`` would be.
+
+    Raises:
+        ValueError: If ``encoder`` is ``"auto"``, or does not fit :func:`~latent_obs.load_encoder`.
+    """
+    if encoder == "auto" or (isinstance(encoder, Mapping) and encoder.get("ref") == "auto"):
+        raise ValueError(
+            f"{who} does not know its environment, so encoder='auto' cannot be resolved. Name the encoder, "
+            "such as 'pong-v0', or pass the path of an encoder folder."
+        )
+    return open_encoder(encoder, FrameSource())
+
+
 def warn_of_other_source(source: FrameSource, encoder: Encoder) -> None:
     """Warn when an ALE environment is set up otherwise than for the encoder's training frames."""
     if differences := encoder.config.source.differences(source):

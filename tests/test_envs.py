@@ -88,8 +88,13 @@ def test_the_vector_spec_survives_json() -> None:
 
 
 def test_make_vec_loads_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = []
-    monkeypatch.setattr("latent_obs.wrappers.load_encoder", lambda **k: loaded.append(k) or load_encoder(**k))
+    loaded: list[Any] = []
+
+    def load(**options: Any) -> Any:
+        loaded.append(options)
+        return load_encoder(**options)
+
+    monkeypatch.setattr("latent_obs.wrappers.load_encoder", load)
     gym.make_vec("LatentObs/Pong-v5", num_envs=4)
     assert loaded == [{"ref": "pong-v0"}]
 
@@ -117,11 +122,13 @@ def test_car_racing(subprocesses: bool, encoder: Path) -> None:
         envs.close()
 
 
-def test_car_racings_time_limit_can_be_set(encoder: Path) -> None:
-    envs = gym.make_vec("LatentObs/CarRacing-v3", 1, encoder=str(encoder), max_episode_steps=2)
+@pytest.mark.parametrize("game", ["CarRacing-v3", "Pong-v5"])
+def test_the_time_limit_can_be_set(game: str, encoder: Path) -> None:
+    envs = gym.make_vec(f"LatentObs/{game}", 1, encoder=str(encoder), max_episode_steps=3)
     envs.reset(seed=0)
-    truncated = [bool(envs.step(np.zeros((1, 3), np.float32))[3][0]) for _ in range(2)]
-    assert truncated == [False, True]
+    action = np.zeros_like(envs.action_space.sample())
+    truncated = [bool(envs.step(action)[3][0]) for _ in range(3)]
+    assert truncated == [False, False, True]
 
 
 def test_a_game_without_a_bundled_encoder_says_how_to_make_one() -> None:

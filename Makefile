@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test oldest lint types check clean
+.PHONY: demo test oldest rllib zoo lint types check clean
 
 demo: .venv/installed
 	$(BIN)/latent-obs demo
@@ -17,6 +17,20 @@ oldest: .venv/oldest/installed
 
 .venv/oldest/installed: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/oldest gymnasium==1.0.0 ale-py==0.10.2
+	touch $@
+
+# RLlib pins an older Gymnasium and the RL Zoo brings much along: each gets an environment of its own.
+rllib zoo: %: .venv/%/installed
+	.venv/$@/bin/pytest $(TESTS_$@)
+
+TESTS_rllib := tests/test_rllib.py tests/test_examples.py -k rllib
+TESTS_zoo := tests/test_rl_zoo.py
+NEEDS_rllib := '.[rllib]'
+NEEDS_zoo := '.[box2d,sb3]' rl_zoo3
+
+.venv/rllib/installed .venv/zoo/installed: pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --editable $(NEEDS_$(notdir $(@D))) pytest
 	touch $@
 
 lint: .venv/installed

@@ -9,7 +9,7 @@ The tour, in the order of a project:
     obs, info = env.reset()                                           # 32 numbers
 
 Names are imported on first use, so importing the package costs little and acting never
-imports torch.
+imports torch. Importing it registers ``LatentObs/Pong-v5`` and its like with Gymnasium.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from latent_obs import envs as _envs
+
 if TYPE_CHECKING:
     from latent_obs.check import check_frames
     from latent_obs.collect import CollectConfig, CollectError, collect_frames
     from latent_obs.curate import MergeConfig, SplitConfig, merge_frames, split_frames
     from latent_obs.dataset import FramesFolder
+    from latent_obs.drift import LatentDriftMonitor
     from latent_obs.encode import EncodeConfig, encode_frames
     from latent_obs.encoder import Encoder, list_encoders, load_encoder
     from latent_obs.encoder_folder import VAEConfig
@@ -45,6 +48,7 @@ __all__ = [
     "ExportConfig",
     "FrameSpec",
     "FramesFolder",
+    "LatentDriftMonitor",
     "LatentObservationWrapper",
     "LatentsFolder",
     "MergeConfig",
@@ -69,6 +73,7 @@ _HOME = {
     "collect": ("CollectConfig", "CollectError", "collect_frames"),
     "curate": ("MergeConfig", "SplitConfig", "merge_frames", "split_frames"),
     "dataset": ("FramesFolder",),
+    "drift": ("LatentDriftMonitor",),
     "encode": ("EncodeConfig", "encode_frames"),
     "encoder": ("Encoder", "list_encoders", "load_encoder"),
     "evaluate": ("EvaluateConfig", "evaluate_encoder"),
@@ -91,3 +96,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])
+
+
+_envs.register()

@@ -168,22 +168,20 @@ class FrameSource:
         ]
 
 
-def frame_source(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]) -> FrameSource:
+def frame_source(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | EnvSpec) -> FrameSource:
     """Read off an environment's spec which game and emulator settings its pixels come from.
 
     Args:
-        env: An environment or a vector environment. One without a Gymnasium spec, because it
-            was not made by ``gymnasium.make``, has no settings to compare.
+        env: An environment, a vector environment or a spec. An environment without a Gymnasium
+            spec, because it was not made by ``gymnasium.make``, has no settings to compare.
 
     Example:
         >>> frame_source(gym.make("CartPole-v1")).env_id
         'CartPole-v1'
     """
-    return spec_source(env.spec) if isinstance(env.spec, EnvSpec) else FrameSource()
-
-
-def spec_source(spec: EnvSpec) -> FrameSource:
-    """Read the same off the spec alone."""
+    spec = env if isinstance(env, EnvSpec) else env.spec
+    if not isinstance(spec, EnvSpec):
+        return FrameSource()
     about_vectors = ("render_mode", "num_envs", "vectorization_mode", "autoreset_mode")
     kwargs = {name: value for name, value in spec.kwargs.items() if name not in about_vectors}
     emulator: dict[str, Any] = {}

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from latent_obs.dataset import FramesFolder, as_frames
-from latent_obs.frames import FRAME_SHAPE, FrameSource, FrameSpec, check_frame_space, preprocess, spec_source
+from latent_obs.frames import FRAME_SHAPE, FrameSource, FrameSpec, check_frame_space, frame_source, preprocess
 from latent_obs.latents import LatentsFolder, as_array
 from latent_obs.progress import progress_bar, stop_on_signals
 from latent_obs.shards import ShardWriter, action_type
@@ -105,7 +105,7 @@ def import_minari(config: ImportMinariConfig, *, progress: bool = True) -> Frame
     if own:
         source = FrameSource.from_json(own["source"])
     else:
-        source = spec_source(dataset.env_spec) if dataset.env_spec else FrameSource()
+        source = frame_source(dataset.env_spec) if dataset.env_spec else FrameSource()
     about = {
         "env_id": source.env_id,
         "env_kwargs": source.env_kwargs,

@@ -8,8 +8,10 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
+from latent_obs.batches import arrangement, as_rgb, encode_images
+from latent_obs.drift import INFO_KEY, Drift, find_wrapper, newest
 from latent_obs.encoder_folder import Latents
-from latent_obs.frames import FRAME_SHAPE, frame_source, preprocess
+from latent_obs.frames import frame_source
 from latent_obs.wrappers import EncoderLike, latent_space, open_encoder, warn_of_other_source
 
 _VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
@@ -56,8 +58,8 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
         gym.vector.VectorWrapper.__init__(self, env)
         self.stack, self.key = stack, key
         single = _single_space(env)
-        self._arranged = _arrangement(single if key is None else getattr(single, "spaces", {}).get(key))
-        self.single_observation_space = latent_space(_as_rgb(single, key), self.encoder, stack, key)
+        self._arranged = arrangement(single if key is None else getattr(single, "spaces", {}).get(key))
+        self.single_observation_space = latent_space(as_rgb(single, key), self.encoder, stack, key)
         # Asynchronous ALE returns fewer observations than there are environments.
         batch = getattr(env.unwrapped, "batch_size", None) or env.num_envs
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, batch)
@@ -124,21 +126,7 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
         self._latents[rows[begins]] = latents[begins, None]
 
     def _encode(self, images: Any) -> Latents:
-        spec = self.encoder.frame_spec
-        if isinstance(images, np.ndarray) and spec.crop is None:
-            arranged = self._image(images)
-            if arranged.shape[1:] == FRAME_SHAPE:
-                return self.encoder(arranged)
-        frames = np.empty((len(images), *FRAME_SHAPE), np.uint8)
-        for frame, image in zip(frames, images, strict=True):
-            frame[...] = preprocess(self._image(image), spec)
-        return self.encoder(frames)
-
-    def _image(self, image: Any) -> Any:
-        """View one image, or a batch of them, in (H, W, 3) order."""
-        if self._arranged == "stack of one":
-            return image[..., 0, :, :, :]
-        return np.moveaxis(image, -3, -1) if self._arranged == "planar" else image
+        return encode_images(self.encoder, images, self._arranged)
 
     def _rows(self, infos: dict[str, Any], size: int) -> npt.NDArray[np.intp]:
         """Return which environments a batch comes from: all, unless an asynchronous one says so."""
@@ -170,23 +158,43 @@ def _single_space(env: _VectorEnv) -> gym.Space[Any]:
     return env.observation_space if single is None else single  # EnvPool has no batched space
 
 
-def _arrangement(space: gym.Space[Any] | None) -> str:
-    """Recognise how a native vector environment arranges an RGB image."""
-    shape: tuple[int, ...] = getattr(space, "shape", None) or ()
-    if len(shape) == 4 and shape[0] == 1 and shape[3] == 3:
-        return "stack of one"  # ALE's, with stack_num=1
-    if len(shape) == 3 and shape[0] == 3 and shape[2] != 3:
-        return "planar"  # EnvPool's
-    return "rgb"
+class LatentDriftMonitor(gym.vector.VectorWrapper, gym.utils.RecordConstructorArgs):
+    """Adds ``infos["latent_drift"]`` and warns when the latents leave the training distribution.
 
+    Does what :class:`latent_obs.LatentDriftMonitor` does, with one window over all environments,
+    hence one number.
 
-def _as_rgb(space: gym.Space[Any], key: str | None) -> gym.Space[Any]:
-    """Return the space with the image in (H, W, 3) order, so that it can be checked as such."""
-    if key is not None:
-        entries = dict(space.spaces) if isinstance(space, gym.spaces.Dict) else {}
-        return gym.spaces.Dict({**entries, key: _as_rgb(entries[key], None)}) if key in entries else space
-    if _arrangement(space) == "rgb":
-        return space
-    assert isinstance(space, gym.spaces.Box)
-    height, width = space.shape[1:3]
-    return gym.spaces.Box(0, 255, (height, width, 3), space.dtype.type)
+    Args:
+        env: A vector environment with this module's :class:`LatentObservationWrapper` inside.
+        window: Observations, of all environments together, in the running window.
+        threshold: Nats per dimension above which it warns, once each time the window gets there.
+
+    Raises:
+        ValueError: If there is no :class:`LatentObservationWrapper` inside, or an argument is out
+            of range.
+
+    Warns:
+        UserWarning: When the drift of a full window comes to exceed the threshold.
+
+    Example:
+        >>> envs = gym.make_vec("latent_obs:LatentObs/Pong-v5", num_envs=8)
+        >>> LatentDriftMonitor(envs).drift.threshold
+        0.5
+    """
+
+    def __init__(self, env: _VectorEnv, window: int = 1000, threshold: float = 0.5) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, window=window, threshold=threshold)
+        gym.vector.VectorWrapper.__init__(self, env)
+        wrapper = find_wrapper(env, LatentObservationWrapper)
+        self.drift, self._key = Drift(wrapper.encoder, window, threshold), wrapper.key
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset the environments; the window goes on."""
+        obs, infos = self.env.reset(seed=seed, options=options)
+        return obs, {**infos, INFO_KEY: self.drift.update(newest(obs, self._key, self.drift))}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step the environments and add the drift to their infos."""
+        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        infos = {**infos, INFO_KEY: self.drift.update(newest(obs, self._key, self.drift))}
+        return obs, rewards, terminations, truncations, infos

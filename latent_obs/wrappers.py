@@ -98,14 +98,17 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
 
 
 def latent_space(
-    space: gym.Space[Any], encoder: Encoder, stack: int, key: str | None
+    space: gym.Space[Any],
+    encoder: Encoder,
+    stack: int,
+    key: str | None,
+    who: str = "LatentObservationWrapper",
 ) -> gym.spaces.Box | gym.spaces.Dict:
     """Return the observation space after encoding, having checked that encoding is possible.
 
     Raises:
         ValueError: If ``stack`` or ``key`` is wrong or the observations are no RGB images.
     """
-    who = "LatentObservationWrapper"
     if not isinstance(stack, (int, np.integer)) or isinstance(stack, bool) or stack < 1:
         raise ValueError(f"{who} needs stack to be an integer of at least 1, got {stack!r}.")
     shape = (encoder.latent_dim * int(stack),)
@@ -144,6 +147,20 @@ def open_encoder(encoder: EncoderLike, source: FrameSource) -> Encoder:
         return load_encoder(**options)
     except TypeError as error:
         raise ValueError(f"encoder={encoder!r} does not fit load_encoder: {error}.") from error
+
+
+def open_named_encoder(encoder: EncoderLike, who: str) -> Encoder:
+    """Load an encoder where no environment says which one ``"auto"`` would be.
+
+    Raises:
+        ValueError: If ``encoder`` is ``"auto"``, or does not fit :func:`~latent_obs.load_encoder`.
+    """
+    if encoder == "auto" or (isinstance(encoder, Mapping) and encoder.get("ref") == "auto"):
+        raise ValueError(
+            f"{who} does not know its environment, so encoder='auto' cannot be resolved. Name the encoder, "
+            "such as 'pong-v0', or pass the path of an encoder folder."
+        )
+    return open_encoder(encoder, FrameSource())
 
 
 def warn_of_other_source(source: FrameSource, encoder: Encoder) -> None:

@@ -16,7 +16,7 @@ HEAVY = {
     "ray",
     "stable_baselines3",
     "matplotlib",
-    "gymnasium",
+    "ale_py",
     "cv2",
     "tyro",
 }

@@ -1,0 +1,57 @@
+"""PettingZoo parallel environments: latents for all agents of a step in one batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from pettingzoo import ParallelEnv
+from pettingzoo.utils.wrappers import BaseParallelWrapper
+
+from latent_obs.batches import encode_images
+from latent_obs.encoder_folder import Latents
+from latent_obs.wrappers import EncoderLike, latent_space, open_named_encoder
+
+
+class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):
+    """Replaces every agent's image observation with a latent.
+
+    Does what :class:`latent_obs.LatentObservationWrapper` does for each agent, with one encoder and
+    with the observations of all agents of a step in one batch.
+
+    Args:
+        env: A parallel environment. Each agent's observations are ``uint8`` RGB images.
+        encoder: As :class:`latent_obs.LatentObservationWrapper` takes it, but for ``"auto"``: no
+            encoder is bundled for PettingZoo's environments.
+
+    Raises:
+        ValueError: If an agent's observations are no RGB images, or the encoder is damaged.
+        FileNotFoundError: If there is no such encoder.
+    """
+
+    def __init__(self, env: ParallelEnv[Any, Any, Any], encoder: EncoderLike) -> None:
+        self.encoder = open_named_encoder(encoder, "LatentObservationWrapper")
+        super().__init__(env)
+        self._spaces = {
+            agent: latent_space(env.observation_space(agent), self.encoder, 1, None, f"Agent {agent!r}")
+            for agent in env.possible_agents
+        }
+
+    def observation_space(self, agent: Any) -> gym.spaces.Space[Any]:
+        """Return the space of an agent's latents."""
+        return self._spaces[agent]
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[Any, Latents], dict[Any, dict[str, Any]]]:
+        """Reset the environment and encode every agent's observation."""
+        obs, infos = self.env.reset(seed=seed, options=options)
+        return self._encode(obs), infos
+
+    def step(self, actions: dict[Any, Any]) -> tuple[dict[Any, Any], Any, Any, Any, Any]:
+        """Step the environment and encode every agent's observation, final ones included."""
+        obs, *rest = self.env.step(actions)
+        return (self._encode(obs), *rest)
+
+    def _encode(self, obs: dict[Any, Any]) -> dict[Any, Latents]:
+        return dict(zip(obs, encode_images(self.encoder, list(obs.values())), strict=True))

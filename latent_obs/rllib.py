@@ -1,0 +1,75 @@
+"""RLlib, new API stack: an env-to-module connector that encodes all episodes of a step at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+
+from latent_obs.batches import arrangement, as_rgb, encode_images
+from latent_obs.wrappers import EncoderLike, latent_space, open_named_encoder
+
+
+class LatentObservationConnector(ConnectorV2):
+    """Replaces the image observations in single-agent episodes with latents.
+
+    Does what :class:`latent_obs.LatentObservationWrapper` does in every environment, but once per
+    environment runner, with the newest observations of all its episodes in one batch. Episodes, and
+    hence replay buffers and learners, only ever hold latents. RLlib's ``FrameStackingEnvToModule``
+    and ``MeanStdFilter`` go after it.
+
+    Args:
+        encoder: As :class:`latent_obs.LatentObservationWrapper` takes it, but for ``"auto"``: a
+            connector does not know its environment.
+        key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+        **kwargs: ``input_observation_space`` and ``input_action_space``, which RLlib passes.
+
+    Raises:
+        ValueError: If ``encoder`` is ``"auto"`` or damaged, the observations are no RGB images, or
+            ``key`` does not fit.
+        FileNotFoundError: If there is no such encoder.
+
+    Example:
+        >>> from ray.rllib.algorithms.ppo import PPOConfig
+        >>> config = PPOConfig().env_runners(
+        ...     env_to_module_connector=lambda env, spaces, device: LatentObservationConnector("pong-v0")
+        ... )
+    """
+
+    def __init__(self, encoder: EncoderLike, *, key: str | None = None, **kwargs: Any) -> None:
+        # Before the base class, which asks for the output space.
+        self.encoder = open_named_encoder(encoder, "LatentObservationConnector")
+        self.key = key
+        super().__init__(**kwargs)
+
+    def recompute_output_observation_space(
+        self, input_observation_space: gym.Space[Any], input_action_space: gym.Space[Any]
+    ) -> gym.Space[Any]:
+        """Return the space of latents.
+
+        Raises:
+            ValueError: If the observations are no RGB images, or ``key`` does not fit.
+        """
+        space = input_observation_space
+        self._arranged = arrangement(self._entry(space) if self._has_key(space) else None)
+        return latent_space(as_rgb(space, self.key), self.encoder, 1, self.key, "LatentObservationConnector")
+
+    def __call__(
+        self, *, rl_module: Any, batch: dict[str, Any], episodes: list[Any], **kwargs: Any
+    ) -> dict[str, Any]:
+        """Encode the newest observation of every episode, and put the latents in their place."""
+        current = list(self.single_agent_episode_iterator(episodes))
+        observations = [episode.get_observations(-1) for episode in current]
+        latents = encode_images(self.encoder, [self._entry(obs) for obs in observations], self._arranged)
+        for episode, obs, latent in zip(current, observations, latents, strict=True):
+            new = latent if self.key is None else {**obs, self.key: latent}
+            episode.set_observations(at_indices=-1, new_data=new)
+            episode.observation_space = self.observation_space
+        return batch  # RLlib's own connector takes the observations from the episodes
+
+    def _has_key(self, space: gym.Space[Any]) -> bool:
+        return self.key is None or (isinstance(space, gym.spaces.Dict) and self.key in space.spaces)
+
+    def _entry(self, obs: Any) -> Any:
+        return obs if self.key is None else obs[self.key]

@@ -1,0 +1,107 @@
+"""TorchRL: a transform that turns pixels into latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torchrl.data import Composite, TensorSpec, Unbounded
+from torchrl.envs.transforms import ObservationTransform
+from torchrl.envs.transforms.utils import _set_missing_tolerance
+
+from latent_obs.batches import arrangement, as_rgb, encode_images
+from latent_obs.frames import check_frame_space
+from latent_obs.wrappers import EncoderLike, open_named_encoder
+
+
+class LatentTransform(ObservationTransform):
+    """Replaces the images of a tensordict with latents.
+
+    Does what :class:`latent_obs.LatentObservationWrapper` does, for any batch of environments in one
+    call: in ``TransformedEnv(ParallelEnv(...), LatentTransform(...))`` all share this encoder.
+    Images may be ``(*batch, H, W, 3)`` or ``(*batch, 3, H, W)``, on any device; latents come back on
+    theirs. ``CatFrames(4, dim=-1, in_keys=["latent"])`` after it concatenates the last four latents,
+    so that the agent sees speed.
+
+    Args:
+        encoder: As :class:`latent_obs.LatentObservationWrapper` takes it, but for ``"auto"``: a
+            transform is made before it knows its environment.
+        in_keys: Entries with ``uint8`` RGB images.
+        out_keys: Entries for the latents, float32 ``(*batch, latent_dim)``.
+        del_keys: Remove the images.
+
+    Raises:
+        ValueError: If ``encoder`` is ``"auto"`` or damaged, or the keys do not pair up; when an
+            environment is attached, if its images are no RGB images.
+        FileNotFoundError: If there is no such encoder.
+
+    Example:
+        >>> transform = LatentTransform("pong-v0")
+        >>> spec = Composite(pixels=Unbounded((8, 210, 160, 3), dtype=torch.uint8))
+        >>> transform.transform_observation_spec(spec)["latent"].shape
+        torch.Size([8, 32])
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderLike,
+        *,
+        in_keys: Sequence[NestedKey] = ("pixels",),
+        out_keys: Sequence[NestedKey] = ("latent",),
+        del_keys: bool = True,
+    ) -> None:
+        if len(in_keys) != len(out_keys):
+            raise ValueError(f"LatentTransform needs an out_key per in_key, got {in_keys} and {out_keys}.")
+        super().__init__(in_keys=in_keys, out_keys=out_keys)
+        self.encoder = open_named_encoder(encoder, "LatentTransform")
+        self.del_keys = del_keys
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        done: TensorDictBase = super()._call(next_tensordict)
+        if self.del_keys:
+            done.exclude(*(key for key in self.in_keys if key not in self.out_keys), inplace=True)
+        return done
+
+    forward = _call
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        with _set_missing_tolerance(self, True):
+            return self._call(tensordict_reset)
+
+    def _apply_transform(self, obs: torch.Tensor) -> torch.Tensor:
+        batch, image = obs.shape[:-3], obs.shape[-3:]
+        images = obs.reshape(-1, *image).cpu().numpy()  # (N, H, W, 3) or (N, 3, H, W)
+        latents = encode_images(self.encoder, images, arrangement(_box(image)))
+        return torch.from_numpy(latents).to(obs.device).reshape(*batch, self.encoder.latent_dim)
+
+    def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
+        """Return the spec with latents for images.
+
+        Raises:
+            ValueError: If an entry is missing or no RGB image.
+        """
+        spec = observation_spec.clone()
+        known = spec.keys(True, True) if isinstance(spec, Composite) else []
+        for in_key, out_key in zip(self.in_keys, self.out_keys, strict=True):
+            if in_key not in known:
+                raise ValueError(
+                    f"LatentTransform was told in_keys={list(self.in_keys)}, but the observation has the "
+                    f"keys {sorted(map(str, known))}."
+                )
+            entry = spec[in_key]
+            dtype = np.dtype(str(entry.dtype).removeprefix("torch.")).type
+            check_frame_space(as_rgb(_box(entry.shape[-3:], dtype), None), f"LatentTransform({in_key!r})")
+            if self.del_keys:
+                del spec[in_key]
+            shape = (*entry.shape[:-3], self.encoder.latent_dim)
+            spec[out_key] = Unbounded(shape, device=entry.device, dtype=torch.float32)
+        return spec
+
+
+def _box(shape: Sequence[int], dtype: Any = np.uint8) -> gym.spaces.Box:
+    """Return the space of one image, of which the frame contract can judge."""
+    return gym.spaces.Box(0, 1, tuple(shape), dtype)

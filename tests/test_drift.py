@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import functools
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import SyncVectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+
+from latent_obs import LatentDriftMonitor, LatentObservationWrapper, load_encoder, vector
+from latent_obs.drift import Drift
+from latent_obs.encoder_folder import EncoderConfig, write_encoder_folder
+from latent_obs.frames import FrameSpec, preprocess
+from latent_obs.sb3 import VecLatentDriftMonitor, VecLatentObservation
+from tests.conftest import TINY_VAE, DictEnv, FrameEnv, random_tensors
+
+
+def gaussian_kl(latents: Any, mean: Any, std: Any) -> float:
+    """KL between two diagonal Gaussians, the textbook's way, in nats per dimension."""
+    live_mean, live_std = latents.mean(0), latents.std(0)
+    kl = np.log(std / live_std) + (live_std**2 + (live_mean - mean) ** 2) / (2 * std**2) - 0.5
+    return float(kl.mean())
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder whose config holds the true statistics of FrameEnv's latents."""
+    folder = tmp_path_factory.mktemp("encoder") / "fitted"
+
+    def write(mean: Any, std: Any) -> None:
+        latents = {"mean": mean.tolist(), "std": std.tolist(), "kl": [1.0] * 32}
+        write_encoder_folder(folder, EncoderConfig(FrameSpec(), TINY_VAE, latents), random_tensors(TINY_VAE))
+
+    write(np.zeros(32), np.ones(32))
+    env, images = FrameEnv(length=20), []
+    for seed in range(40):
+        images.append(env.reset(seed=seed)[0])
+        images.extend(env.step(step % 4)[0] for step in range(19))
+    latents = load_encoder(folder)(np.stack([preprocess(image, FrameSpec()) for image in images]))
+    write(latents.mean(0), latents.std(0))
+    return folder
+
+
+class DarkEnv(FrameEnv):
+    """Has another look than the one that the encoder knows."""
+
+    def _image(self) -> Any:
+        return super()._image() // 4 + 150
+
+
+@pytest.mark.parametrize("sizes", [[1] * 60, [7] * 9, [64], [3, 50, 1, 30]])
+def test_the_drift_is_the_kl_of_the_window(sizes: list[int], fitted: Path) -> None:
+    encoder = load_encoder(fitted)
+    drift = Drift(encoder, window=20, threshold=1e9)
+    latents = np.random.default_rng(0).normal(0.3, 2, (sum(sizes), 32)).astype(np.float32)
+    place = 0
+    for size in sizes:
+        value = drift.update(latents[place : place + size])
+        place += size
+        window = latents[max(0, place - 20) : place]
+        if len(window) > 2:
+            assert value == pytest.approx(gaussian_kl(window, drift.mean, drift.std), rel=1e-3)
+
+
+def play(env: Any, steps: int) -> list[float]:
+    drift = [env.reset(seed=1)[1]["latent_drift"]]
+    for step in range(steps):
+        _, _, terminated, truncated, info = env.step(step % 4)
+        drift.append(info["latent_drift"])
+        if terminated or truncated:
+            drift.append(env.reset()[1]["latent_drift"])
+    return drift
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_known_frames_bring_no_warning_and_unknown_ones_do(stack: int, fitted: Path) -> None:
+    def make(env: Any) -> Any:
+        return LatentDriftMonitor(LatentObservationWrapper(env, fitted, stack=stack), window=200)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        known = play(make(FrameEnv(length=20)), 400)
+    assert known[-1] < 0.1
+    with pytest.warns(UserWarning, match=r"left the training distribution .*drift \d+\.\d\d nats") as caught:
+        unknown = play(make(DarkEnv(length=20)), 400)
+    assert unknown[-1] > 1
+    assert len(caught) == 1  # once, not at every step
+
+
+def test_it_passes_everything_else_on(fitted: Path) -> None:
+    plain = LatentObservationWrapper(FrameEnv(), fitted)
+    watched = LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), fitted))
+    np.testing.assert_array_equal(plain.reset(seed=2)[0], watched.reset(seed=2)[0])
+    a, b = plain.step(1), watched.step(1)
+    np.testing.assert_array_equal(a[0], b[0])
+    assert a[1:4] == b[1:4]
+    assert {**a[4], "latent_drift": b[4]["latent_drift"]} == b[4]
+    again = pickle.loads(pickle.dumps(watched))
+    np.testing.assert_array_equal(again.step(2)[0], watched.step(2)[0])
+
+
+def test_a_dict_observation_is_watched_at_its_key(fitted: Path) -> None:
+    env = LatentDriftMonitor(LatentObservationWrapper(DictEnv(), fitted, key="image"))
+    plain = LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), fitted))
+    assert play(env, 10) == play(plain, 10)
+
+
+def test_the_spec_makes_it_again(fitted: Path) -> None:
+    gym.register("Frame-v1", "tests.conftest:FrameEnv", disable_env_checker=True)
+    try:
+        wrapped = LatentObservationWrapper(gym.make("Frame-v1"), str(fitted))
+        env = LatentDriftMonitor(wrapped, window=10, threshold=3.0)
+        assert env.spec is not None
+        again: Any = gym.make(type(env.spec).from_json(env.spec.to_json()))
+        assert (again.drift.threshold, len(again.drift._window)) == (3.0, 10)
+    finally:
+        del gym.registry["Frame-v1"]
+
+
+@pytest.mark.filterwarnings("ignore:.*left the training distribution")
+def test_vector_and_sb3_monitors_share_one_window(fitted: Path, tmp_path: Path) -> None:
+    make: list[Any] = [functools.partial(DarkEnv, length=n) for n in (9, 7, 8)]
+    envs = vector.LatentDriftMonitor(
+        vector.LatentObservationWrapper(SyncVectorEnv(make), fitted, stack=2), window=30
+    )
+    expected = Drift(load_encoder(fitted), window=30)
+    obs, infos = envs.reset(seed=0)
+    for step in range(12):
+        assert infos["latent_drift"] == expected.update(obs[:, 32:])
+        obs, *_, infos = envs.step(np.full(3, step % 4))
+    assert infos["latent_drift"] == envs.drift.value > 0.5
+
+    watched = VecLatentDriftMonitor(VecLatentObservation(DummyVecEnv(make), fitted), window=30)
+    venv = VecMonitor(watched, str(tmp_path / "log"), info_keywords=("latent_drift",))
+    expected = Drift(load_encoder(fitted), window=30)
+    expected.update(venv.reset())  # type: ignore[arg-type]
+    for step in range(12):
+        live, _, _, each = venv.step(np.full(3, step % 4))
+        assert [info["latent_drift"] for info in each] == [expected.update(live)] * 3  # type: ignore[arg-type]
+    venv.close()
+    assert "latent_drift" in (tmp_path / "log.monitor.csv").read_text()
+
+
+def test_what_cannot_be_watched_is_refused_by_the_constructor(fitted: Path, tmp_path: Path) -> None:
+    pairs: Any = (
+        (LatentDriftMonitor, FrameEnv()),
+        (vector.LatentDriftMonitor, SyncVectorEnv([FrameEnv])),
+        (VecLatentDriftMonitor, DummyVecEnv([FrameEnv])),
+    )
+    for make, inner in pairs:
+        with pytest.raises(ValueError, match=r"there is no .*Latent\w+ inside"):
+            make(inner)
+    with pytest.raises(ValueError, match="window"):
+        Drift(load_encoder(fitted), window=1)
+    with pytest.raises(ValueError, match="threshold"):
+        Drift(load_encoder(fitted), threshold=0)
+    flat = {"mean": [0.0] * 32, "std": [0.01] * 32, "kl": [0.0] * 32}
+    config = EncoderConfig(FrameSpec(), TINY_VAE, flat)
+    write_encoder_folder(tmp_path / "flat", config, random_tensors(TINY_VAE))
+    with pytest.raises(ValueError, match="has collapsed"):
+        Drift(load_encoder(tmp_path / "flat"))

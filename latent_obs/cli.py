@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from latent_obs.evaluate import EvaluateConfig
     from latent_obs.export import ExportConfig
     from latent_obs.train import TrainConfig
+    from latent_obs.visualizer import VisualizeConfig
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
 
 def _load(name: str) -> tuple[Callable[[Any], None], Any]:
     run, config_name = _COMMANDS[name]
-    module = importlib.import_module(f"latent_obs.{'cli' if name == 'list' else name}")
+    module = importlib.import_module(f"latent_obs.{_ELSEWHERE.get(name, name)}")
     return run, getattr(module, config_name)
 
 
@@ -156,6 +157,13 @@ def _export(config: ExportConfig) -> None:
     Console().print(table)
 
 
+def _visualize(config: VisualizeConfig) -> None:
+    from latent_obs.visualizer import visualize_encoder
+
+    path = visualize_encoder(config)
+    Console().print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+
+
 def _report(title: str, metrics: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
@@ -202,12 +210,14 @@ def _list(config: ListConfig) -> None:
 
 _LISTED = {"psnr": 1, "moving_r2": 3, "kl": 1}  # metrics and their digits
 
-# Each command's options are a dataclass in the module of the same name; `list` has none.
+# Each command's options are a dataclass in the module of the same name, except for these.
+_ELSEWHERE = {"list": "cli", "visualize": "visualizer"}
 _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "demo": (_demo, "DemoConfig"),
     "collect": (_collect, "CollectConfig"),
     "train": (_train, "TrainConfig"),
     "evaluate": (_evaluate, "EvaluateConfig"),
     "export": (_export, "ExportConfig"),
+    "visualize": (_visualize, "VisualizeConfig"),
     "list": (_list, "ListConfig"),
 }

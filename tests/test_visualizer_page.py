@@ -97,7 +97,7 @@ class Opened:
 
     def goto(self, path: Path, fragment: str = "") -> Page:
         self.page.goto(path.resolve().as_uri() + fragment)
-        self.page.wait_for_function("view.source !== null && scheduled === 0")
+        settle(self.page)
         return self.page
 
 
@@ -118,21 +118,65 @@ def page(opened: Opened, pages: dict[str, Path]) -> Page:
     return opened.goto(pages["three"])
 
 
-def pixels(page: Page, selector: str) -> Any:
-    """Read a canvas of 64 x 64."""
-    rgba = page.eval_on_selector(
-        selector, "c => Array.from(c.getContext('2d').getImageData(0, 0, 64, 64).data)"
-    )
-    return np.array(rgba, np.uint8).reshape(64, 64, 4)[..., :3]
-
-
-def latent(page: Page) -> Any:
-    return np.array(page.evaluate("Array.from(view.latent)"), np.float32)
+def wait(page: Page, condition: str) -> None:
+    """Wait for a condition; Playwright's own way needs eval, which the page's policy forbids."""
+    for _ in range(1500):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError(f"It never held that {condition}")
 
 
 def settle(page: Page) -> None:
     """Wait until the output is drawn."""
-    page.wait_for_function("scheduled === 0")
+    wait(page, "document.body.ariaBusy === 'false' && scheduled === 0")
+
+
+def read(page: Page, array: str, dtype: Any = np.uint8) -> Any:
+    """Bring a typed array here; as a list of numbers it would take long."""
+    text = page.evaluate(
+        f"""() => {{
+            const array = {array};
+            const bytes = new Uint8Array(array.buffer, array.byteOffset, array.byteLength);
+            let text = "";
+            for (let i = 0; i < bytes.length; i += 8192) {{
+                text += String.fromCharCode(...bytes.subarray(i, i + 8192));
+            }}
+            return btoa(text);
+        }}"""
+    )
+    return np.frombuffer(base64.b64decode(text), dtype)
+
+
+def as_text(array: Any) -> str:
+    """Turn an array into what `fromBase64` reads in the page."""
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def pixels(page: Page, selector: str) -> Any:
+    """Read a canvas of 64 x 64."""
+    canvas = f"document.querySelector({json.dumps(selector)})"
+    rgba = read(page, f"{canvas}.getContext('2d').getImageData(0, 0, 64, 64).data")
+    return rgba.reshape(64, 64, 4)[..., :3]
+
+
+def latent(page: Page) -> Any:
+    return read(page, "view.latent", np.float32).copy()
+
+
+def frames_of(page: Page, frames: str) -> Any:
+    """Read a list of frames."""
+    return read(page, joined(frames)).reshape(-1, 64, 64, 3)
+
+
+def joined(arrays: str) -> str:
+    """Put typed arrays one behind the other, in the page."""
+    return f"""(() => {{
+        const all = {arrays};
+        const out = new all[0].constructor(all.length * all[0].length);
+        all.forEach((array, i) => out.set(array, i * array.length));
+        return out;
+    }})()"""
 
 
 def half_vae(folder: Path) -> VAE:
@@ -150,17 +194,21 @@ def test_encode_and_decode_equal_torch(
     folder = PONG if depth == "three" else deep
     recorded: FramesFolder = request.getfixturevalue("pong_frames" if depth == "three" else "river_frames")
     frames = recorded.sample(16, seed=3)
-    encode = "frames => frames.map(f => Array.from(view.encoder.network.encode(Uint8Array.from(f))))"
-    latents = np.array(page.evaluate(encode, frames.reshape(16, -1).tolist()), np.float32)
-    decode = "latents => latents.map(z => Array.from(view.encoder.network.decode(Float32Array.from(z))))"
-    images = np.array(page.evaluate(decode, latents.tolist()), np.uint8).reshape(16, 64, 64, 4)
+    page.evaluate("text => { window.given = fromBase64(text); }", as_text(frames))
+    each = "Array.from({ length: 16 }, (_, i) => given.subarray(i * 12288, (i + 1) * 12288))"
+    latents = read(page, joined(f"{each}.map(f => view.encoder.network.encode(f))"), np.float32).reshape(
+        16, 32
+    )
+    page.evaluate("text => { window.latents = new Float32Array(fromBase64(text).buffer); }", as_text(latents))
+    each = "Array.from({ length: 16 }, (_, i) => latents.subarray(i * 32, (i + 1) * 32))"
+    images = read(page, joined(f"{each}.map(z => view.encoder.network.decode(z))")).reshape(16, 64, 64, 4)
     given = torch.from_numpy(frames)
 
     exact = half_vae(folder)
     wanted = exact(given).numpy()
     assert wanted.std(0).max() > 0.1, "a test of constant outputs tests nothing"
     np.testing.assert_allclose(latents, wanted, atol=1e-4, rtol=1e-4)
-    difference = images[..., :3].astype(int) - to_frames(exact.decode(torch.from_numpy(latents)))
+    difference = images[..., :3].astype(int) - to_frames(exact.decode(torch.from_numpy(latents.copy())))
     assert np.abs(difference).max() <= 1
     assert (difference != 0).mean() < 1e-3, "only a pixel on the border between two levels may differ"
     assert (images[..., 3] == 255).all()
@@ -168,26 +216,49 @@ def test_encode_and_decode_equal_torch(
     full, config = load_vae(folder)
     error = np.sqrt(np.square(latents - full(given).numpy()).mean(0))
     assert (error <= 0.01 * np.maximum(config.latents["std"], 0.1)).all()
-    moved = images[..., :3].astype(int) - to_frames(full.decode(torch.from_numpy(latents)))
+    moved = images[..., :3].astype(int) - to_frames(full.decode(torch.from_numpy(latents.copy())))
     assert np.abs(moved).mean() < 0.3
+
+
+def test_float16_is_read_as_numpy_reads_it(page: Page) -> None:
+    """Also where the browser has no Float16Array."""
+    halves = np.arange(65536, dtype=np.uint16)
+    wanted = halves.view(np.float16).astype(np.float32)
+    ours = read(page, "float16ToFloat(Uint16Array.from({ length: 65536 }, (_, i) => i))", np.float32)
+    np.testing.assert_array_equal(ours, wanted)
+    b = (np.arange(-300, 300, dtype=np.float32) / 7).view(np.uint32) >> 16
+    page.evaluate(
+        "text => { window.halves = new Uint16Array(fromBase64(text).buffer); }", as_text(b.astype(np.uint16))
+    )
+    np.testing.assert_array_equal(
+        read(page, "bfloat16ToFloat(halves)", np.float32), (b << 16).astype(np.uint32).view(np.float32)
+    )
 
 
 def test_every_depth_and_odd_widths_equal_torch(page: Page) -> None:
     """One to six convolutions, in widths that fill no pair of channels."""
     rng = np.random.default_rng(0)
     frame = rng.integers(0, 256, (1, 64, 64, 3), dtype=np.uint8)
-    for channels in ((5,), (4, 7), (3, 5, 7), (8, 6, 5, 3), (4, 4, 4, 4, 5), (4, 4, 4, 4, 4, 5), (32, 64, 128, 256)):
+    for channels in (
+        (5,),
+        (4, 7),
+        (3, 5, 7),
+        (8, 6, 5, 3),
+        (4, 4, 4, 4, 5),
+        (4, 4, 4, 4, 4, 5),
+        (32, 64, 128, 256),
+    ):
         config = VAEConfig(3, channels)
-        tensors = {name: value / 2 for name, value in random_tensors(config).items()}
+        tensors = {name: np.asarray(value / 2) for name, value in random_tensors(config).items()}
         vae = VAE.from_tensors(config, tensors)
         wanted = vae(torch.from_numpy(frame))
         result = page.evaluate(
             """([model, frame]) => {
-                const network = new Network(readSafetensors(Uint8Array.from(model)));
-                const latent = network.encode(Uint8Array.from(frame));
+                const network = new Network(readSafetensors(fromBase64(model)));
+                const latent = network.encode(fromBase64(frame));
                 return [Array.from(latent), Array.from(network.decode(latent))];
             }""",
-            [list(safetensors.numpy.save(tensors)), frame.ravel().tolist()],
+            [base64.b64encode(safetensors.numpy.save(tensors)).decode(), as_text(frame)],
         )
         np.testing.assert_allclose(result[0], wanted[0].numpy(), atol=1e-4, rtol=1e-4)
         image = np.array(result[1]).reshape(64, 64, 4)[..., :3]
@@ -219,8 +290,7 @@ def test_an_image_becomes_a_frame_as_in_python(
     rgba = np.dstack([image, np.full(shape, 255, np.uint8)])
     run = """([data, height, width, crop]) =>
         Array.from(toFrame({ data: fromBase64(data), width, height }, crop))"""
-    data = base64.b64encode(rgba.tobytes()).decode()
-    ours = np.array(page.evaluate(run, [data, *shape, crop])).reshape(64, 64, 3)
+    ours = np.array(page.evaluate(run, [as_text(rgba), *shape, crop])).reshape(64, 64, 3)
     # An image of 64x64 is a frame already.
     spec = FrameSpec(None if shape == (64, 64) else crop)
     theirs = preprocess(image, spec)
@@ -229,8 +299,7 @@ def test_an_image_becomes_a_frame_as_in_python(
 
 
 def test_a_page_shows_a_frame_and_its_reconstruction(page: Page) -> None:
-    source = page.evaluate("Array.from(frames.gallery[0])")
-    frame = np.array(source, np.uint8).reshape(64, 64, 3)
+    frame = read(page, "frames.gallery[0]").reshape(64, 64, 3)
     assert (pixels(page, "#source") == frame).all()
     vae = half_vae(PONG)
     wanted = to_frames(vae.decode(vae(torch.from_numpy(frame[None]))))[0].astype(int)
@@ -248,7 +317,7 @@ def test_rows_are_sorted_by_kl_and_inactive_ones_folded(
     vae = VAEConfig(6, (4, 8))
     kl = [0.5, 3.0, 0.001, 2.0, 0.002, 4.0]
     std = [0.5, 1.0, 0.05, 0.9, 0.01, 1.2]
-    folder = tmp_path / "<b>six</b>"
+    folder = tmp_path / "<b>six"
     config = EncoderConfig(FrameSpec(), vae, {"mean": [0.1] * 6, "std": std, "kl": kl})
     write_encoder_folder(folder, config, random_tensors(vae), pong_frames.load(limit=64))
     page = opened.goto(visualize_encoder(VisualizeConfig(str(folder), out=tmp_path / "six.html")))
@@ -259,12 +328,14 @@ def test_rows_are_sorted_by_kl_and_inactive_ones_folded(
     assert not page.locator("#inactive .row").first.is_visible()
     page.locator("#inactive summary").click()
     expect(page.locator("#inactive .row").first).to_be_visible()
-    bars = page.eval_on_selector_all("#active .bar span", "bars => bars.map(b => b.getBoundingClientRect().width)")
+    bars = page.eval_on_selector_all(
+        "#active .bar span", "bars => bars.map(b => b.getBoundingClientRect().width)"
+    )
     np.testing.assert_allclose(np.array(bars) / bars[0], [1, 0.75, 0.5, 0.125], atol=0.02)
     assert page.locator("#active .kl").all_inner_texts() == ["4.00", "3.00", "2.00", "0.50"]
     # A name is text, whatever it holds.
-    assert page.locator("h1").inner_text() == "<b>six</b>"
-    assert page.title().startswith("<b>six</b>")
+    assert page.locator("h1").inner_text() == "<b>six"
+    assert page.title().startswith("<b>six")
 
 
 def test_a_slider_moves_its_dimension_with_the_keyboard(page: Page) -> None:
@@ -329,7 +400,7 @@ def test_strips_show_the_traversal_and_are_clickable(page: Page) -> None:
     row = page.locator("#active .row").first
     dim = int(row.get_attribute("data-dim") or "")
     config = read_config(PONG)
-    page.wait_for_function("rows.rows[0].drawn && !rows.busy")
+    wait(page, "rows.rows[0].drawn && !rows.busy")
     moved = np.repeat(latent(page)[None], 7, 0)
     moved[:, dim] = config.latents["mean"][dim] + np.arange(-3, 4) * config.latents["std"][dim]
     wanted = to_frames(half_vae(PONG).decode(torch.from_numpy(moved))).astype(int)
@@ -349,9 +420,9 @@ def test_strips_show_the_traversal_and_are_clickable(page: Page) -> None:
 
 def test_the_worker_keeps_up_with_another_source(page: Page) -> None:
     """After another frame is chosen the visible strips are of that frame."""
-    page.wait_for_function("rows.rows[0].drawn && !rows.busy")
+    wait(page, "rows.rows[0].drawn && !rows.busy")
     page.get_by_role("button", name="Frame 5", exact=True).click()
-    page.wait_for_function("!rows.isStale(rows.rows[0]) && !rows.busy && rows.rows[0].drawn[5] === view.latent[5]")
+    wait(page, "!rows.isStale(rows.rows[0]) && !rows.busy && rows.rows[0].drawn[5] === view.latent[5]")
     middle = "#active .row:first-child .strip button:nth-child(4) canvas"
     dim = page.evaluate("rows.rows[0].dim")
     wanted = latent(page)
@@ -374,15 +445,15 @@ def test_all_dimensions_can_be_set_at_once(page: Page) -> None:
     assert (latent(page) == start).all()
     samples: dict[str, list[Any]] = {"Sample prior N(0, I)": [], "Sample data": []}
     for name, drawn in samples.items():
-        for _ in range(40):
+        for _ in range(12):
             press(name)
             drawn.append(latent(page))
     prior, data = (np.array(drawn) for drawn in samples.values())
-    assert abs(prior.mean()) < 0.15
-    assert prior.std() == pytest.approx(1, abs=0.1)
+    assert abs(prior.mean()) < 0.2
+    assert prior.std() == pytest.approx(1, abs=0.15)
     scaled = (data - config.latents["mean"]) / config.latents["std"]
-    assert abs(scaled.mean()) < 0.15
-    assert scaled.std() == pytest.approx(1, abs=0.1)
+    assert abs(scaled.mean()) < 0.2
+    assert scaled.std() == pytest.approx(1, abs=0.15)
     assert not (pixels(page, "#output") == pixels(page, "#reconstruction")).all()
 
 
@@ -400,7 +471,7 @@ def test_interpolation_goes_from_one_frame_to_the_other_and_plays(page: Page) ->
         np.testing.assert_allclose(latent(page), (1 - share) * first + share * last, atol=1e-5)
     slider.fill("10")
     page.get_by_role("button", name="Interpolate").click()
-    page.wait_for_function("Number($('interpolation').value) >= 20")
+    wait(page, "Number($('interpolation').value) >= 20")
     page.get_by_role("button", name="Pause").click()
     settle(page)
     share = float(slider.input_value()) / 60
@@ -409,19 +480,21 @@ def test_interpolation_goes_from_one_frame_to_the_other_and_plays(page: Page) ->
 
 def test_live_mode_plays_the_episode_through_the_vae(page: Page, pong_frames: FramesFolder) -> None:
     page.get_by_role("button", name="Play episode").click()
-    page.wait_for_function("Number($('episode').value) >= 12")
+    wait(page, "Number($('episode').value) >= 12")
     page.get_by_role("button", name="Pause").click()
     settle(page)
     position = int(page.get_by_role("slider", name="Frame of the episode").input_value())
     shown = pixels(page, "#source")
-    episode = np.array(page.evaluate("frames.episode.map(f => Array.from(f))"), np.uint8)
-    assert (shown == episode[position].reshape(64, 64, 3)).all()
+    episode = frames_of(page, "frames.episode")
+    assert (shown == episode[position]).all()
     np.testing.assert_allclose(latent(page), half_vae(PONG)(torch.from_numpy(shown[None]))[0], atol=1e-4)
     row = page.locator("#active .row").first
     dim = int(row.get_attribute("data-dim") or "")
-    assert float(row.locator("input[type=number]").input_value()) == pytest.approx(latent(page)[dim], abs=0.006)
+    assert float(row.locator("input[type=number]").input_value()) == pytest.approx(
+        latent(page)[dim], abs=0.006
+    )
     # The episode is a stretch of one that was recorded.
-    recorded = pong_frames.load().reshape(-1, 12288)
+    recorded = pong_frames.load()
     (start,) = [i for i in range(len(recorded) - 79) if (recorded[i : i + 80] == episode).all()]
     assert start >= 0
     assert len(episode) == 80
@@ -430,9 +503,9 @@ def test_live_mode_plays_the_episode_through_the_vae(page: Page, pong_frames: Fr
 def test_the_address_holds_the_view(opened: Opened, browser: Browser, pages: dict[str, Path]) -> None:
     page = opened.goto(pages["three"])
     page.get_by_role("button", name="Frame 7", exact=True).click()
-    page.wait_for_function("location.hash === '#frame=7'")
+    wait(page, "location.hash === '#frame=7'")
     page.get_by_role("button", name="Sample data").click()
-    page.wait_for_function("location.hash.includes('z=')")
+    wait(page, "location.hash.includes('z=')")
     address, shared = page.evaluate("location.hash"), latent(page)
     assert len(address) < 64
     other = Opened(browser.new_context().new_page())
@@ -441,7 +514,7 @@ def test_the_address_holds_the_view(opened: Opened, browser: Browser, pages: dic
     std = np.array(read_config(PONG).latents["std"])
     assert (np.abs(latent(again) - shared) <= std / 16 / 2 + 1e-5).all()
     again.evaluate("location.hash = '#frame=2'")
-    again.wait_for_function("view.source.index === 1 && view.latent === view.source.latent")
+    wait(again, "view.source.index === 1 && view.latent === view.source.latent")
     for nonsense in ("#frame=999", "#frame=-1&z=%%%", "#z=AAAA", "#frame=<img>&z=!!", "#constructor"):
         again.evaluate("hash => location.hash = hash", nonsense)
         again.wait_for_timeout(30)
@@ -456,8 +529,10 @@ def test_an_own_image_is_encoded(page: Page, tmp_path: Path) -> None:
     image = rng.integers(0, 256, (210, 160, 3), dtype=np.uint8)
     path = tmp_path / "<i>mine</i>.png"
     cv2.imwrite(str(tmp_path / "mine.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
-    page.set_input_files("#files", {"name": path.name[:20], "mimeType": "image/png",
-                                    "buffer": (tmp_path / "mine.png").read_bytes()})
+    page.set_input_files(
+        "#files",
+        {"name": path.name[:20], "mimeType": "image/png", "buffer": (tmp_path / "mine.png").read_bytes()},
+    )
     expect(page.locator("#message")).to_contain_text("Encoded")
     settle(page)
     frame = preprocess(image, FrameSpec())
@@ -471,7 +546,9 @@ def test_an_own_image_is_encoded(page: Page, tmp_path: Path) -> None:
 def test_another_encoder_takes_over(page: Page, deep: Path) -> None:
     """Three convolutions to four: with its config and frames, then the weights alone."""
     assert read_config(deep).vae.channels == DEEP
-    page.set_input_files("#files", [deep / name for name in ("model.safetensors", "config.json", "calibration.png")])
+    page.set_input_files(
+        "#files", [deep / name for name in ("model.safetensors", "config.json", "calibration.png")]
+    )
     expect(page.locator("#message")).to_contain_text("Opened")
     settle(page)
     assert "convolutions 16-32-64-128" in page.locator("#summary").inner_text()
@@ -489,8 +566,7 @@ def test_another_encoder_takes_over(page: Page, deep: Path) -> None:
     page.set_input_files("#files", deep / "model.safetensors")
     expect(page.locator("#statistics-note")).to_contain_text("Statistics are over the frames in this page")
     vae = load_vae(deep)[0]
-    everything = np.array(page.evaluate("[...frames.gallery, ...frames.episode].map(f => Array.from(f))"), np.uint8)
-    images = torch.from_numpy(everything.reshape(-1, 64, 64, 3))
+    images = torch.from_numpy(frames_of(page, "[...frames.gallery, ...frames.episode]").copy())
     mean, log_variance = (part.numpy() for part in vae.encode(images))
     latents = page.evaluate("view.encoder.latents")
     np.testing.assert_allclose(latents["mean"], mean.mean(0), atol=1e-3)
@@ -544,15 +620,14 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     ),
     "HTML in a name": (
         "m.safetensors",
-        lambda: header({"<img src=x onerror=alert(1)>": {"dtype": "I8", "shape": [1], "data_offsets": [0, 1]}})
-        + b"0",
+        lambda: header({"<img src=x onerror=alert(1)>": {"dtype": "I8"}}),
         "<img src=x onerror=alert(1)>",
     ),
     "NaN": (
         "m.safetensors", lambda: changed("mean.bias", np.full(32, np.nan, np.float32)), "not finite"
     ),
     "wrong shape": (
-        "m.safetensors", lambda: changed("output_bias", np.zeros((3, 32, 32), np.float32)), "must have the shape"
+        "m.safetensors", lambda: changed("output_bias", np.zeros(3, np.float32)), "must have the shape"
     ),
     "missing tensor": ("m.safetensors", lambda: changed("decoder.conv1.weight", None), "got none"),
     "other model": (
@@ -587,14 +662,14 @@ def tough(browser: Browser, pages: dict[str, Path]) -> Iterator[Page]:
 
 
 @pytest.mark.parametrize("case", HOSTILE)
-def test_a_bad_file_shows_a_message_and_changes_nothing(case: str, tough: Page) -> None:
+def test_a_bad_file_shows_a_message_and_changes_nothing(case: str, tough: Page, tmp_path: Path) -> None:
     page = tough
     page.get_by_role("button", name="Source", exact=True).click()
     settle(page)
     name, content, message = HOSTILE[case]
     before, start, title = pixels(page, "#output"), latent(page), page.locator("h1").inner_text()
-    mime = "image/png" if name.endswith("png") else "application/octet-stream"
-    page.set_input_files("#files", {"name": name, "mimeType": mime, "buffer": content()})
+    (tmp_path / name).write_bytes(content())
+    page.set_input_files("#files", tmp_path / name)
     expect(page.locator("#message.error")).to_contain_text(message)
     assert page.locator("#message *").count() == 0, "a message is text"
     assert (pixels(page, "#output") == before).all()
@@ -638,12 +713,15 @@ def test_an_image_that_is_too_small_to_crop_says_so(opened: Opened, tmp_path: Pa
     path = visualize_encoder(VisualizeConfig(str(tmp_path / "cropped"), out=tmp_path / "p.html"))
     page = opened.goto(path)
     page.set_input_files("#files", {"name": "x.png", "mimeType": "image/png", "buffer": bomb(100, 100)})
-    expect(page.locator("#message.error")).to_contain_text("at least 160 x 194 pixels; this one has 100 x 100")
+    expect(page.locator("#message.error")).to_contain_text(
+        "at least 160 x 194 pixels; this one has 100 x 100"
+    )
 
 
 def test_every_control_has_a_name_and_a_tab_stop(page: Page) -> None:
-    nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, [role=img], [role=group]")]
-        .filter((e) => !e.hidden && !(e.getAttribute("aria-label") || e.textContent.trim()))
+    nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, [role]")]
+        .filter((e) => !e.hidden && !["status", "list"].includes(e.role))
+        .filter((e) => !(e.getAttribute("aria-label") || e.textContent.trim()))
         .map((e) => e.outerHTML)""")
     assert nameless == []
     twice = page.evaluate("""() => {
@@ -655,11 +733,24 @@ def test_every_control_has_a_name_and_a_tab_stop(page: Page) -> None:
     reached = set()
     for _ in range(60):
         page.keyboard.press("Tab")
-        reached.add(page.evaluate("document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"))
+        reached.add(
+            page.evaluate(
+                "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
+            )
+        )
     first = page.evaluate("rows.rows[0].dim")
-    assert {"Skip to the dimensions", "Copy link", "Zero", "Frame 24", f"z{first}", f"Value of z{first}"} <= reached
+    assert {
+        "Skip to the dimensions",
+        "Copy link",
+        "Zero",
+        "Frame 24",
+        f"z{first}",
+        f"Value of z{first}",
+    } <= reached
     assert "Interpolation from A to B" in reached
-    live = page.eval_on_selector_all("[aria-live], [role=status], [role=alert], output", "all => all.map(e => e.id)")
+    live = page.eval_on_selector_all(
+        "[aria-live], [role=status], [role=alert], output", "all => all.map(e => e.id)"
+    )
     assert live == ["episode-position", "message"]
 
 
@@ -667,7 +758,6 @@ def test_every_control_has_a_name_and_a_tab_stop(page: Page) -> None:
 def test_no_width_needs_scrolling_sideways(width: int, opened: Opened, pages: dict[str, Path]) -> None:
     opened.page.set_viewport_size({"width": width, "height": 844})
     page = opened.goto(pages["three"])
-    page.wait_for_function("rows.rows[0].drawn")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.locator("#active .row").nth(3).scroll_into_view_if_needed()
     box = page.locator("#output").bounding_box()
@@ -697,7 +787,7 @@ def test_the_policy_stops_foreign_code_and_connections(browser: Browser, pages: 
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
     page.goto(pages["three"].as_uri())
-    page.wait_for_function("view.source !== null")
+    wait(page, "view.source !== null")
     page.evaluate("""() => {
         const script = document.createElement("script");
         script.textContent = "window.intruder = true";

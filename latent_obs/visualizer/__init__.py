@@ -6,7 +6,6 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder import find_encoder
 from latent_obs.encoder_folder import read_calibration, read_config, read_tensors, write_atomically

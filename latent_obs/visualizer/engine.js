@@ -34,7 +34,7 @@ class Network {
 
     this.frame = image(SIDE, 3);
     this.down = channels.map((outputs, i) => ({
-      weight: packConvolution(weights(`encoder.conv${i}.weight`), widths[i], outputs),
+      weight: packConvolution(weights(`encoder.conv${i}.weight`), widths[i], outputs, i ? even(widths[i]) : 3),
       bias: padded(weights(`encoder.conv${i}.bias`), even(outputs)),
       output: image(SIDE >> (i + 1), even(outputs)),
     }));
@@ -216,9 +216,8 @@ function padded(values, length) {
   return longer;
 }
 
-/** Weights (output, input, row, column) of a 4x4 convolution to (output, row, column, input). */
-function packConvolution(weight, inputs, outputs) {
-  const stored = inputs === 3 ? 3 : even(inputs);
+/** Weights (output, input, row, column) of a 4x4 convolution to (output, row, column, stored input). */
+function packConvolution(weight, inputs, outputs, stored) {
   const packed = new Float32Array(even(outputs) * 16 * stored);
   for (let o = 0; o < outputs; o++) {
     for (let i = 0; i < inputs; i++) {

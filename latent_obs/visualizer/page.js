@@ -36,17 +36,24 @@ async function start() {
   const bytes = await inflate(fromBase64($("frames").textContent));
   const all = Array.from({ length: bytes.length / FRAME_BYTES },
     (_, i) => bytes.subarray(i * FRAME_BYTES, (i + 1) * FRAME_BYTES));
-  setFrames(all.slice(0, about.gallery.count), all.slice(about.gallery.count), about.gallery.from, about.episode.from);
-  useEncoder(encoder);
+  frames.gallery = all.slice(0, about.gallery.count);
+  await useEncoder(encoder);
+  setFrames(frames.gallery, all.slice(about.gallery.count), about.gallery.from, about.episode.from);
   connect();
+  document.body.ariaBusy = "false";
+}
+
+/** Wait until the browser has shown what was drawn. */
+function shown() {
+  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
 }
 
 // --- What is shown ---
 
-/** Show another encoder: its rows, and the source frame as it encodes it. */
-function useEncoder(encoder, note = "") {
+/** Show another encoder: first the frame of the address as it reconstructs it, then its rows. */
+async function useEncoder(encoder, note = "") {
   view.encoder = encoder;
-  assistant.ask("load", { model: encoder.model });
+  rows.clear();
   const { latentDim, channels } = encoder.network;
   const { kl, psnr: quality } = encoder.metrics ?? {};
   $("name").textContent = encoder.name;
@@ -58,10 +65,13 @@ function useEncoder(encoder, note = "") {
     Number.isFinite(quality) && `${quality.toFixed(1)} dB`,
   ].filter(Boolean).join(" · ");
   $("statistics-note").textContent = note;
+  restore();
+  await shown();
+  assistant.ask("load", { model: encoder.model });
   rows.build(encoder);
+  rows.show(view.latent);
   view.ends = [frames.gallery[0], frames.gallery.at(-1)].map((frame) => encode(frame));
   drawEnds();
-  restore();
 }
 
 function encode(frame) {
@@ -82,6 +92,7 @@ function setFrames(gallery, episodeFrames, galleryFrom, episodeFrom) {
     button.type = "button";
     button.setAttribute("aria-label", `Frame ${i + 1}`);
     button.append(canvas);
+    button.setAttribute("aria-pressed", String(i === view.source?.index));
     button.addEventListener("click", () => {
       stopPlaying();
       setSource(frame, `frame ${i + 1}`, i);
@@ -309,7 +320,7 @@ async function openEncoder({ model, name, config, sheet }) {
     throw new Error(`config.json does not belong to this encoder of ${latentDim} dimensions.`);
   }
   if (sheet) setFrames(sheet.slice(0, 24), sheet, "Its calibration frames.", "Its calibration frames, in no order.");
-  useEncoder(encoder, note);
+  await useEncoder(encoder, note);
   say(`Opened ${encoder.name}.`);
 }
 
@@ -340,6 +351,7 @@ function showTheme() {
 // --- Data in the page ---
 
 function fromBase64(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text); // browsers since 2025
   const characters = atob(text);
   const bytes = new Uint8Array(characters.length);
   for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);

@@ -22,7 +22,16 @@ from latent_obs.frames import Frames
 PARTS = Path(__file__).parent
 # In the order in which the browser must read them. worker.js does not run in the page itself: the
 # page starts it in a worker.
-SCRIPTS = ("safetensors.js", "engine.js", "images.js", "assistant.js", "rows.js", "player.js", "files.js", "page.js")
+SCRIPTS = (
+    "safetensors.js",
+    "engine.js",
+    "images.js",
+    "assistant.js",
+    "rows.js",
+    "player.js",
+    "files.js",
+    "page.js",
+)
 WORKER = "worker.js"
 # The page has no use for these: it shows means, and the KL of each dimension comes from config.json.
 LEFT_OUT = ("log_variance.weight", "log_variance.bias", "decoder_variance")
@@ -83,9 +92,7 @@ def build_page(name: str, config: EncoderConfig, tensors: Tensors, shown: Shown)
         "model": _data("model", "text/plain", _base64(_float16(tensors))),
         "frames": _data("frames", "text/plain", _base64(zlib.compress(frames.tobytes(), 9))),
         "worker": f'<script id="{WORKER}" type="text/plain">{_part(WORKER)}</script>',
-        "scripts": "\n".join(
-            f'<script id="{script}">{text}</script>' for script, text in scripts.items()
-        ),
+        "scripts": "\n".join(f'<script id="{script}">{text}</script>' for script, text in scripts.items()),
     }
     return re.sub(r"{{ (\w+) }}", lambda match: parts[match[1]], _part("page.html"))
 

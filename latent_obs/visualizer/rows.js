@@ -19,16 +19,23 @@ class Rows {
     this.moving = false;
     this.observer = new IntersectionObserver((entries) => {
       for (const { target, isIntersecting } of entries) {
-        this.rows.find(({ element }) => element === target).visible = isIntersecting;
+        const row = this.rows.find(({ element }) => element === target);
+        if (row) row.visible = isIntersecting;
       }
       this.refresh();
     }, { rootMargin: "200px" });
   }
 
+  /** Forget the rows of the encoder before. */
+  clear() {
+    this.rows = [];
+    this.encoder = null;
+    this.observer.disconnect();
+  }
+
   /** Make the rows of an encoder, sorted by mean KL. */
   build(encoder) {
     this.encoder = encoder;
-    this.observer.disconnect();
     const { mean, kl } = encoder.latents;
     const dims = Array.from(mean.keys()).sort((a, b) => kl[b] - kl[a]);
     this.rows = dims.map((dim) => this.makeRow(dim, kl[dims[0]]));

@@ -1,14 +1,23 @@
-# `make demo` and `make test` need nothing but Python >= 3.10.
+# `make demo` and `make test` need nothing but Python >= 3.10; the tests of the visualizer's page run in
+# Debian's Chromium, which `make test` installs where there is none.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test oldest rllib zoo lint types check clean
+.PHONY: demo test chromium oldest rllib zoo lint types check clean
 
 demo: .venv/installed
 	$(BIN)/latent-obs demo
 
-test: .venv/installed
+test: .venv/installed chromium
 	$(BIN)/pytest
+
+# As root, or with sudo where it asks for no password.
+chromium:
+	@command -v chromium >/dev/null || { \
+		root=; [ "$$(id -u)" = 0 ] || root="sudo -n"; \
+		{ $$root apt-get update -qq && $$root apt-get install -qq -y --no-install-recommends chromium; } || { \
+			echo "The tests of the visualizer need a browser: install chromium, as root for instance with" >&2; \
+			echo "    apt-get install chromium" >&2; exit 1; }; }
 
 # What touches Gymnasium, against the oldest version that is supported.
 oldest: .venv/oldest/installed

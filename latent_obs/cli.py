@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from latent_obs.minari import ExportMinariConfig, ImportMinariConfig
     from latent_obs.show import ShowConfig
     from latent_obs.train import TrainConfig
+    from latent_obs.visualizer import VisualizeConfig
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,13 @@ def _encode(config: EncodeConfig) -> None:
     Console().print(line, highlight=False, soft_wrap=True)
 
 
+def _visualize(config: VisualizeConfig) -> None:
+    from latent_obs.visualizer import visualize_encoder
+
+    path = visualize_encoder(config)
+    Console().print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+
+
 def _report(title: str, metrics: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
@@ -334,6 +342,7 @@ _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "evaluate": (_evaluate, "EvaluateConfig"),
     "export": (_export, "ExportConfig"),
     "encode": (_encode, "EncodeConfig"),
+    "visualize": (_visualize, "VisualizeConfig"),
     "list": (_list, "ListConfig"),
     "frames": (_frames_help, "FramesCommands"),
     "frames info": (_frames_info, "InfoConfig"),
@@ -347,6 +356,7 @@ _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
 # The module of a command's options, where its name is another.
 _MODULES = {
     "list": "cli",
+    "visualize": "visualizer",
     "frames": "cli",
     "frames info": "check",
     "frames check": "check",

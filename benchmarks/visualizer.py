@@ -1,0 +1,194 @@
+"""How fast does the visualizer's page decode, encode and start, and how large is it?
+
+$ python benchmarks/visualizer.py     # about 1 min on 2 cores; needs Debian's chromium and playwright
+
+The page runs in headless Chromium, opened from disk. Times are CPU time: of the page's main thread for
+decoding and encoding, of its whole renderer process for the first image, and of this process for eager
+PyTorch on one thread, which takes turns with the page. Before anything is timed, the page must decode and
+encode as PyTorch does with the same float16 weights.
+"""
+
+from __future__ import annotations
+
+import base64
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from machine import machine
+from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
+
+from latent_obs.encoder import PRETRAINED
+from latent_obs.encoder_folder import (
+    EncoderConfig,
+    VAEConfig,
+    read_calibration,
+    read_config,
+    read_tensors,
+    write_encoder_folder,
+)
+from latent_obs.evaluate import load_vae, to_frames
+from latent_obs.vae import VAE
+from latent_obs.visualizer import VisualizeConfig, visualize_encoder
+
+
+@dataclass(frozen=True)
+class Args:
+    """Time the page."""
+
+    rounds: int = 15
+    """rounds in which page and PyTorch take turns"""
+    calls: int = 20
+    """calls in a round"""
+    starts: int = 7
+    """how often the page is opened"""
+
+
+def deep_encoder(folder: Path, calibration: Any) -> Path:
+    """Write an encoder of four convolutions; its weights are random, which costs the same."""
+    vae = VAEConfig(32, (32, 64, 128, 256))
+    torch.manual_seed(0)
+    flat = {"mean": [0.0] * 32, "std": [1.0] * 32, "kl": [1.0] * 32}
+    config = EncoderConfig(read_config(PRETRAINED / "pong-v0").frame_spec, vae, flat)
+    write_encoder_folder(folder, config, VAE(vae).tensors(), calibration)
+    return folder
+
+
+def half(folder: Path) -> VAE:
+    """Load a VAE with its weights as the page holds them."""
+    config = read_config(folder)
+    tensors = read_tensors(folder, config)
+    return VAE.from_tensors(
+        config.vae, {name: value.astype(np.float16).astype(np.float32) for name, value in tensors.items()}
+    )
+
+
+def metric(session: CDPSession, name: str) -> float:
+    """Return one of Chromium's performance metrics, in milliseconds."""
+    metrics = session.send("Performance.getMetrics")["metrics"]
+    return next(float(entry["value"]) for entry in metrics if entry["name"] == name) * 1e3
+
+
+def until_image(browser: Browser, path: Path) -> float:
+    """Open a page and return its renderer's CPU time until the first image, start-up included."""
+    page = browser.new_context().new_page()
+    # What the page does after the first image begins with a timer. Without timers it ends there.
+    page.add_init_script("window.setTimeout = () => 0")
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+    page.goto(path.as_uri())
+    wait_for_image(page)
+    spent = metric(session, "ProcessTime")
+    page.context.close()
+    return spent
+
+
+def wait_for_image(page: Page) -> None:
+    while not page.evaluate("view.source !== null && scheduled === 0"):
+        time.sleep(0.01)
+
+
+def check(page: Page, vae: VAE, frame: Any) -> Any:
+    """Compare the page with PyTorch and return the latent of the frame."""
+    text = base64.b64encode(frame.tobytes()).decode()
+    encode = "text => Array.from(view.encoder.network.encode(fromBase64(text)))"
+    latent = np.array(page.evaluate(encode, text), np.float32)
+    np.testing.assert_allclose(latent, vae(torch.from_numpy(frame[None]))[0], atol=1e-4, rtol=1e-4)
+    decode = "latent => Array.from(view.encoder.network.decode(Float32Array.from(latent)))"
+    image = np.array(page.evaluate(decode, latent.tolist())).reshape(64, 64, 4)[..., :3]
+    wanted = to_frames(vae.decode(torch.from_numpy(latent[None])))[0]
+    assert np.abs(image - wanted.astype(int)).max() <= 1
+    return latent
+
+
+def in_page(page: Page, session: CDPSession, call: str, calls: int) -> float:
+    """Return the main thread's CPU time of one call, in milliseconds."""
+    begun = metric(session, "ThreadTime")
+    page.evaluate(f"() => {{ for (let i = 0; i < {calls}; i++) {call}; }}")
+    return (metric(session, "ThreadTime") - begun) / calls
+
+
+def in_torch(call: Callable[[], Any], calls: int) -> float:
+    begun = time.process_time()
+    for _ in range(calls):
+        call()
+    return (time.process_time() - begun) / calls * 1e3
+
+
+def report(name: str, samples: list[float], baseline: list[float] | None = None) -> None:
+    p10, median, p90 = np.percentile(samples, [10, 50, 90])
+    ratio = f"{median / np.median(baseline):8.1f}x" if baseline else ""
+    print(f"{name:34} {median:8.1f} {p10:8.1f} {p90:8.1f} {ratio}")
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(1)
+    calibration = read_calibration(PRETRAINED / "pong-v0")
+    assert calibration is not None
+    with TemporaryDirectory() as temporary, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        print(f"# {machine('torch', 'playwright')}, Chromium {browser.version}")
+        print(f"{'CPU time':34} {'ms':>8} {'p10':>8} {'p90':>8}  page / eager PyTorch")
+        for folder in (PRETRAINED / "pong-v0", deep_encoder(Path(temporary) / "deep", calibration)):
+            vae = half(folder)
+            name = "-".join(map(str, load_vae(folder)[1].vae.channels))
+            path = visualize_encoder(VisualizeConfig(str(folder), out=Path(temporary) / f"{name}.html"))
+            empty = Path(temporary) / "empty.html"
+            empty.write_text(
+                "<!doctype html><title>empty</title><script>var view = {source: 1}, scheduled = 0</script>"
+            )
+            first, nothing = [], []
+            for _ in range(args.starts):
+                first.append(until_image(browser, path))
+                nothing.append(until_image(browser, empty))
+            page = browser.new_context().new_page()
+            session = page.context.new_cdp_session(page)
+            session.send("Performance.enable")
+            page.goto(path.as_uri())
+            wait_for_image(page)
+            latent = torch.from_numpy(check(page, vae, calibration[0])[None])
+            frame = torch.from_numpy(calibration[:1])
+            torch_decode = partial(lambda vae, latent: to_frames(vae.decode(latent)), vae, latent)
+            torch_encode = partial(vae, frame)
+            times: dict[str, list[float]] = {
+                "decode": [],
+                "encode": [],
+                "torch decode": [],
+                "torch encode": [],
+            }
+            for round_ in range(args.rounds + 2):
+                with torch.inference_mode():
+                    new = {
+                        "decode": in_page(
+                            page, session, "view.encoder.network.decode(view.latent)", args.calls
+                        ),
+                        "torch decode": in_torch(torch_decode, args.calls),
+                        "encode": in_page(
+                            page, session, "view.encoder.network.encode(view.source.frame)", args.calls
+                        ),
+                        "torch encode": in_torch(torch_encode, args.calls),
+                    }
+                if round_ >= 2:  # the first warm up
+                    for key, value in new.items():
+                        times[key].append(value)
+            report(f"{name}: decode", times["decode"], times["torch decode"])
+            report(f"{name}: decode, eager PyTorch", times["torch decode"])
+            report(f"{name}: encode", times["encode"], times["torch encode"])
+            report(f"{name}: encode, eager PyTorch", times["torch encode"])
+            report(f"{name}: first image", first)
+            report("an empty page", nothing)
+            print(f"{name + ': page with 64 frames':34} {path.stat().st_size / 1e6:8.2f} MB")
+            page.context.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,120 @@
+"""See what each latent dimension controls: a page of sliders, and pictures for papers and READMEs."""
+
+from __future__ import annotations
+
+import webbrowser
+from dataclasses import dataclass
+from pathlib import Path
+
+from latent_obs.dataset import FramesFolder
+from latent_obs.encoder import find_encoder
+from latent_obs.encoder_folder import read_calibration, read_config, read_tensors, write_atomically
+from latent_obs.frames import Frames
+from latent_obs.visualizer.page import Shown, build_page
+from latent_obs.visualizer.stills import Picture, draw
+
+GALLERY, EPISODE = 24, 80
+
+
+@dataclass(frozen=True)
+class VisualizeConfig:
+    """Write a page in which sliders move the latent, or a picture of it."""
+
+    encoder: str
+    """name of a bundled encoder, or encoder folder written by `latent-obs train`"""
+    frames: Path | None = None
+    """frames folder to show; default: the encoder's calibration frames"""
+    out: Path | None = None
+    """file to write; default: <encoder>.html, or <encoder>-<picture>.png or .gif"""
+    picture: Picture | None = None
+    """write a picture instead of the page: a grid of traversals (PNG), an interpolation between two
+    frames (PNG), or an episode beside its reconstruction (GIF)"""
+    open: bool = False
+    """show the result in the browser"""
+
+
+def visualize_encoder(config: VisualizeConfig) -> Path:
+    """Write the page or the picture.
+
+    The page is one HTML file that needs no network: it holds the VAE in float16 and the frames, and
+    its own JavaScript encodes and decodes.
+
+    Args:
+        config: Which encoder, with which frames, and where to.
+
+    Returns:
+        The file written.
+
+    Raises:
+        FileNotFoundError: If there is no such encoder or frames folder.
+        ValueError: If the encoder or a frame is damaged, the frames were made with another frame spec
+            than the encoder's, or there are no frames.
+        OSError: If the file cannot be written.
+    """
+    folder = find_encoder(config.encoder)[1]
+    name = folder.resolve().name
+    encoder = read_config(folder)
+    shown = choose_frames(config.encoder, config.frames)
+    if config.picture is None:
+        out = config.out or Path(f"{name}.html")
+        content = build_page(name, encoder, read_tensors(folder, encoder), shown).encode()
+    else:
+        kind = "gif" if config.picture == "episode" else "png"
+        out = config.out or Path(f"{name}-{config.picture}.{kind}")
+        content = draw(config.picture, config.encoder, shown.gallery, shown.episode)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, content)
+    if config.open:
+        webbrowser.open(out.resolve().as_uri())
+    return out
+
+
+def choose_frames(encoder: str, frames: Path | None) -> Shown:
+    """Choose what to show: of a frames folder, lively frames and part of an episode.
+
+    Of the folder that the encoder was trained on, only held-out episodes are shown.
+
+    Args:
+        encoder: Name of a bundled encoder, or encoder folder.
+        frames: Frames folder; ``None`` takes the encoder's calibration frames.
+
+    Raises:
+        ValueError: If the frames were made with another frame spec than the encoder's, or the encoder
+            has no calibration frames.
+    """
+    if frames is None:
+        found = read_calibration(find_encoder(encoder)[1])
+        if found is None:
+            raise ValueError(f"{encoder} has no calibration frames to show. Give it some: --frames FOLDER.")
+        return Shown(
+            _lively(found),
+            found,
+            "Frames that the encoder was trained on. Press one to encode it.",
+            "No episode was recorded: these are training frames, in no order.",
+        )
+    from latent_obs.evaluate import held_out_episodes  # it needs torch, a page does not
+
+    folder = FramesFolder(frames)
+    episodes = held_out_episodes(encoder, folder)
+    lengths = {e: n for e, n in folder.episodes().items() if episodes is None or e in episodes}
+    longest = max(lengths, key=lambda e: lengths[e])
+    whole = folder.load([longest])
+    begin = max(0, (len(whole) - EPISODE) // 2)  # in the middle things happen
+    where = f"{folder.source.env_id or folder.path.name}"
+    return Shown(
+        _lively(folder.sample(1024, episodes)),
+        whole[begin : begin + EPISODE],
+        f"Frames of {where}{'' if episodes is None else ' that the encoder was not trained on'}. "
+        "Press one to encode it.",
+        f"Frames {begin + 1} to {begin + len(whole[begin : begin + EPISODE])} of an episode of {where}, "
+        "encoded and decoded as they play.",
+    )
+
+
+def _lively(frames: Frames) -> Frames:
+    from latent_obs.pictures import liveliest
+
+    return liveliest(frames, min(GALLERY, max(1, len(frames) // 2)))[::-1]
+
+
+__all__ = ["Shown", "VisualizeConfig", "choose_frames", "visualize_encoder"]

@@ -1,0 +1,366 @@
+"use strict";
+// The page: what is shown, and what a person can do with it.
+
+const $ = (id) => document.getElementById(id);
+const about = JSON.parse($("about").textContent);
+const assistant = new Assistant();
+const rows = new Rows(assistant, (dim, value) => {
+  stopPlaying();
+  const latent = view.latent.slice();
+  latent[dim] = value;
+  setLatent(latent);
+});
+
+/** What is shown. A source is a frame with its latent and label; `index` is its place in the gallery. */
+const view = { encoder: null, latent: null, source: null, ends: [null, null] };
+const frames = { gallery: [], episode: [] };
+
+/** An encoder with what is known of its latents. */
+class LoadedEncoder {
+  constructor({ name, model, latents, crop, environment, metrics }) {
+    Object.assign(this, { name, model, latents, crop, environment, metrics });
+    this.network = new Network(readSafetensors(model));
+  }
+
+  /** The range of a slider: center and one standard deviation. An inactive dimension has the prior's. */
+  range(dim) {
+    const std = this.latents.std[dim];
+    const active = std * std > about.active_variance;
+    return active ? { active, center: this.latents.mean[dim], spread: std } : { active, center: 0, spread: 1 };
+  }
+}
+
+async function start() {
+  const model = fromBase64($("model").textContent);
+  const encoder = new LoadedEncoder({ ...about, model });
+  const bytes = await inflate(fromBase64($("frames").textContent));
+  const all = Array.from({ length: bytes.length / FRAME_BYTES },
+    (_, i) => bytes.subarray(i * FRAME_BYTES, (i + 1) * FRAME_BYTES));
+  frames.gallery = all.slice(0, about.gallery.count);
+  await useEncoder(encoder);
+  setFrames(frames.gallery, all.slice(about.gallery.count), about.gallery.from, about.episode.from);
+  connect();
+  document.body.ariaBusy = "false";
+}
+
+/** Wait until the browser has shown what was drawn. */
+function shown() {
+  return new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+}
+
+// --- What is shown ---
+
+/** Show another encoder: first the frame of the address as it reconstructs it, then its rows. */
+async function useEncoder(encoder, note = "") {
+  view.encoder = encoder;
+  rows.clear();
+  const { latentDim, channels } = encoder.network;
+  const { kl, psnr: quality } = encoder.metrics ?? {};
+  $("name").textContent = encoder.name;
+  $("summary").textContent = [
+    encoder.environment,
+    `${latentDim} latent dimensions`,
+    `convolutions ${channels.join("-")}`,
+    Number.isFinite(kl) && `${kl.toFixed(1)} nats/frame`,
+    Number.isFinite(quality) && `${quality.toFixed(1)} dB`,
+  ].filter(Boolean).join(" · ");
+  $("statistics-note").textContent = note;
+  restore();
+  await shown();
+  assistant.ask("load", { model: encoder.model });
+  rows.build(encoder);
+  rows.show(view.latent);
+  view.ends = [frames.gallery[0], frames.gallery.at(-1)].map((frame) => encode(frame));
+  drawEnds();
+}
+
+function encode(frame) {
+  return { frame, latent: view.encoder.network.encode(frame) };
+}
+
+function setFrames(gallery, episodeFrames, galleryFrom, episodeFrom) {
+  Object.assign(frames, { gallery, episode: episodeFrames });
+  $("gallery-note").textContent = galleryFrom;
+  $("episode-note").textContent = episodeFrom;
+  $("gallery").replaceChildren(...gallery.map((frame, i) => {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    const canvas = document.createElement("canvas");
+    canvas.width = canvas.height = SIDE;
+    canvas.className = "pixels";
+    paint(canvas, toRgba(frame));
+    button.type = "button";
+    button.setAttribute("aria-label", `Frame ${i + 1}`);
+    button.append(canvas);
+    button.setAttribute("aria-pressed", String(i === view.source?.index));
+    button.addEventListener("click", () => {
+      stopPlaying();
+      setSource(frame, `frame ${i + 1}`, i);
+    });
+    item.append(button);
+    return item;
+  }));
+  $("episode").max = episodeFrames.length - 1;
+  $("episode").value = 0;
+}
+
+/** Encode a frame and show it. */
+function setSource(frame, label, index = -1) {
+  view.source = { ...encode(frame), label, index };
+  view.source.reconstruction = view.encoder.network.decode(view.source.latent);
+  paint($("source"), toRgba(frame));
+  paint($("reconstruction"), view.source.reconstruction);
+  $("source-note").textContent = label;
+  const quality = psnr(frame, view.source.reconstruction);
+  $("reconstruction-note").textContent = Number.isFinite(quality) ? `${quality.toFixed(1)} dB` : "exact";
+  $("gallery").querySelectorAll("button").forEach((button, i) => {
+    button.setAttribute("aria-pressed", String(i === index));
+  });
+  setLatent(view.source.latent);
+}
+
+/** Show a latent: the output is decoded once for every picture that the browser draws. */
+function setLatent(latent) {
+  view.latent = latent;
+  scheduled ||= requestAnimationFrame(draw);
+}
+
+let scheduled = 0;
+let saving = 0;
+
+function draw() {
+  scheduled = 0;
+  const { latent, source, encoder } = view;
+  const isSource = latent === source.latent;
+  paint($("output"), isSource ? source.reconstruction : encoder.network.decode(latent));
+  $("output-note").textContent = isSource ? "the reconstruction" : describeChange();
+  rows.show(latent);
+  clearTimeout(saving);
+  saving = setTimeout(save, 300);
+}
+
+/** Which dimensions differ from the source's, when they are few. */
+function describeChange() {
+  const moved = Array.from(view.latent.keys()).filter((d) => view.latent[d] !== view.source.latent[d]);
+  const names = moved.slice(0, 3).map((d) => `z${d}`).join(", ");
+  if (!moved.length) return "the reconstruction";
+  return moved.length > 3 ? `${moved.length} dimensions moved` : `${names} moved`;
+}
+
+function say(message, isError = false) {
+  $("message").textContent = message;
+  $("message").classList.toggle("error", isError);
+  clearTimeout(say.timer);
+  say.timer = setTimeout(() => ($("message").textContent = ""), isError ? 12000 : 4000);
+}
+
+// --- The view in the address: #frame=3&z=..., z in sixteenths of a standard deviation ---
+
+const HASH_STEPS = 16;
+
+function hash() {
+  const { encoder, latent, source } = view;
+  const parts = new URLSearchParams();
+  if (source.index >= 0) parts.set("frame", source.index + 1);
+  if (latent !== source.latent || source.index < 0) {
+    const steps = Int8Array.from(latent, (value, dim) => {
+      const { center, spread } = encoder.range(dim);
+      return Math.max(-128, Math.min(127, Math.round((HASH_STEPS * (value - center)) / spread)));
+    });
+    const text = btoa(String.fromCharCode(...new Uint8Array(steps.buffer)));
+    parts.set("z", text.replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", ""));
+  }
+  return `#${parts}`;
+}
+
+function save() {
+  if (!Player.current?.playing) history.replaceState(null, "", hash());
+}
+
+/** Show what the address says, as far as it makes sense for this encoder. */
+function restore() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const index = Number(parts.get("frame") ?? 1) - 1;
+  const known = Number.isInteger(index) && index >= 0 && index < frames.gallery.length ? index : 0;
+  setSource(frames.gallery[known], `frame ${known + 1}`, known);
+  const steps = readSteps(parts.get("z") ?? "");
+  if (steps.length !== view.latent.length) return;
+  setLatent(Float32Array.from(steps, (step, dim) => {
+    const { center, spread } = view.encoder.range(dim);
+    return center + (step * spread) / HASH_STEPS;
+  }));
+}
+
+function readSteps(text) {
+  try {
+    return new Int8Array(fromBase64(text.replaceAll("-", "+").replaceAll("_", "/")).buffer);
+  } catch {
+    return []; // a mistyped address shows the frame
+  }
+}
+
+// --- What a person can do ---
+
+function normal() {
+  return Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+}
+
+const choices = {
+  source: () => view.source.latent,
+  zero: () => new Float32Array(view.latent.length),
+  mean: () => Float32Array.from(view.encoder.latents.mean),
+  prior: () => view.latent.map(normal),
+  data: () => view.latent.map((_, d) => view.encoder.latents.mean[d] + view.encoder.latents.std[d] * normal()),
+};
+
+function connect() {
+  for (const button of document.querySelectorAll("[data-set]")) {
+    button.addEventListener("click", () => {
+      stopPlaying();
+      setLatent(choices[button.dataset.set]());
+    });
+  }
+
+  new Player({
+    button: $("interpolation-play"), slider: $("interpolation"), name: "Interpolate", rate: 30, turns: true,
+    onStep: (position) => {
+      const share = position / $("interpolation").max;
+      $("interpolation").setAttribute("aria-valuetext", `${Math.round(100 * share)}% of the way from A to B`);
+      const [a, b] = view.ends.map(({ latent }) => latent);
+      setLatent(a.map((value, d) => (1 - share) * value + share * b[d]));
+    },
+  });
+  new Player({
+    button: $("episode-play"), slider: $("episode"), name: "Play episode", rate: 15, turns: false,
+    onStep: (position) => {
+      showPosition(position);
+      setSource(frames.episode[position], `episode, ${position + 1}`);
+    },
+  });
+  showPosition(0);
+  ["end-a", "end-b"].forEach((id, which) => {
+    $(id).addEventListener("click", () => {
+      view.ends[which] = view.source;
+      drawEnds();
+    });
+  });
+
+  $("open").addEventListener("click", () => $("files").click());
+  $("files").addEventListener("change", () => {
+    open(Array.from($("files").files));
+    $("files").value = ""; // the same file may be opened again
+  });
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    document.body.classList.add("dropping");
+  });
+  addEventListener("dragleave", ({ relatedTarget }) => {
+    if (!relatedTarget) document.body.classList.remove("dropping");
+  });
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    document.body.classList.remove("dropping");
+    if (event.dataTransfer.files.length) open(Array.from(event.dataTransfer.files));
+  });
+
+  $("theme").addEventListener("click", () => setTheme(!isDark()));
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showTheme);
+  showTheme();
+  $("copy").addEventListener("click", copyLink);
+  $("skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the address holds the view
+    $("dimensions").focus();
+  });
+  addEventListener("hashchange", () => {
+    stopPlaying();
+    restore();
+  });
+}
+
+function stopPlaying() {
+  Player.current?.stop();
+}
+
+function showPosition(position) {
+  $("episode-position").textContent = `${position + 1} / ${frames.episode.length}`;
+}
+
+function drawEnds() {
+  ["end-a", "end-b"].forEach((id, which) => {
+    paint($(id).querySelector("canvas"), toRgba(view.ends[which].frame));
+    $(id).setAttribute("aria-label", `${which ? "B" : "A"}: put the source frame here`);
+  });
+}
+
+/** Open an image or an encoder; whatever is wrong with it is said, and changes nothing. */
+async function open(files) {
+  try {
+    const opened = await readFiles(files);
+    stopPlaying();
+    if (opened.model) {
+      await openEncoder(opened);
+    } else {
+      setSource(toFrame(opened.image, view.encoder.crop), brief(opened.name));
+      say(`Encoded ${brief(opened.name)}.`);
+    }
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+async function openEncoder({ model, name, config, sheet }) {
+  const encoder = new LoadedEncoder({ name: brief(name), model, crop: null, environment: "", ...config });
+  const { latentDim } = encoder.network;
+  let note = "";
+  if (!config) {
+    const known = sheet ?? [...frames.gallery, ...frames.episode];
+    encoder.latents = await assistant.ask("statistics", { model, frames: known });
+    note = "Statistics are over the frames in this page, since the encoder came without its config.json.";
+  } else if (["mean", "std", "kl"].some((key) => config.latents[key].length !== latentDim)) {
+    throw new Error(`config.json does not belong to this encoder of ${latentDim} dimensions.`);
+  }
+  if (sheet) setFrames(sheet.slice(0, 24), sheet, "Its calibration frames.", "Its calibration frames, in no order.");
+  await useEncoder(encoder, note);
+  say(`Opened ${encoder.name}.`);
+}
+
+async function copyLink() {
+  save();
+  try {
+    await navigator.clipboard.writeText(location.href);
+    say("Copied a link to this view.");
+  } catch {
+    say("The browser does not let this page copy. The link is in the address bar.");
+  }
+}
+
+function isDark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+}
+
+function setTheme(dark) {
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  showTheme();
+}
+
+function showTheme() {
+  $("theme").setAttribute("aria-pressed", String(isDark()));
+}
+
+// --- Data in the page ---
+
+function fromBase64(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text); // browsers since 2025
+  const characters = atob(text);
+  const bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
+}
+
+async function inflate(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+start().catch((error) => say(error.message, true));

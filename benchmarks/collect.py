@@ -156,7 +156,7 @@ def storing_cost(out: Path, rows: int) -> None:
     env, rng, spec, clock = pong(), np.random.default_rng(0), FrameSpec(), time.process_time_ns
     env.reset(seed=0)
     ticks = [clock() for _ in range(10_001)]
-    overhead = statistics.median(np.diff(ticks))  # reading the clock is a system call
+    overhead = float(np.median(np.diff(ticks)))  # reading the clock is a system call
     writer = ShardWriter(out / "cost.parquet", action_type(env.action_space), {})
     stepping, storing = [], []
     for start in range(0, rows, ROW_GROUP):

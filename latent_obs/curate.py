@@ -19,7 +19,7 @@ import pyarrow as pa
 from latent_obs.dataset import FramesFolder
 from latent_obs.progress import progress_bar, stop_on_signals
 from latent_obs.shards import ROW_GROUP, Shard, frames_schema, writer_options
-from latent_obs.storage import name_of
+from latent_obs.storage import Location, NewFile, name_of, open_file
 from latent_obs.tables import TableWriter, staged_folder
 
 # Episode numbers of one collection lie within a block of this size.
@@ -30,7 +30,7 @@ _BLOCK = 10**12
 class MergeConfig:
     """Put several frames folders, of one game or of many, together in one."""
 
-    folders: tuple[Path, ...]
+    folders: tuple[str | Path, ...]
     """frames folders with the same frame spec"""
     out: Path = Path("merged")
     """folder to make"""
@@ -44,7 +44,7 @@ class MergeConfig:
 class SplitConfig:
     """Split a frames folder by episode into two, for training and for validation."""
 
-    folder: Path
+    folder: str | Path
     """frames folder"""
     out: Path = Path("split")
     """folder to make; the halves are train and validation in it"""
@@ -142,7 +142,7 @@ def _contents(folder: FramesFolder) -> list[Any]:
 
 def _take_over(folder: FramesFolder, shard: Shard, path: Path, offset: int) -> None:
     if offset == 0:
-        link_or_copy(Path(shard.path), path)
+        link_or_copy(shard.path, path)
         return
     before = int(shard.metadata.get("episode_offset", 0))
     with shard.open() as file:
@@ -156,16 +156,18 @@ def _take_over(folder: FramesFolder, shard: Shard, path: Path, offset: int) -> N
                 writer.write(rows.set_column(column, schema.field("episode"), episodes))
 
 
-def link_or_copy(source: Path, path: Path) -> None:
+def link_or_copy(source: Location, path: Path) -> None:
     """Make ``path`` another name of the file ``source``, or a copy where that cannot be."""
-    try:
-        os.link(source, path)
-    except OSError:  # another file system, or one without hard links
-        temporary = path.with_name(f".{path.name}.tmp")
-        shutil.copyfile(source, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+    if isinstance(source, Path):
+        try:
+            os.link(source, path)
+            return
+        except OSError:  # another file system, or one without hard links
+            pass
+    copy = NewFile(path)
+    with open_file(source) as file:
+        shutil.copyfileobj(file, copy.stream, 1 << 22)
+    copy.commit()
 
 
 def split_frames(config: SplitConfig, *, progress: bool = True) -> tuple[FramesFolder, FramesFolder]:

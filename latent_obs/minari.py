@@ -231,12 +231,12 @@ def export_minari(config: ExportMinariConfig, *, progress: bool = True) -> Any:
     return minari.load_dataset(config.dataset)
 
 
-def _open(path: Path) -> FramesFolder | LatentsFolder:
+def _open(path: str | Path) -> FramesFolder | LatentsFolder:
     try:
         return FramesFolder(path)
     except ValueError as error:
         try:
-            return LatentsFolder(path)
+            return LatentsFolder(Path(path))
         except ValueError:
             raise error from None
 

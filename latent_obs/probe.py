@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latent_obs.collect import open_env
 from latent_obs.frames import Frames, FrameSource, FrameSpec, check_frame_space, frame_source, preprocess
 from latent_obs.progress import progress_bar
 from latent_obs.ram import state_variables
@@ -37,6 +36,7 @@ from latent_obs.readers import (
     weighted_f1,
     whiten,
 )
+from latent_obs.sources import open_env
 
 # A variable that hardly changes is left out: anyone reads it. Nats, as AtariARI.
 MIN_ENTROPY = 0.6

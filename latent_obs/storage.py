@@ -101,6 +101,15 @@ def num_bytes(location: Location) -> int:
     return int(filesystem.get_file_info(path).size)
 
 
+def open_file(location: Location) -> BinaryIO:
+    """Open a file for reading from its beginning to its end."""
+    if isinstance(location, Path):
+        return open(location, "rb")
+    filesystem, path = _resolve(location)
+    stream: BinaryIO = filesystem.open_input_stream(path)
+    return stream
+
+
 def open_parquet(location: Location) -> pq.ParquetFile:
     """Open a Parquet file for reading; use it in a ``with`` statement.
 

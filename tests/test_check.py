@@ -26,7 +26,7 @@ BAD = "part-000-00001.parquet"
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """The second of two shards of three episodes of 60 frames."""
-    return collection(tmp_path / "frames", "Pong").path / BAD
+    return Path(collection(tmp_path / "frames", "Pong").path) / BAD
 
 
 def rewrite(path: Path, change: Callable[[pa.Table], pa.Table], **metadata: Any) -> None:

@@ -92,7 +92,7 @@ def test_without_hard_links_shards_are_copied(
 
     monkeypatch.setattr(os, "link", refuse)
     curate.link_or_copy(pong.shards[0].path, tmp_path / "copy.parquet")
-    assert (tmp_path / "copy.parquet").read_bytes() == pong.shards[0].path.read_bytes()
+    assert (tmp_path / "copy.parquet").read_bytes() == Path(pong.shards[0].path).read_bytes()
 
 
 def test_a_merged_folder_says_what_it_is_made_of(merged: FramesFolder) -> None:

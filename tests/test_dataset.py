@@ -121,6 +121,7 @@ def test_a_missing_folder_is_named_with_the_cure(tmp_path: Path) -> None:
 
 def test_a_truncated_shard_is_named(folder: tuple[FramesFolder, Any]) -> None:
     path = folder[0].shards[1].path
+    assert isinstance(path, Path)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"part-000-00001\.parquet is not a readable"):
         FramesFolder(folder[0].path)

@@ -12,6 +12,7 @@ import pytest
 from latent_obs import loader
 from latent_obs.dataset import FramesFolder
 from latent_obs.frames import FRAME_BYTES
+from latent_obs.shards import Shard
 from tests.test_dataset import numbers, write_shard
 
 FRAMES, EPISODE, BATCH, BUFFER = 12_000, 100, 64, 1_500
@@ -139,11 +140,18 @@ def test_memory_holds_the_buffer_and_little_more(long_folder: FramesFolder) -> N
     assert pa.total_allocated_bytes() < 4 * 512 * FRAME_BYTES
 
 
-def test_closing_a_loader_closes_its_files(long_folder: FramesFolder) -> None:
+def test_closing_a_loader_closes_its_files(
+    long_folder: FramesFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     opened: list[Any] = []
+    plain = Shard.open
+
+    def recorded(shard: Shard) -> Any:
+        opened.append(plain(shard))
+        return opened[-1]
+
+    monkeypatch.setattr(Shard, "open", recorded)
     folder = FramesFolder(long_folder.path)
-    plain = folder.open
-    folder.open = lambda shard: opened.append(plain(shard)) or opened[-1]  # type: ignore[method-assign, func-returns-value]
     batches: Any = folder.batches(BATCH)
     next(batches)
     batches.close()

@@ -131,10 +131,10 @@ def test_an_existing_dataset_is_not_replaced_and_a_failed_one_not_left(
     export_minari(ExportMinariConfig(pong.path, "x-v0"), progress=False)
     with pytest.raises(ValueError, match="Choose another id"):
         export_minari(ExportMinariConfig(pong.path, "x-v0"), progress=False)
-    data = bytearray(pong.shards[1].path.read_bytes())
+    data = bytearray(Path(pong.shards[1].path).read_bytes())
     column = pq.read_metadata(pong.shards[1].path).row_group(0).column(0)
     data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
-    pong.shards[1].path.write_bytes(bytes(data))
+    Path(pong.shards[1].path).write_bytes(bytes(data))
     with pytest.raises(OSError, match="CRC"):
         export_minari(ExportMinariConfig(pong.path, "y-v0"), progress=False)
     assert not (root / "y-v0").exists()

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latent_obs.collect import open_env
 from latent_obs.frames import FrameSpec, preprocess
 from latent_obs.probe import ProbeFrames, collect_probe_frames, probe, probe_ball
 from latent_obs.ram import CATEGORIES, games, state_variables
 from latent_obs.readers import probe_features, whiten
+from latent_obs.sources import open_env
 
 PONG = {49: "ball_x", 54: "ball_y", 50: "enemy_y", 51: "player_y", 13: "enemy_score", 14: "player_score"}
 

@@ -10,6 +10,7 @@ from latent_obs.dataset import FramesFolder
 from latent_obs.encoder import find_encoder
 from latent_obs.encoder_folder import read_calibration, read_config, read_tensors, write_atomically
 from latent_obs.frames import Frames
+from latent_obs.storage import name_of
 from latent_obs.visualizer.page import Shown, build_page
 from latent_obs.visualizer.stills import Picture, draw
 
@@ -22,7 +23,7 @@ class VisualizeConfig:
 
     encoder: str
     """name of a bundled encoder, or encoder folder written by `latent-obs train`"""
-    frames: Path | None = None
+    frames: str | Path | None = None
     """frames folder to show; default: the encoder's calibration frames"""
     out: Path | None = None
     """file to write; default: <encoder>.html, or <encoder>-<picture>.png or .gif"""
@@ -69,7 +70,7 @@ def visualize_encoder(config: VisualizeConfig) -> Path:
     return out
 
 
-def choose_frames(encoder: str, frames: Path | None) -> Shown:
+def choose_frames(encoder: str, frames: str | Path | None) -> Shown:
     """Choose what to show: of a frames folder, lively frames and part of an episode.
 
     Of the folder that the encoder was trained on, only held-out episodes are shown.
@@ -100,7 +101,7 @@ def choose_frames(encoder: str, frames: Path | None) -> Shown:
     longest = max(lengths, key=lambda e: lengths[e])
     whole = folder.load([longest])
     begin = max(0, (len(whole) - EPISODE) // 2)  # in the middle things happen
-    where = f"{folder.source.env_id or folder.path.name}"
+    where = f"{folder.source.env_id or name_of(folder.path)}"
     return Shown(
         _lively(folder.sample(1024, episodes)),
         whole[begin : begin + EPISODE],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -218,7 +219,35 @@ class FramesFolder:
         Raises:
             ValueError: If the episodes hold fewer frames than one batch.
         """
-        return shuffled_batches(self, batch_size, episodes, seed, buffer_frames, skip)
+        for rows in shuffled_batches(self, batch_size, episodes, seed, buffer_frames, skip, changes=False):
+            yield rows.reshape(-1, *FRAME_SHAPE)
+
+    def batches_and_changes(
+        self,
+        batch_size: int,
+        episodes: Sequence[int] | None = None,
+        *,
+        seed: int = 0,
+        buffer_frames: int = 50_000,
+        skip: int = 0,
+    ) -> Iterator[tuple[Frames, npt.NDArray[np.bool_]]]:
+        """Yield what :meth:`batches` yields, and which pixels are about to change or just did.
+
+        Args:
+            batch_size: As in :meth:`batches`, like the other arguments.
+            episodes: Read only these episodes' frames.
+            seed: Chooses the order.
+            buffer_frames: Frames held in memory at most.
+            skip: Batches to leave out.
+
+        Yields:
+            Frames, and a mask of shape ``(batch_size, 64, 64)``: the pixels that differ from those of
+            the frame before or after in the same episode and row group.
+        """
+        for rows in shuffled_batches(self, batch_size, episodes, seed, buffer_frames, skip, changes=True):
+            frames, bits = np.ascontiguousarray(rows[:, :FRAME_BYTES]), rows[:, FRAME_BYTES:]
+            changed = np.unpackbits(bits, 1).astype(bool).reshape(-1, *FRAME_SHAPE[:2])
+            yield frames.reshape(-1, *FRAME_SHAPE), changed
 
     def _groups(self) -> Iterator[tuple[Shard, int]]:
         return ((shard, group) for shard in self.shards for group in range(shard.row_groups))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from latent_obs import __version__
+from latent_obs.batch_norm import fold
 from latent_obs.checkpoint import CHECKPOINT
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder import find_encoder
@@ -68,7 +69,11 @@ class TrainConfig:
     free_bits: float = 0.0
     """nats that each latent dimension may say for nothing (Kingma et al. 2016), against collapse"""
     foreground_weight: float = 20.0
-    """extra weight of pixels that differ from the median frame, so that small objects survive"""
+    """extra weight of pixels that differ from the median frame, and again of those that are about to change
+    or just did, so that small objects survive"""
+    batch_norm: bool = True
+    """normalise activations while training, which learns small objects in fewer steps; it is folded into
+    the weights in the end"""
     validation: float = 0.1
     """fraction of the frames held out, by whole episodes"""
     evaluate_every: int = 500
@@ -205,7 +210,7 @@ def _write_encoder(run: TrainingRun, config: TrainConfig) -> EncoderConfig:
     assert run.monitor is not None
     if run.best:
         run.vae.load_state_dict(run.best)
-    vae = run.vae.eval().requires_grad_(False)
+    vae = fold(run.vae).requires_grad_(False)
     metrics = evaluate_vae(vae, folder.sample(4096, run.held_out_episodes, config.seed))
     metrics["collapsed"] = metrics["active_units"] < COLLAPSED_BELOW
     device = run.fabric.device.type

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from latent_obs.batch_norm import unfold
 from latent_obs.checkpoint import (
     CHECKPOINT,
     load_optimizer_tensors,
@@ -78,10 +79,12 @@ class TrainingRun:
         if config.init_from is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
-                self.vae = VAE(config.vae)
+                self.vae = VAE(config.vae, batch_norm=config.batch_norm)
             init_output_bias(self.vae, sample)
         else:
             self.vae = load_vae(config.init_from)[0].train().requires_grad_(True)
+            if config.batch_norm:
+                self.vae = unfold(self.vae, torch.from_numpy(sample))
         device = fabric.device
         if device.type == "cpu":
             keep_freed_memory()
@@ -92,7 +95,9 @@ class TrainingRun:
         self.median = torch.from_numpy(np.median(sample, 0).astype(np.uint8)).to(device)
         # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
         count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))
-        self.held_out = folder.sample(count, self.held_out_episodes, config.seed)
+        counts = folder.episodes()
+        count = min(count, sum(counts[episode] for episode in self.held_out_episodes))
+        self.held_out = next(folder.batches_and_changes(count, self.held_out_episodes, seed=config.seed))
         self.shown = folder.sample(PICTURE_FRAMES, self.held_out_episodes, config.seed)
         self.weighted_variance = torch.tensor(0.0, device=device)
         self.step, self.seconds = 0, 0.0
@@ -104,13 +109,16 @@ class TrainingRun:
     def train(self, bar: Bar, stop: threading.Event) -> bool:
         """Take the remaining steps; return whether some process was told to stop before."""
         config = self.config
-        batches = self.folder.batches(config.batch_size, self.episodes, seed=config.seed, skip=self.step)
+        batches = self.folder.batches_and_changes(
+            config.batch_size, self.episodes, seed=config.seed, skip=self.step
+        )
         mine = share(self.fabric, config.batch_size)
         saved = begun = time.monotonic()
         spent = self.seconds
         while self.step < config.steps and not (config.patience and self.waited >= config.patience):
             # Every process draws the whole batch, which costs next to nothing, and takes its share.
-            row = self.take_step(torch.from_numpy(next(batches)[mine]).to(self.fabric.device), stop)
+            frames, changed = (torch.from_numpy(a[mine]).to(self.fabric.device) for a in next(batches))
+            row = self.take_step(frames, changed, stop)
             if row is None:
                 return True
             self.seconds = spent + time.monotonic() - begun
@@ -123,23 +131,27 @@ class TrainingRun:
             if evaluates:
                 self._keep_best(row["held_out_loss"])
                 if self.monitor is not None:
-                    self.monitor.show(self.shown, reconstruct(self.vae, self.shown), self.step)
+                    self.monitor.show(self.shown, reconstruct(self.vae.eval(), self.shown), self.step)
+                    self.vae.train()
             bar.advance()
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self.save_checkpoint()
                 saved = time.monotonic()
         return False
 
-    def take_step(self, frames: Tensor, stop: threading.Event) -> Row | None:
+    def take_step(self, frames: Tensor, changed: Tensor, stop: threading.Event) -> Row | None:
         """Take a step on this process's share of a batch; ``None``, and no step, when told to stop."""
         config, vae = self.config, self.vae
         rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
         warmup = config.kl_warmup * config.steps
         beta = config.beta * (min(1.0, self.step / warmup) if warmup else 1.0)
-        parts = self._terms(frames, self._noise(config.batch_size, self.step))
+        # What running the model changes, to put it back where the step is not taken.
+        norms = {buffer: buffer.clone() for name, buffer in vae.named_buffers() if ".norm" in name}
+        parts = self._terms(frames, changed, self._noise(config.batch_size, self.step))
         sums, stops = _sums(parts), torch.tensor(float(stop.is_set()), device=frames.device)
         sum_over_processes(self.fabric, [sums, stops])
         if stops:
+            _restore(norms)
             return None
         means = Means.of(sums, config.batch_size)
         # The decoder variances move towards this batch's optimum, the mean squared error.
@@ -155,6 +167,7 @@ class TrainingRun:
         self._backward(parts, means, variances[self.weighted_variance], beta)
         norm = torch.stack([p.grad.norm() for p in vae.parameters() if p.grad is not None]).norm()
         if not math.isfinite(loss) or not norm.isfinite():
+            _restore(norms)
             self.save_checkpoint()
             what = f"loss became {loss}" if not math.isfinite(loss) else "gradient of the loss overflowed"
             raise FloatingPointError(
@@ -178,12 +191,13 @@ class TrainingRun:
             "learning_rate": rate,
         }
 
-    def _terms(self, frames: Tensor, noise: Tensor) -> Terms:
+    def _terms(self, frames: Tensor, changed: Tensor, noise: Tensor) -> Terms:
         with self.fabric.autocast():
             return terms(
                 self.vae,
                 frames,
                 median=self.median,
+                changed=changed,
                 foreground_weight=self.config.foreground_weight,
                 noise=noise,
             )
@@ -220,14 +234,18 @@ class TrainingRun:
         """Return the objective on held-out frames, the KL with its full weight."""
         size, width = self.config.batch_size, 2 + 3 * self.config.latent_dim
         sums = torch.zeros(width, dtype=torch.float64, device=self.fabric.device)
-        for start in range(0, len(self.held_out), size):
-            batch = self.held_out[start : start + size]
-            mine = torch.from_numpy(batch[share(self.fabric, len(batch))]).to(self.fabric.device)
-            noise = self._noise(len(batch), -1 - start)
-            if len(mine):
-                sums += _sums(self._terms(mine, noise))
+        frames, changed = (torch.from_numpy(array) for array in self.held_out)
+        self.vae.eval()
+        for start in range(0, len(frames), size):
+            rows = len(frames[start : start + size])
+            mine = share(self.fabric, rows)
+            batch, moved = (a[start : start + size][mine].to(self.fabric.device) for a in (frames, changed))
+            noise = self._noise(rows, -1 - start)
+            if len(batch):
+                sums += _sums(self._terms(batch, moved, noise))
+        self.vae.train()
         sum_over_processes(self.fabric, [sums])
-        means = Means.of(sums, len(self.held_out))
+        means = Means.of(sums, len(frames))
         reconstruction, kl, loss = self._objective(means, self.weighted_variance, self.config.beta)
         values = (loss, reconstruction, kl, means.active_units)
         return dict(zip(HELD_OUT, values, strict=True))
@@ -303,3 +321,8 @@ def _sums(parts: Terms) -> Tensor:
     mean = parts.mean.detach()
     errors = torch.stack([parts.squared_error, parts.weighted_error], 1).detach()
     return torch.cat([errors, parts.kl.detach(), mean, mean.square()], 1).double().sum(0)
+
+
+def _restore(tensors: dict[Tensor, Tensor]) -> None:
+    for tensor, before in tensors.items():
+        tensor.copy_(before)

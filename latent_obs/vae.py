@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from latent_obs.batch_norm import EPSILON, BatchNorm
 from latent_obs.encoder_folder import Tensors, VAEConfig
 from latent_obs.frames import FRAME_BYTES
 
@@ -35,6 +36,7 @@ class VAE(nn.Module):
 
     Args:
         config: Sizes of the networks.
+        batch_norm: Normalise activations, to train; :func:`~latent_obs.batch_norm.fold` takes it out.
 
     Attributes:
         output_bias: Added to the decoder's logits, shape (3, 64, 64); the mean frame's logit.
@@ -50,21 +52,26 @@ class VAE(nn.Module):
     output_bias: Tensor
     decoder_variance: Tensor
 
-    def __init__(self, config: VAEConfig) -> None:
+    def __init__(self, config: VAEConfig, *, batch_norm: bool = False) -> None:
         super().__init__()
         self.config = config
         features = math.prod(config.feature_shape)
         widths = (3, *config.channels)
         down: OrderedDict[str, nn.Module] = OrderedDict()
         for i, (before, after) in enumerate(itertools.pairwise(widths)):
-            down[f"conv{i}"] = nn.Conv2d(before, after, 4, stride=2, padding=1)
+            down[f"conv{i}"] = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not batch_norm)
+            if batch_norm:
+                down[f"norm{i}"] = BatchNorm(after, EPSILON)
             down[f"relu{i}"] = nn.ReLU(inplace=True)
         up: OrderedDict[str, nn.Module] = OrderedDict()
         up["linear"] = nn.Linear(config.latent_dim, features)
         up["unflatten"] = nn.Unflatten(1, config.feature_shape)
         for i, (before, after) in enumerate(itertools.pairwise(widths[::-1])):
+            if batch_norm:
+                up[f"norm{i}"] = BatchNorm(before, EPSILON)
             up[f"relu{i}"] = nn.ReLU(inplace=True)
-            up[f"conv{i}"] = _TransposedConv(before, after, 4, stride=2, padding=1, bias=after != 3)
+            bias = after != 3 and not batch_norm
+            up[f"conv{i}"] = _TransposedConv(before, after, 4, stride=2, padding=1, bias=bias)
         self.encoder = nn.Sequential(down)
         self.mean = nn.Linear(features, config.latent_dim)
         self.log_variance = nn.Linear(features, config.latent_dim)
@@ -163,6 +170,7 @@ def terms(
     frames: Tensor,
     *,
     median: Tensor | None = None,
+    changed: Tensor | None = None,
     foreground_weight: float = 0.0,
     sample: bool = True,
     generator: torch.Generator | None = None,
@@ -175,9 +183,12 @@ def terms(
         frames: ``uint8``, shape (N, 64, 64, 3).
         median: The per-pixel median frame, ``uint8`` of shape (64, 64, 3); pixels that differ
             from it are foreground.
-        foreground_weight: Weight of a foreground pixel's error above the others' 1; lowered in
-            frames with more than 5% of foreground in proportion, so that a scene that changes as a
-            whole does not drown the small objects of all others.
+        changed: Which pixels differ from those of the frame before or after, shape (N, 64, 64);
+            they are foreground too. The score differs from the median and stands still, the ball
+            moves, so that this is most of the ball's weight.
+        foreground_weight: Weight that either kind of foreground adds to the 1 of all pixels' errors;
+            lowered in frames with more than 5% of that kind in proportion, so that a scene that
+            changes as a whole does not drown the small objects of all others.
         sample: Decode a sample of the posterior rather than its mean.
         generator: Source of that sample.
         noise: That sample before it is scaled, standard normal of shape (N, latent_dim), where the
@@ -191,13 +202,21 @@ def terms(
         latents = mean + noise * (log_variance / 2).exp()
     error = (vae.decode_logits(latents).sigmoid() - as_images(frames)).square()  # (N, 3, 64, 64)
     squared_error = weighted_error = error.sum((1, 2, 3))
-    if median is not None and foreground_weight:
-        moving = (frames != median).any(-1).float()  # (N, 64, 64)
-        share = moving.mean((1, 2)).clamp(min=EMPHASIS_SHARE)  # (N,)
-        emphasis = foreground_weight * EMPHASIS_SHARE / share
-        weighted_error = squared_error + emphasis * (error * moving.unsqueeze(1)).sum((1, 2, 3))
+    if foreground_weight:
+        moving = [] if median is None else [(frames != median).any(-1)]  # (N, 64, 64)
+        moving += [] if changed is None else [changed]
+        if moving:
+            emphasis = sum(_emphasis(kind) for kind in moving)
+            weighted_error = squared_error + foreground_weight * (error.sum(1) * emphasis).sum((1, 2))
     kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
     return Terms(squared_error, weighted_error, kl, mean)
+
+
+def _emphasis(foreground: Tensor) -> Tensor:
+    """Return 1 on the foreground, less where it is more than 5% of a frame; float32 (N, 64, 64)."""
+    foreground = foreground.float()
+    share = foreground.mean((1, 2), keepdim=True)
+    return foreground * (EMPHASIS_SHARE / share.clamp(min=EMPHASIS_SHARE))
 
 
 def floored_kl(kl: Tensor, free_bits: float) -> tuple[Tensor, Tensor]:

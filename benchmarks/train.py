@@ -104,7 +104,8 @@ def eager_loss(encoder: EagerEncoder, decoder: EagerDecoder, images: Tensor, noi
     mean, log_variance = encoder(images)
     decoded = decoder(mean + noise * (log_variance / 2).exp())
     kl = -0.5 * (1 + log_variance - mean.pow(2) - log_variance.exp()).sum()
-    return F.mse_loss(decoded, images, reduction="sum") + kl
+    loss: Tensor = F.mse_loss(decoded, images, reduction="sum") + kl
+    return loss
 
 
 def eager_steps(channels: tuple[int, ...], batches: list[Tensor]) -> Callable[[], None]:

@@ -66,19 +66,33 @@ def launch(fabric: Fabric, function: Callable[..., T], *arguments: Any) -> T:
 
     Raises:
         Exception: Whatever ``function`` raised, as if it had run here.
+        RuntimeError: If a process that Fabric started was killed.
+        KeyboardInterrupt: If it was told to stop before it could do so by itself.
     """
     from lightning_fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+    from torch.multiprocessing.spawn import ProcessExitedException
 
     if not isinstance(fabric.strategy.launcher, _MultiProcessingLauncher):
         result: T = fabric.launch(function, *arguments)
         return result
     # Our children stop when told to and say so; here the signals only have to reach them.
+    told: list[int] = []
+
+    def tell(number: int, _: Any) -> None:
+        told.append(number)
+        for child in multiprocessing.active_children():
+            child.terminate()
+
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {s: signal.signal(s, _tell_children) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, tell) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         # Fabric looks into data classes on their way, and refuses frozen ones: it gets a function and bytes.
         outcome = pickle.loads(fabric.launch(partial(_call, function, arguments)))
+    except ProcessExitedException as error:
+        if told:  # before it listened
+            raise KeyboardInterrupt from error
+        raise RuntimeError(f"One of the training processes was killed: {error}.") from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -95,11 +109,6 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], fabric: Fabr
     except Exception as error:
         outcome = error
     return pickle.dumps(outcome)
-
-
-def _tell_children(*_: Any) -> None:
-    for child in multiprocessing.active_children():
-        child.terminate()
 
 
 def sum_over_processes(fabric: Fabric, tensors: list[torch.Tensor]) -> None:

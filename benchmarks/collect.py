@@ -43,7 +43,7 @@ PONG = "ALE/Pong-v5"
 class Args:
     """Compare collecting with stepping alone."""
 
-    frames: int = 60_000
+    frames: int = 120_000
     """frames of each round of collecting"""
     seconds: float = 8.0
     """how long each round of each other loop runs"""

@@ -43,10 +43,10 @@ def open_env(env_id: str, env_kwargs: dict[str, Any] | None = None) -> gym.Env[A
 class EnvPoolEnv(gym.Env[Any, Any]):
     """One environment of EnvPool, which steps in C++.
 
-    Its CarRacing takes a ninth of the processor time of Gymnasium's (``benchmarks/native_step.py``).
-    It draws a little otherwise, hence has an id of its own, which frames and encoders remember. Its
-    Atari games are refused: they are slower than ALE's own here, and at least one no-op after each
-    reset keeps their frames from being equal.
+    Its CarRacing takes six to nine times less processor time than Gymnasium's
+    (``benchmarks/native_step.py``). It draws a little otherwise, hence has an id of its own, which
+    frames and encoders remember. Its Atari games are refused: they are slower than ALE's own here, and
+    at least one no-op after each reset keeps their frames from being equal.
 
     Args:
         task: EnvPool's name for it, such as ``"CarRacing-v3"``.

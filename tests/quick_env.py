@@ -45,4 +45,4 @@ class QuickEnv(gym.Env[Any, Any]):
         return image
 
 
-gym.register("Quick-v0", QuickEnv, disable_env_checker=True)
+gym.register("Quick-v0", "tests.quick_env:QuickEnv", disable_env_checker=True)

@@ -119,17 +119,21 @@ class Encoder:
         """Encode frames to the whole posterior q(z | frame), a diagonal Gaussian.
 
         Args:
-            frames: ``uint8`` RGB, shape ``(N, 64, 64, 3)``, made by :func:`latent_obs.preprocess`
-                with :attr:`frame_spec`.
+            frames: ``uint8`` RGB, shape ``(64, 64, 3)`` or ``(N, 64, 64, 3)``, made by
+                :func:`latent_obs.preprocess` with :attr:`frame_spec`.
 
         Returns:
-            Mean and natural logarithm of the variance, each float32 of shape ``(N, latent_dim)``,
-            computed in :attr:`precision`. The mean is what calling the encoder returns.
+            Mean and natural logarithm of the variance, each float32 of shape ``(latent_dim,)`` or
+            ``(N, latent_dim)``, computed in :attr:`precision`. The mean is what calling the
+            encoder returns.
 
         Raises:
             ValueError: If ``frames`` has another dtype or shape.
         """
         _check_frames(frames)
+        if frames.ndim == 3:
+            mean, log_variance = self.posterior(frames[None])
+            return mean[0], log_variance[0]
         if self._posterior is None:
             from latent_obs import runtimes
 

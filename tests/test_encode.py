@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,14 @@ def test_the_posterior_is_that_of_the_vae(encoder: Path, frames: Any, backend: A
     np.testing.assert_allclose(found[1], log_variance, atol=1e-4)
     np.testing.assert_allclose(found[0], frozen(batch), atol=1e-6)
     assert frozen.posterior(batch[:0])[1].shape == (0, 32)
+    np.testing.assert_allclose(frozen.posterior(batch[0])[1], log_variance[0], atol=1e-4)
+
+
+def test_an_encoder_that_has_encoded_posteriors_still_pickles(encoder: Path, frames: Any) -> None:
+    frozen, batch = load_encoder(encoder), frames(3)
+    before = frozen.posterior(batch)
+    again = pickle.loads(pickle.dumps(frozen)).posterior(batch)
+    assert all(np.array_equal(a, b) for a, b in zip(before, again, strict=True))
 
 
 def test_latents_and_steps_come_back_as_episodes(pong: FramesFolder, encoder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from latent_obs.encoder import Backend, Encoder, find_encoder, load_encoder
 from latent_obs.encoder_folder import ACTIVE_VARIANCE, EncoderConfig, VAEConfig, read_config, read_tensors
 from latent_obs.floors import Code, pca_code, random_code
 from latent_obs.frames import FRAME_BYTES
-from latent_obs.measures import changing_r2, compare_latents, reconstruction_metrics
+from latent_obs.measures import Foreground, changing_r2, compare_latents, reconstruction_metrics
 from latent_obs.vae import VAE, gaussian_nll, terms
 
 # Consecutive frames read of an episode to see what changes.
@@ -75,6 +75,7 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[
     frames = folder.sample(config.limit, measured, config.seed)
     stretches = [folder.load([episode], STRETCH) for episode in measured[:8]]
     codes = floors(folder.sample(config.limit, fitted, config.seed), encoder.vae)
+    foreground = Foreground.of(frames)
     report = {
         "format": "latent_obs.report_card",
         "version": 1,
@@ -88,11 +89,11 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[
             "floor_episodes": len(fitted),
             **folder.identity,
         },
-        **evaluate_vae(vae, frames),
+        **evaluate_vae(vae, frames, foreground),
         "changing_r2": changing_r2(stretches, partial(reconstruct, vae)),
         "floors": {
             name: {
-                **reconstruction_metrics(frames, code.reconstruct),
+                **reconstruction_metrics(frames, code.reconstruct, foreground),
                 "changing_r2": changing_r2(stretches, code.reconstruct),
             }
             for name, code in codes.items()
@@ -231,12 +232,15 @@ def latent_statistics(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, list
 
 
 @torch.no_grad()
-def evaluate_vae(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, Any]:
+def evaluate_vae(
+    vae: VAE, frames: npt.NDArray[np.uint8], foreground: Foreground | None = None
+) -> dict[str, Any]:
     """Measure a VAE on frames it has not seen.
 
     Args:
         vae: The model.
         frames: ``uint8``, shape (N, 64, 64, 3), from held-out episodes.
+        foreground: Theirs, where it is known already.
 
     Returns:
         A dictionary with
@@ -266,7 +270,7 @@ def evaluate_vae(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, Any]:
         "reconstruction": reconstruction,
         "kl": kl,
         "active_units": int((sampled["mean"].var(0) > ACTIVE_VARIANCE).sum()),
-        **reconstruction_metrics(frames, partial(reconstruct, vae)),
+        **reconstruction_metrics(frames, partial(reconstruct, vae), foreground),
     }
 
 

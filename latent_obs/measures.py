@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,32 +22,55 @@ MAX_SPREAD = 1.5
 Decode = Callable[[Frames], Frames]
 
 
-def reconstruction_metrics(frames: Frames, decoded: Decode) -> dict[str, float]:
+@dataclass(frozen=True)
+class Foreground:
+    """What stands still in some frames, and how much of each does not.
+
+    Attributes:
+        median: The per-pixel median frame, shape (64, 64, 3).
+        share: For each frame, the share of its pixels that differ from the median, shape (N,).
+        usual: Which frames are no flash: their share is at most a half, or a half is usual; shape (N,).
+    """
+
+    median: npt.NDArray[np.float64]
+    share: npt.NDArray[np.float64]
+    usual: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, frames: Frames) -> Foreground:
+        """Find it."""
+        median = np.median(frames, 0)
+        share = foreground_share(frames, median)
+        return cls(median, share, usual_frames(share))
+
+
+def reconstruction_metrics(
+    frames: Frames, decoded: Decode, foreground: Foreground | None = None
+) -> dict[str, float]:
     """Measure reconstructions of frames.
 
     Args:
         frames: ``uint8``, shape (N, 64, 64, 3).
         decoded: Returns the reconstructions of some of them.
+        foreground: Theirs, where it is known already.
 
     Returns:
         ``psnr``, ``moving_r2`` and ``foreground``, as in :func:`latent_obs.evaluate.evaluate_vae`.
     """
-    median = np.median(frames, 0)
+    known = foreground or Foreground.of(frames)
     residual = energy = squared = 0.0
-    share = foreground_share(frames, median)
-    usual = usual_frames(share)
     for start in range(0, len(frames), 256):
         batch = frames[start : start + 256].astype(np.float32)
         error = np.square(decoded(frames[start : start + 256]).astype(np.float32) - batch)
-        moving = (batch != median).any(-1) & usual[start : start + 256, None, None]
+        moving = (batch != known.median).any(-1) & known.usual[start : start + 256, None, None]
         squared += float(error.sum(dtype=np.float64))
         residual += float(error[moving].sum(dtype=np.float64))
-        energy += float(np.square(batch - median)[moving].sum(dtype=np.float64))
+        energy += float(np.square(batch - known.median)[moving].sum(dtype=np.float64))
     mse = max(squared / frames.size, MIN_MSE)
     return {
         "psnr": 10 * math.log10(255**2 / mse),
         "moving_r2": 1 - residual / energy if energy else 1.0,
-        "foreground": float(share[usual].mean()),
+        "foreground": float(known.share[known.usual].mean()),
     }
 
 
@@ -88,10 +112,10 @@ def usual_frames(share: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
 
 def moving_residual(frames: Frames, decoded: Frames) -> npt.NDArray[np.float64]:
     """Return each frame's residual energy over its moving pixels, shape (N,); 0 for a flash."""
-    median = np.median(frames, 0)
+    known = Foreground.of(frames)
     residual = np.zeros(len(frames))
-    for i in np.flatnonzero(usual_frames(foreground_share(frames, median))):
-        moving = (frames[i] != median).any(-1)
+    for i in np.flatnonzero(known.usual):
+        moving = (frames[i] != known.median).any(-1)
         residual[i] = np.square(frames[i][moving].astype(np.float64) - decoded[i][moving]).sum()
     return residual
 

@@ -290,7 +290,6 @@ def probe_codes(
         for reader in names:
             readers[reader] = {"majority": probe(data, None)}
             for name, values in features.items():
-                # Adam's steps know no scale: the floors get the unit variance that a VAE's latents have.
                 readers[reader][name] = probe(data, values, reader)
                 bar.advance()
     train, test = data.split()

@@ -58,6 +58,8 @@ def whiten(train: Features, *others: Features) -> list[Features]:
     centred = train - mean
     variances, directions = np.linalg.eigh(centred.T @ centred / len(train))
     kept = variances > 1e-10 * max(variances.max(), 1e-30)
+    if not kept.any():  # constant features
+        return [np.zeros((len(features), 1), np.float32) for features in (train, *others)]
     scale = directions[:, kept] / np.sqrt(variances[kept])
     return [((features - mean) @ scale).astype(np.float32) for features in (train, *others)]
 

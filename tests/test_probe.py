@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
 import pytest
 
-from latent_obs.frames import FrameSpec, preprocess
-from latent_obs.probe import ProbeFrames, collect_probe_frames, probe, probe_ball
+from latent_obs.frames import FrameSource, FrameSpec, preprocess
+from latent_obs.probe import ProbeFrames, collect_probe_frames, probe, probe_ball, probe_codes
 from latent_obs.ram import CATEGORIES, games, state_variables
 from latent_obs.readers import probe_features, whiten
 from latent_obs.sources import open_env
@@ -141,3 +142,21 @@ def test_the_annotations_are_addresses_of_the_console() -> None:
             assert category in CATEGORIES
             assert all(0 <= address < 128 for address in variables.values())
     assert state_variables("pong")["small_object"] == {"ball_x": 49, "ball_y": 54}
+
+
+def test_codes_are_compared_on_the_same_frames_by_both_readers() -> None:
+    """The player's paddle alone moves in its columns, so their rows tell its place and nothing else."""
+    codes = {
+        "paddle": lambda frames: frames[:, :, 55:60].astype(np.float32).mean((2, 3)) / 30,
+        "nothing": lambda frames: np.zeros((len(frames), 2), np.float32),
+    }
+    source = FrameSource("ALE/Pong-v5", {"max_episode_steps": 150}, {"game": "pong"})
+    report = probe_codes(source, FrameSpec(), codes, 900)
+    json.dumps(report, allow_nan=False)
+    assert report["episodes"] >= 6
+    assert report["published"]["st-dim"] == 0.81
+    assert set(report["readers"]["paper"]) == {"majority", "paddle", "nothing"}
+    table = report["readers"]["converged"]
+    assert table["paddle"]["variables"]["player_y"] > 2 * table["majority"]["variables"]["player_y"]
+    nothing = report["readers"]["converged"]["nothing"]
+    assert nothing["variables"] == pytest.approx(report["readers"]["converged"]["majority"]["variables"])

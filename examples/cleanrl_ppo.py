@@ -2,7 +2,7 @@
 
 $ python examples/cleanrl_ppo.py     # minutes on 2 cores, with an encoder of its own
 ...
-return before training: 0.41, after 12,288 steps: 0.97
+return before training: 0.19, after 12,288 steps: 0.97
 
 $ python examples/cleanrl_ppo.py --env-id LatentObs/Pong-v5 --encoder pong-v0 --stack 4 --num-steps 128 \
       --total-steps 5000000     # hours

@@ -35,7 +35,7 @@ rllib zoo: %: .venv/%/installed
 TESTS_rllib := tests/test_rllib.py tests/test_examples.py -k rllib
 TESTS_zoo := tests/test_rl_zoo.py
 NEEDS_rllib := '.[rllib]'
-NEEDS_zoo := '.[box2d,sb3]' rl_zoo3
+NEEDS_zoo := '.[box2d,sb3]' rl_zoo3 requests
 
 .venv/rllib/installed .venv/zoo/installed: pyproject.toml
 	$(PYTHON) -m venv $(@D)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 
 from latent_obs.batches import arrangement, as_rgb, encode_images
@@ -16,12 +17,14 @@ class LatentObservationConnector(ConnectorV2):
 
     Does what :class:`latent_obs.LatentObservationWrapper` does in every environment, but once per
     environment runner, with the newest observations of all its episodes in one batch. Episodes, and
-    hence replay buffers and learners, only ever hold latents. RLlib's ``FrameStackingEnvToModule``
-    and ``MeanStdFilter`` go after it.
+    hence replay buffers and learners, only ever hold latents. RLlib's ``MeanStdFilter`` goes after it;
+    its ``FrameStacking`` takes images only, hence ``stack``.
 
     Args:
         encoder: As :class:`latent_obs.LatentObservationWrapper` takes it, but for ``"auto"``: a
             connector does not know its environment.
+        stack: Latents of the last ``stack`` observations, oldest first, concatenated; an episode
+            begins with its first latent in all places.
         key: The entry of a ``Dict`` observation to encode; the others stay as they are.
         **kwargs: ``input_observation_space`` and ``input_action_space``, which RLlib passes.
 
@@ -37,10 +40,12 @@ class LatentObservationConnector(ConnectorV2):
         ... )
     """
 
-    def __init__(self, encoder: EncoderLike, *, key: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, encoder: EncoderLike, *, stack: int = 1, key: str | None = None, **kwargs: Any
+    ) -> None:
         # Before the base class, which asks for the output space.
         self.encoder = open_named_encoder(encoder, "LatentObservationConnector")
-        self.key = key
+        self.stack, self.key = stack, key
         super().__init__(**kwargs)
 
     def recompute_output_observation_space(
@@ -53,7 +58,9 @@ class LatentObservationConnector(ConnectorV2):
         """
         space = input_observation_space
         self._arranged = arrangement(self._entry(space) if self._has_key(space) else None)
-        return latent_space(as_rgb(space, self.key), self.encoder, 1, self.key, "LatentObservationConnector")
+        return latent_space(
+            as_rgb(space, self.key), self.encoder, self.stack, self.key, "LatentObservationConnector"
+        )
 
     def __call__(
         self, *, rl_module: Any, batch: dict[str, Any], episodes: list[Any], **kwargs: Any
@@ -63,7 +70,12 @@ class LatentObservationConnector(ConnectorV2):
         observations = [episode.get_observations(-1) for episode in current]
         latents = encode_images(self.encoder, [self._entry(obs) for obs in observations], self._arranged)
         for episode, obs, latent in zip(current, observations, latents, strict=True):
-            new = latent if self.key is None else {**obs, self.key: latent}
+            if episode.t:  # what is there already are latents
+                before = self._entry(episode.get_observations(-2))[len(latent) :]
+            else:
+                before = np.tile(latent, self.stack - 1)
+            stacked = np.concatenate([before, latent])
+            new = stacked if self.key is None else {**obs, self.key: stacked}
             episode.set_observations(at_indices=-1, new_data=new)
             episode.observation_space = self.observation_space
         return batch  # RLlib's own connector takes the observations from the episodes

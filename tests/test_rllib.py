@@ -40,12 +40,14 @@ def connector(encoder: Any, env: Any, **options: Any) -> LatentObservationConnec
     )
 
 
+@pytest.mark.parametrize("stack", [1, 3])
 @pytest.mark.parametrize("make", [FrameEnv, DictEnv])
-def test_episodes_hold_the_wrappers_latents(make: Any, encoder: Path) -> None:
+def test_episodes_hold_the_wrappers_latents(make: Any, stack: int, encoder: Path) -> None:
+    """Also where a runner cuts an episode into chunks, in the middle here."""
     key = "image" if make is DictEnv else None
     envs = [make() for _ in range(3)]
-    wrapped = [LatentObservationWrapper(make(), encoder, key=key) for _ in range(3)]
-    piece = connector(encoder, envs[0], key=key)
+    wrapped = [LatentObservationWrapper(make(), encoder, stack=stack, key=key) for _ in range(3)]
+    piece = connector(encoder, envs[0], stack=stack, key=key)
     assert piece.observation_space == wrapped[0].observation_space
     episodes = [SingleAgentEpisode(observation_space=env.observation_space) for env in envs]
     for i, (episode, env) in enumerate(zip(episodes, envs, strict=True)):
@@ -58,9 +60,12 @@ def test_episodes_hold_the_wrappers_latents(make: Any, encoder: Path) -> None:
             episode.add_env_step(obs, step % 4, float(reward), terminated=terminated, truncated=truncated)
             history.append(twin.step(step % 4)[0])
         piece(rl_module=None, batch={}, episodes=episodes)
-    for episode, history in zip(episodes, expected, strict=True):
+        if step == 2:
+            chunks, episodes = episodes, [episode.cut() for episode in episodes]
+    for chunk, episode, history in zip(chunks, episodes, expected, strict=True):
         assert episode.is_done
-        for got, wanted in zip(episode.get_observations(), history, strict=True):
+        observations = [*chunk.get_observations(), *episode.get_observations()[1:]]
+        for got, wanted in zip(observations, history, strict=True):
             if key:
                 np.testing.assert_array_equal(got["speed"], wanted["speed"])
                 got, wanted = got[key], wanted[key]
@@ -105,7 +110,7 @@ def test_what_cannot_be_encoded_is_refused(encoder: Path) -> None:
 
 @pytest.mark.slow
 def test_ppo_learns(encoder: Path) -> None:
-    make = functools.partial(LatentObservationConnector, encoder)
+    make = functools.partial(LatentObservationConnector, encoder, stack=2)
     register_env("frames", lambda config: FrameEnv())
     config = (
         PPOConfig()
@@ -123,7 +128,7 @@ def test_ppo_learns(encoder: Path) -> None:
         result = algorithm.train()
         module = algorithm.get_module()
         assert module is not None
-        assert module.observation_space.shape == (32,)
+        assert module.observation_space.shape == (64,)
         assert result["env_runners"]["num_env_steps_sampled"] >= 32
         assert np.isfinite(result["learners"]["default_policy"]["total_loss"])
     finally:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from latent_obs.frames import FrameSpec, preprocess
     from latent_obs.train import TrainConfig, train_vae
     from latent_obs.vae import VAE
+    from latent_obs.visualizer import VisualizeConfig, visualize_encoder
     from latent_obs.wrappers import LatentObservationWrapper
 
 __version__ = "0.1.0"
@@ -43,6 +44,7 @@ __all__ = [
     "LatentObservationWrapper",
     "TrainConfig",
     "VAEConfig",
+    "VisualizeConfig",
     "collect_frames",
     "evaluate_encoder",
     "export_encoder",
@@ -50,6 +52,7 @@ __all__ = [
     "load_encoder",
     "preprocess",
     "train_vae",
+    "visualize_encoder",
 ]
 
 _HOME = {
@@ -62,6 +65,7 @@ _HOME = {
     "train": ("TrainConfig", "train_vae"),
     "encoder_folder": ("VAEConfig",),
     "vae": ("VAE",),
+    "visualizer": ("VisualizeConfig", "visualize_encoder"),
     "wrappers": ("LatentObservationWrapper",),
 }
 

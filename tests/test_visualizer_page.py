@@ -564,8 +564,14 @@ def test_another_encoder_takes_over(page: Page, deep: Path) -> None:
     wanted = load_vae(deep)[0](torch.from_numpy(calibration[:1]))[0]
     np.testing.assert_allclose(latent(page), wanted, atol=1e-3)
 
+    page.get_by_role("button", name="Frame 4", exact=True).click()
+    page.get_by_role("button", name="Sample data").click()
+    settle(page)
+    frame = pixels(page, "#source")
     page.set_input_files("#files", deep / "model.safetensors")
     expect(page.locator("#statistics-note")).to_contain_text("Statistics are over the frames in this page")
+    wait(page, "view.latent === view.source.latent")
+    assert (pixels(page, "#source") == frame).all(), "the frame stays, a latent of another encoder does not"
     vae = load_vae(deep)[0]
     images = torch.from_numpy(frames_of(page, "[...frames.gallery, ...frames.episode]"))
     mean, log_variance = (part.numpy() for part in vae.encode(images))

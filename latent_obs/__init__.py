@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from latent_obs.latents import LatentsFolder
     from latent_obs.train import TrainConfig, train_vae
     from latent_obs.vae import VAE
+    from latent_obs.visualizer import VisualizeConfig, visualize_encoder
     from latent_obs.wrappers import LatentObservationWrapper
 
 __version__ = "0.1.0"
@@ -55,6 +56,7 @@ __all__ = [
     "SplitConfig",
     "TrainConfig",
     "VAEConfig",
+    "VisualizeConfig",
     "check_frames",
     "collect_frames",
     "encode_frames",
@@ -66,6 +68,7 @@ __all__ = [
     "preprocess",
     "split_frames",
     "train_vae",
+    "visualize_encoder",
 ]
 
 _HOME = {
@@ -83,6 +86,7 @@ _HOME = {
     "train": ("TrainConfig", "train_vae"),
     "encoder_folder": ("VAEConfig",),
     "vae": ("VAE",),
+    "visualizer": ("VisualizeConfig", "visualize_encoder"),
     "wrappers": ("LatentObservationWrapper",),
 }
 

@@ -37,7 +37,7 @@ async function start() {
   const all = Array.from({ length: bytes.length / FRAME_BYTES },
     (_, i) => bytes.subarray(i * FRAME_BYTES, (i + 1) * FRAME_BYTES));
   frames.gallery = all.slice(0, about.gallery.count);
-  await useEncoder(encoder);
+  await useEncoder(encoder, "", restore);
   setFrames(frames.gallery, all.slice(about.gallery.count), about.gallery.from, about.episode.from);
   connect();
   document.body.ariaBusy = "false";
@@ -50,8 +50,8 @@ function shown() {
 
 // --- What is shown ---
 
-/** Show another encoder: first the frame of the address as it reconstructs it, then its rows. */
-async function useEncoder(encoder, note = "") {
+/** Show another encoder: first a frame as it reconstructs it, chosen by `showFrame`, then its rows. */
+async function useEncoder(encoder, note, showFrame) {
   view.encoder = encoder;
   rows.clear();
   const { latentDim, channels } = encoder.network;
@@ -65,7 +65,7 @@ async function useEncoder(encoder, note = "") {
     Number.isFinite(quality) && `${quality.toFixed(1)} dB`,
   ].filter(Boolean).join(" · ");
   $("statistics-note").textContent = note;
-  restore();
+  showFrame();
   await shown();
   assistant.ask("load", { model: encoder.model });
   rows.build(encoder);
@@ -320,7 +320,10 @@ async function openEncoder({ model, name, config, sheet }) {
     throw new Error(`config.json does not belong to this encoder of ${latentDim} dimensions.`);
   }
   if (sheet) setFrames(sheet.slice(0, 24), sheet, "Its calibration frames.", "Its calibration frames, in no order.");
-  await useEncoder(encoder, note);
+  await useEncoder(encoder, note, () => {
+    if (sheet) setSource(sheet[0], "frame 1", 0);
+    else setSource(view.source.frame, view.source.label, view.source.index);
+  });
   say(`Opened ${encoder.name}.`);
 }
 

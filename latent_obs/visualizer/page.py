@@ -116,7 +116,8 @@ def _base64(data: bytes) -> str:
 
 
 def _float16(tensors: Tensors) -> bytes:
-    halves = {name: value.astype(np.float16) for name, value in tensors.items() if name not in LEFT_OUT}
+    with np.errstate(over="ignore"):  # such values become infinite, and are found below
+        halves = {name: value.astype(np.float16) for name, value in tensors.items() if name not in LEFT_OUT}
     for name, value in halves.items():
         if not np.isfinite(value).all():
             raise ValueError(

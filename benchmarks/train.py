@@ -163,13 +163,15 @@ def pythae_steps(channels: tuple[int, ...], batches: list[Tensor], out: Path) ->
 
 def our_steps(channels: tuple[int, ...], data: Path, size: int, count: int, out: Path) -> Callable[[], None]:
     folder = FramesFolder(data)
-    config = TrainConfig(data, out, channels=channels, batch_size=size, steps=1_000_000)
+    # The others do not normalise, so ours does not here: the same network, step by step.
+    config = TrainConfig(data, out, channels=channels, batch_size=size, steps=1_000_000, batch_norm=False)
     training = TrainingRun(make_fabric(1, 1, precision()), config, folder, {})
-    batches, stop = folder.batches(size, training.episodes), threading.Event()
+    batches, stop = folder.batches_and_changes(size, training.episodes), threading.Event()
 
     def run() -> None:
         for _ in range(count):
-            training.take_step(torch.from_numpy(next(batches)), stop)
+            frames, changed = map(torch.from_numpy, next(batches))
+            training.take_step(frames, changed, stop)
 
     return run
 

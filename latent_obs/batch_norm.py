@@ -10,7 +10,7 @@ Source: Ioffe & Szegedy (2015), "Batch normalization".
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed
@@ -20,13 +20,20 @@ if TYPE_CHECKING:
     from latent_obs.vae import VAE
 
 EPSILON = 1e-5
+MOMENTUM = 0.1  # of the running statistics: torch's default
 
 
 class BatchNorm(nn.BatchNorm2d):
     """Normalises over the whole batch, also where several processes share it.
 
     torch's own synchronised form runs on GPUs only.
+
+    Args:
+        channels: C.
     """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, EPSILON, MOMENTUM)
 
     def forward(self, features: Tensor) -> Tensor:
         """Normalise features of shape (N, C, H, W)."""
@@ -34,21 +41,40 @@ class BatchNorm(nn.BatchNorm2d):
         if not (self.training and processes and torch.distributed.get_world_size() > 1):
             normalised: Tensor = super().forward(features)
             return normalised
-        from torch.distributed.nn.functional import all_reduce
+
+        def total(values: Tensor) -> Tensor:
+            summed: Tensor = _SumOverProcesses.apply(values.sum((0, 2, 3)))  # type: ignore[no-untyped-call]
+            return summed
 
         own = features.float()
-        count = own.new_tensor([own.numel() / own.shape[1]])
-        sums = torch.cat([own.sum((0, 2, 3)), own.square().sum((0, 2, 3)), count])
-        total, square, rows = all_reduce(sums).split([own.shape[1], own.shape[1], 1])
-        mean = total / rows
-        variance = square / rows - mean.square()
+        rows = total(torch.ones_like(own[:, :1]))
+        mean = total(own) / rows
+        centred = own - mean[:, None, None]
+        variance = total(centred.square()) / rows
         assert self.running_mean is not None
         assert self.running_var is not None
         with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return ((own - mean[:, None, None]) * scale[:, None, None] + self.bias[:, None, None]).to(features)
+            self.running_mean.lerp_(mean, MOMENTUM)
+            self.running_var.lerp_(variance * rows / (rows - 1), MOMENTUM)
+        scale = self.weight * (variance + EPSILON).rsqrt()
+        whole: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return whole.to(features.dtype)
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum whose gradient reaches every process; torch's own is deprecated."""
+
+    @staticmethod
+    def forward(_: Any, values: Tensor) -> Tensor:
+        summed = values.clone()
+        torch.distributed.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].clone()
+        torch.distributed.all_reduce(summed)
+        return summed
 
 
 @torch.no_grad()
@@ -101,14 +127,14 @@ def unfold(plain: VAE, frames: Tensor) -> VAE:
                 # The normalised convolutions have no bias of their own.
                 lost = layer.bias is None and f"{part}.{name}.bias" in tensors
                 bias = tensors[f"{part}.{name}.bias"] if lost else torch.zeros(())
-            features = layer(features)
+            features = layer.forward(features)
     return vae.train()
 
 
-def _normalised(vae: VAE) -> Iterator[tuple[nn.Module, str, str]]:
+def _normalised(vae: VAE) -> Iterator[tuple[Any, str, str]]:
     """Yield the layers that are normalised, their names and the names of their normalisation."""
     for part, layers in (("encoder", vae.encoder), ("decoder", vae.decoder)):
-        previous: tuple[nn.Module, str] | None = None
+        previous: tuple[Any, str] | None = None
         for name, layer in layers.named_children():
             if isinstance(layer, BatchNorm):
                 assert previous is not None

@@ -8,7 +8,9 @@ kernels when it compiles.
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +116,18 @@ def activation_ranges(vae: VAEConfig, tensors: Tensors, frames: Frames) -> tuple
 def has_bfloat16() -> bool:
     """Say whether the CPU computes in bfloat16 natively."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def has_int8() -> bool:
+    """Say whether the CPU multiplies int8 exactly, with VNNI or AMX where it is an x86.
+
+    Without them an x86 adds pairs of products in 16 bits, which overflow: the latents of ``pong-v0``
+    are then off by 13% of their standard deviation, and hardly faster than in float32.
+    """
+    about = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not about.is_file():
+        return True  # not known; the parity gate decides
+    return "vnni" in about.read_text()
 
 
 def compile_encoder(

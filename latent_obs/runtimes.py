@@ -52,8 +52,11 @@ def compile_openvino(
         return graph.compile_encoder(vae, tensors, precision, num_threads), precision
     reference, ranges = graph.activation_ranges(vae, tensors, frames)
     candidates: list[Precision] = ["int8", "bfloat16", "float32"] if wanted == "auto" else [wanted]
-    if wanted == "auto" and not graph.has_bfloat16():
-        candidates.remove("bfloat16")
+    if wanted == "auto":
+        if not graph.has_int8():
+            candidates.remove("int8")
+        if not graph.has_bfloat16():
+            candidates.remove("bfloat16")
     failed = []
     for precision in candidates:
         quantised = ranges if precision == "int8" else None

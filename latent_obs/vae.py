@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from latent_obs.batch_norm import EPSILON, BatchNorm
+from latent_obs.batch_norm import BatchNorm
 from latent_obs.encoder_folder import Tensors, VAEConfig
 from latent_obs.frames import FRAME_BYTES
 
@@ -61,14 +61,14 @@ class VAE(nn.Module):
         for i, (before, after) in enumerate(itertools.pairwise(widths)):
             down[f"conv{i}"] = nn.Conv2d(before, after, 4, stride=2, padding=1, bias=not batch_norm)
             if batch_norm:
-                down[f"norm{i}"] = BatchNorm(after, EPSILON)
+                down[f"norm{i}"] = BatchNorm(after)
             down[f"relu{i}"] = nn.ReLU(inplace=True)
         up: OrderedDict[str, nn.Module] = OrderedDict()
         up["linear"] = nn.Linear(config.latent_dim, features)
         up["unflatten"] = nn.Unflatten(1, config.feature_shape)
         for i, (before, after) in enumerate(itertools.pairwise(widths[::-1])):
             if batch_norm:
-                up[f"norm{i}"] = BatchNorm(before, EPSILON)
+                up[f"norm{i}"] = BatchNorm(before)
             up[f"relu{i}"] = nn.ReLU(inplace=True)
             bias = after != 3 and not batch_norm
             up[f"conv{i}"] = _TransposedConv(before, after, 4, stride=2, padding=1, bias=bias)

@@ -1,5 +1,9 @@
 """Normalisation leaves no trace: folding and unfolding keep the function."""
 
+import os
+import socket
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -56,3 +60,32 @@ def test_unfolding_keeps_the_function_while_training(config: VAEConfig) -> None:
     latents = plain(frames())
     torch.testing.assert_close(vae.decode(latents), plain.decode(latents), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(fold(unfold(plain, frames())).decode(latents), plain.decode(latents))
+
+
+def one_share(rank: int, processes: int, port: int, path: Path) -> None:
+    """Normalise this process's share of seven frames and write the gradients over all of them."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=processes)
+    torch.manual_seed(0)
+    features, weights = torch.randn(2, 7, 3, 4, 4)
+    before, norm = torch.nn.Conv2d(3, 3, 3), BatchNorm(3)
+    mine = slice(7 * rank // processes, 7 * (rank + 1) // processes)
+    (norm(before(features[mine])).square() * weights[mine, :, :2, :2]).sum().backward()
+    gradients = [parameter.grad for parameter in (*before.parameters(), *norm.parameters())]
+    for gradient in gradients:
+        torch.distributed.all_reduce(gradient)
+    if rank == 0:
+        torch.save([*gradients, norm.running_mean, norm.running_var], path)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_statistics_and_gradients_of_one(tmp_path: Path) -> None:
+    results = []
+    for processes in (1, 2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        path = tmp_path / f"{processes}.pt"
+        torch.multiprocessing.spawn(one_share, (processes, port, path), processes)
+        results.append(torch.load(path))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ from latent_obs import LatentObservationWrapper, load_encoder, runtimes
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder import PRETRAINED
 from latent_obs.encoder_folder import read_calibration
-from latent_obs.graph import has_bfloat16
+from latent_obs.graph import has_bfloat16, has_int8
 from latent_obs.runtimes import PARITY, parity_error
 from tests.conftest import save_encoder
 
@@ -24,12 +24,15 @@ def reference(pong_frames: FramesFolder) -> tuple[Any, Any]:
     return frames, load_encoder("pong-v0", backend="torch")(frames)
 
 
-def test_auto_takes_int8_which_passes_the_gate(reference: tuple[Any, Any]) -> None:
+def test_auto_takes_the_fastest_that_the_cpu_computes_exactly(reference: tuple[Any, Any]) -> None:
+    """Without VNNI, int8 overflows on an x86; that is no news to warn of."""
     frames, latents = reference
     encode = load_encoder("pong-v0")
-    assert encode.precision == "int8"
+    assert encode.precision == ("int8" if has_int8() else "bfloat16" if has_bfloat16() else "float32")
     error = parity_error(latents, encode(frames))
-    assert 0 < error < 1.5 * PARITY  # the gate is measured on other frames
+    assert error < 1.5 * PARITY  # the gate is measured on other frames
+    if encode.precision != "float32":
+        assert error > 0
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
@@ -60,14 +63,15 @@ def test_a_precision_that_fails_the_gate_is_not_taken(
     """With less tolerance int8 fails and bfloat16 passes; with none at all, only float32 is left."""
     frames, _ = reference
     monkeypatch.setattr(runtimes, "PARITY", 0.008)
-    if has_bfloat16():
+    if has_bfloat16() and has_int8():
         encode = load_encoder("pong-v0")
         with pytest.warns(RuntimeWarning, match=r"fails the parity gate in int8 \(1\.\d%\).*in bfloat16"):
             assert encode.precision == "bfloat16"
     monkeypatch.setattr(runtimes, "PARITY", 1e-6)
     encode = load_encoder("pong-v0")
-    with pytest.warns(RuntimeWarning, match="fails the parity gate in int8.*Running in float32"):
-        encode(frames)
+    if has_bfloat16() or has_int8():
+        with pytest.warns(RuntimeWarning, match="fails the parity gate in .*Running in float32"):
+            encode(frames)
     assert encode.precision == "float32"
 
 
@@ -198,6 +202,6 @@ def test_every_bundled_encoder_is_whole() -> None:
     for folder in PRETRAINED.iterdir():
         encode = load_encoder(folder.name)
         assert encode.latent_dim == 32
-        assert encode.precision == "int8"
+        assert encode.precision == "int8" or not has_int8()
         assert encode.config.metrics["moving_r2"] > 0.85
         assert not encode.config.metrics["collapsed"]

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors
 
+from latent_obs.batch_norm import fold
 from latent_obs.checkpoint import CHECKPOINT
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder import load_encoder
@@ -180,7 +181,7 @@ def test_early_stopping_keeps_the_best_state(quick: TrainConfig, monkeypatch: py
     seen: list[Any] = []
 
     def scripted(run: TrainingRun) -> dict[str, float]:
-        seen.append(run.vae.tensors())
+        seen.append(fold(run.vae).tensors())
         return dict.fromkeys(HELD_OUT, next(losses))
 
     monkeypatch.setattr(TrainingRun, "_evaluate", scripted)
@@ -260,8 +261,12 @@ def test_it_can_be_watched(quick: TrainConfig) -> None:
 
 @pytest.mark.parametrize("how", ["spawn", "torchrun"])
 def test_two_processes_take_the_steps_of_one(quick: TrainConfig, how: str) -> None:
-    """Batches of 31, so that the shares differ."""
-    one = replace(quick, steps=12, batch_size=31, evaluate_every=4)
+    """Batches of 31, so that the shares differ.
+
+    Normalised gradients agree too (see test_batch_norm.py), but where they are all but zero Adam steps by
+    the sign of a rounding error.
+    """
+    one = replace(quick, steps=12, batch_size=31, evaluate_every=4, batch_norm=False)
     two = replace(one, out=quick.out.with_name("two"), devices=2)
     train_vae(one, progress=False)
     if how == "spawn":
@@ -269,7 +274,16 @@ def test_two_processes_take_the_steps_of_one(quick: TrainConfig, how: str) -> No
     else:
         options = f"{two.data} --out {two.out} --steps 12 --batch-size 31 --evaluate-every 4 --channels 8 8"
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [*torchrun, "-m", "latent_obs", "train", *options.split(), "--precision", "float32"]
+        command = [
+            *torchrun,
+            "-m",
+            "latent_obs",
+            "train",
+            *options.split(),
+            "--precision",
+            "float32",
+            "--no-batch-norm",
+        ]
         subprocess.run(command, check=True, capture_output=True)
         result = read_config(two.out)
     assert result.provenance["processes"] == 2

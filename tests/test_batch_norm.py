@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from latent_obs.batch_norm import BatchNorm, fold, unfold
 from latent_obs.encoder_folder import VAEConfig
@@ -86,6 +87,6 @@ def test_two_processes_have_the_statistics_and_gradients_of_one(tmp_path: Path) 
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         path = tmp_path / f"{processes}.pt"
-        torch.multiprocessing.spawn(one_share, (processes, port, path), processes)
+        spawn(one_share, (processes, port, path), processes)  # type: ignore[no-untyped-call]
         results.append(torch.load(path))
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)

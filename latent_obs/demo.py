@@ -36,7 +36,7 @@ class DemoConfig:
     """folder for everything the demo makes; default: demo/<environment>"""
     frames: int = 20_000
     """frames to collect"""
-    steps: int = 2_500
+    steps: int = 2_000
     """optimiser steps of the VAE"""
     ppo_steps: int = 8_192
     """environment steps of PPO"""

@@ -122,8 +122,8 @@ def weighted_f1(truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8]) 
     """Return the F1 of each class, averaged with the classes' shares of ``truth`` as weights.
 
     Example:
-        >>> weighted_f1(np.array([0, 0, 0, 1], np.uint8), np.array([0, 0, 1, 1], np.uint8))
-        0.7666666666666666
+        >>> round(weighted_f1(np.array([0, 0, 0, 1], np.uint8), np.array([0, 0, 1, 1], np.uint8)), 3)
+        0.767
     """
     there, said = (np.bincount(values, minlength=256) for values in (truth, predicted))
     hits = np.bincount(truth[truth == predicted], minlength=256)

@@ -64,7 +64,7 @@ def river_frames(tmp_path_factory: pytest.TempPathFactory) -> FramesFolder:
 def deep(river_frames: FramesFolder) -> Path:
     """An encoder of four convolutions, trained until all of its dimensions are active."""
     folder = Path(river_frames.path).parent / "deep"
-    settings: dict[str, Any] = {"steps": 150, "batch_size": 16, "kl_weight": 0.1, "learning_rate": 2e-3}
+    settings: dict[str, Any] = {"steps": 150, "batch_size": 16, "beta": 0.1, "learning_rate": 2e-3}
     train_vae(TrainConfig(river_frames.path, folder, channels=DEEP, **settings), progress=False)
     return folder
 

@@ -83,7 +83,7 @@ def test_the_same_seed_trains_the_same_weights(quick: TrainConfig) -> None:
 def test_an_interrupted_run_resumes_to_the_same_weights(
     quick: TrainConfig, how: signal.Signals, tmp_path: Path
 ) -> None:
-    config = replace(quick, steps=400)
+    config = replace(quick, steps=200)
     straight = replace(config, out=tmp_path / "straight")
     train_vae(straight, progress=False)
     command = f"""
@@ -91,7 +91,7 @@ import latent_obs.train as t
 import latent_obs.training_run
 from pathlib import Path
 latent_obs.training_run.CHECKPOINT_SECONDS = 0.2
-t.train_vae(t.TrainConfig(Path({str(config.data)!r}), Path({str(config.out)!r}), steps=400,
+t.train_vae(t.TrainConfig(Path({str(config.data)!r}), Path({str(config.out)!r}), steps=200,
     channels=(8, 8), batch_size=32, precision="float32"), progress=False)
 """
     process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.PIPE, text=True)

@@ -134,9 +134,9 @@ def _summary(report: dict[str, Any]) -> str:
 <div class="grow">{chart}</div></div>
 <p>1 means that everything that moves is where it should be; 0, that the reconstruction shows it no better
 than the median frame would. It is 1 - residual energy / energy over the pixels that differ from the per-pixel
-median, {report["foreground"]:.1%} of them here. PSNR hides a lost ball; here it shows, unless larger things outweigh it,
-such as a score: then the R² of what changes shows it. PCA with as many dimensions and the same network
-untrained are the floors: an encoder below them has no reason to exist.</p>
+median, {report["foreground"]:.1%} of them here. PSNR hides a lost ball; here it shows, unless larger things
+outweigh it, such as a score: then the R² of what changes shows it. PCA with as many dimensions and the same
+network untrained are the floors: an encoder below them has no reason to exist.</p>
 </section>
 """
 

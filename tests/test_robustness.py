@@ -112,7 +112,8 @@ def test_workers_end_when_the_parent_is_killed_even_if_the_env_hangs(tmp_path: P
     process.kill()
     process.communicate(timeout=60)
     wait_for(lambda: not any(map(alive, workers)), 30)
-    assert all(read_shard(path).complete for path in tmp_path.glob("*.parquet"))
+    # One that did not hang yet has committed what it had of its third.
+    assert all(read_shard(path).rows for path in tmp_path.glob("*.parquet"))
 
 
 def test_two_runs_at_once_on_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

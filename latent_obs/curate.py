@@ -165,9 +165,13 @@ def link_or_copy(source: Location, path: Path) -> None:
         except OSError:  # another file system, or one without hard links
             pass
     copy = NewFile(path)
-    with open_file(source) as file:
-        shutil.copyfileobj(file, copy.stream, 1 << 22)
-    copy.commit()
+    try:
+        with open_file(source) as file:
+            shutil.copyfileobj(file, copy.stream, 1 << 22)
+        copy.commit()
+    except BaseException:
+        copy.abort()
+        raise
 
 
 def split_frames(config: SplitConfig, *, progress: bool = True) -> tuple[FramesFolder, FramesFolder]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from latent_obs.encoder_folder import write_atomically
 from latent_obs.shards import METADATA_KEY
-from latent_obs.storage import sync_folder
+from latent_obs.storage import NewFile, sync_folder
 
 
 class TableWriter:
@@ -40,9 +40,8 @@ class TableWriter:
         self.path, self.rows = path, 0
         self._metadata, self._row_group = metadata, row_group
         self._waiting = schema.empty_table()
-        self._temporary = path.with_name(f".{path.name}.tmp")
-        self._file = open(self._temporary, "wb")
-        self._writer = pq.ParquetWriter(self._file, schema, **options)
+        self._file = NewFile(path)
+        self._writer = pq.ParquetWriter(self._file.stream, schema, **options)
 
     def write(self, table: pa.Table) -> None:
         """Add rows; memory holds at most these and one row group."""
@@ -59,19 +58,13 @@ class TableWriter:
         metadata = {**self._metadata, "rows": self.rows}
         self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(metadata)})
         self._writer.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._temporary, self.path)
-        sync_folder(self.path.parent)
+        self._file.commit()
 
     def abort(self) -> None:
         """Delete the unfinished file."""
         with contextlib.suppress(OSError, pa.ArrowException):
             self._writer.close()
-        with contextlib.suppress(OSError):
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._file.abort()
 
     def __enter__(self) -> TableWriter:
         return self

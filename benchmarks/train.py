@@ -166,12 +166,13 @@ def our_steps(channels: tuple[int, ...], data: Path, size: int, count: int, out:
     # The others do not normalise, so ours does not here: the same network, step by step.
     config = TrainConfig(data, out, channels=channels, batch_size=size, steps=1_000_000, batch_norm=False)
     training = TrainingRun(make_fabric(1, 1, precision()), config, folder, {})
-    batches, stop = folder.batches_and_changes(size, training.episodes), threading.Event()
+    batches = folder.batches_and_foreground(size, training.medians, training.episodes)
+    stop = threading.Event()
 
     def run() -> None:
         for _ in range(count):
-            frames, changed = map(torch.from_numpy, next(batches))
-            training.take_step(frames, changed, stop)
+            frames, foreground = map(torch.from_numpy, next(batches))
+            training.take_step(frames, foreground, stop)
 
     return run
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frames, FrameSource, FrameSpec
+from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames, FrameSource, FrameSpec
 from latent_obs.loader import shuffled_batches
 from latent_obs.shards import Shard, read_shard
 from latent_obs.storage import Location, list_files, parse_location, shown
@@ -219,35 +219,58 @@ class FramesFolder:
         Raises:
             ValueError: If the episodes hold fewer frames than one batch.
         """
-        for rows in shuffled_batches(self, batch_size, episodes, seed, buffer_frames, skip, changes=False):
+        for rows in shuffled_batches(self, batch_size, episodes, seed, buffer_frames, skip, None):
             yield rows.reshape(-1, *FRAME_SHAPE)
 
-    def batches_and_changes(
+    def batches_and_foreground(
         self,
         batch_size: int,
+        medians: Mapping[str, Frame],
         episodes: Sequence[int] | None = None,
         *,
         seed: int = 0,
         buffer_frames: int = 50_000,
         skip: int = 0,
     ) -> Iterator[tuple[Frames, npt.NDArray[np.bool_]]]:
-        """Yield what :meth:`batches` yields, and which pixels are about to change or just did.
+        """Yield what :meth:`batches` yields, and which pixels of each frame are foreground.
 
         Args:
             batch_size: As in :meth:`batches`, like the other arguments.
+            medians: Value of :meth:`medians`.
             episodes: Read only these episodes' frames.
             seed: Chooses the order.
             buffer_frames: Frames held in memory at most.
             skip: Batches to leave out.
 
         Yields:
-            Frames, and a mask of shape ``(batch_size, 64, 64)``: the pixels that differ from those of
-            the frame before or after in the same episode and row group.
+            Frames, and masks of shape ``(batch_size, 2, 64, 64)``: the pixels that differ from the
+            environment's median frame, and those that differ from the frame before or after in the
+            same episode and row group. A score differs from the median and stands still, a ball moves.
         """
-        for rows in shuffled_batches(self, batch_size, episodes, seed, buffer_frames, skip, changes=True):
+        for rows in shuffled_batches(self, batch_size, episodes, seed, buffer_frames, skip, medians):
             frames, bits = np.ascontiguousarray(rows[:, :FRAME_BYTES]), rows[:, FRAME_BYTES:]
-            changed = np.unpackbits(bits, 1).astype(bool).reshape(-1, *FRAME_SHAPE[:2])
-            yield frames.reshape(-1, *FRAME_SHAPE), changed
+            masks = np.unpackbits(bits, 1).astype(bool).reshape(-1, 2, *FRAME_SHAPE[:2])
+            yield frames.reshape(-1, *FRAME_SHAPE), masks
+
+    def medians(self, count: int = 1024) -> dict[str, Frame]:
+        """Return the per-pixel median frame of each environment: what stands still in it.
+
+        Args:
+            count: About so many frames of each environment, evenly spaced, are read for it.
+
+        Returns:
+            ``uint8`` frames of shape ``(64, 64, 3)`` by environment id; a merged folder has several.
+        """
+        shards: dict[str, list[Shard]] = {}
+        for shard in self.shards:
+            shards.setdefault(shard.env_id, []).append(shard)
+        medians = {}
+        for env_id, mine in shards.items():
+            every = max(1, sum(shard.rows for shard in mine) // count)
+            groups = ((shard, group) for shard in mine for group in range(shard.row_groups))
+            picked = np.concatenate([self.read(*group)[::every] for group in groups])
+            medians[env_id] = np.median(picked, 0).astype(np.uint8)
+        return medians
 
     def _groups(self) -> Iterator[tuple[Shard, int]]:
         return ((shard, group) for shard in self.shards for group in range(shard.row_groups))

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frames
+from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames
 from latent_obs.shards import ROW_GROUP
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # A block mixes at least about this many places, at the price of decoding a row group up to
 # MAX_PARTS times in a pass.
 MIN_PLACES, MAX_PARTS = 64, 16
-CHANGE_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1] // 8
+MASK_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1] // 8
 # Opening a shard costs as much as reading a third of a row group.
 OPEN_FILES = 128
 
@@ -41,13 +41,14 @@ def shuffled_batches(
     seed: int,
     buffer_frames: int,
     skip: int,
-    changes: bool,
+    medians: Mapping[str, Frame] | None,
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield shuffled batches of rows for ever; the work behind :meth:`FramesFolder.batches`.
 
-    A row is a frame's bytes and, with ``changes``, the bits of :func:`changed_pixels`.
+    A row is a frame's bytes and, with ``medians``, the bits of two masks: the pixels that differ from
+    the median of its environment, and those of :func:`changed_pixels`.
     """
-    reader = _Reader(folder, episodes, changes)
+    reader = _Reader(folder, episodes, medians)
     total = int(reader.rows.sum())
     if total < batch_size:
         raise ValueError(
@@ -108,12 +109,16 @@ def changed_pixels(frames: Frames, episodes: Indices) -> npt.NDArray[np.bool_]:
         [1, 1, 1]
     """
     changed = np.zeros((len(frames), *FRAME_SHAPE[:2]), bool)
-    differ = frames[1:] != frames[:-1]
-    steps = differ[..., 0] | differ[..., 1] | differ[..., 2]  # several times faster than any(-1)
+    steps = _any_channel(frames[1:] != frames[:-1])
     steps &= (episodes[1:] == episodes[:-1])[:, None, None]
     changed[1:] |= steps
     changed[:-1] |= steps
     return changed
+
+
+def _any_channel(differ: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    found: npt.NDArray[np.bool_] = differ[..., 0] | differ[..., 1] | differ[..., 2]
+    return found  # several times faster than any(-1)
 
 
 class _Reader:
@@ -124,9 +129,11 @@ class _Reader:
         rows: Frames kept of each row group, shape (row groups,).
     """
 
-    def __init__(self, folder: FramesFolder, episodes: Sequence[int] | None, changes: bool) -> None:
-        self._folder, self._changes = folder, changes
-        self.width = FRAME_BYTES + CHANGE_BYTES * changes
+    def __init__(
+        self, folder: FramesFolder, episodes: Sequence[int] | None, medians: Mapping[str, Frame] | None
+    ) -> None:
+        self._folder, self._medians = folder, medians
+        self.width = FRAME_BYTES + 2 * MASK_BYTES * (medians is not None)
         self._episodes: Indices = np.unique(np.asarray([] if episodes is None else episodes, np.int64))
         self._groups = [(shard, group) for shard in folder.shards for group in range(shard.row_groups)]
         self._open: OrderedDict[object, pq.ParquetFile] = OrderedDict()
@@ -151,9 +158,10 @@ class _Reader:
             self._open.popitem(last=False)[1].close()
         frames = self._folder.read_group(file, number)
         rows = frames.reshape(-1, FRAME_BYTES)
-        if self._changes:
-            changed = changed_pixels(frames, _episodes_of(file, number)).reshape(len(rows), -1)
-            rows = np.concatenate([rows, np.packbits(changed, 1)], 1)
+        if self._medians is not None:
+            moving = _any_channel(frames != self._medians[shard.env_id])
+            masks = moving, changed_pixels(frames, _episodes_of(file, number))
+            rows = np.concatenate([rows, *(np.packbits(m.reshape(len(rows), -1), 1) for m in masks)], 1)
         return rows if self._whole[group] else rows[self._mask(file, number)]
 
     def fill(

@@ -185,6 +185,11 @@ class Shard:
         return name_of(self.path)
 
     @property
+    def env_id(self) -> str:
+        """The environment its frames come from; ``""`` where that is not known."""
+        return str(self.metadata["source"].get("env_id", ""))
+
+    @property
     def complete(self) -> bool:
         """Whether collection finished this shard rather than being interrupted in it."""
         return bool(self.metadata.get("complete"))

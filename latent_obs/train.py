@@ -48,7 +48,7 @@ class TrainConfig:
     out: Path = Path("encoder")
     """encoder folder to write; an unfinished run of the same settings is resumed"""
     init_from: str | Path | None = None
-    """name or folder of an encoder of the same sizes whose weights to start from"""
+    """name, folder or hf://USER/NAME of an encoder of the same sizes whose weights to start from"""
     latent_dim: int = 32
     """size of the latent"""
     channels: tuple[int, ...] = (32, 64, 128)

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +35,8 @@ if TYPE_CHECKING:
 CHECKPOINT_SECONDS = 30.0
 LOG_EVERY = 50
 PICTURE_FRAMES = 12
+# Gradients are scaled down to at most this many times their usual norm.
+MAX_GRADIENT = 2.0
 HELD_OUT = ("held_out_loss", "held_out_reconstruction", "held_out_kl", "held_out_active_units")
 _PROGRESS = ("step", "seconds", "best_loss", "best_step", "waited")
 
@@ -58,6 +59,8 @@ class TrainingRun:
         seconds: Time that they took.
         best: State of the lowest held-out loss, when there is ``patience``; else empty.
         best_step: Steps taken to reach it.
+        weighted_variance: Decoder variance of the error with emphasis.
+        gradient_norm: Running mean of the gradient's norm.
         monitor: What the run shows of itself, in the first process.
 
     Raises:
@@ -92,14 +95,16 @@ class TrainingRun:
         self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
         self.generator = torch.Generator(device)
-        self.median = torch.from_numpy(np.median(sample, 0).astype(np.uint8)).to(device)
+        self.medians = folder.medians()
         # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
         count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))
         counts = folder.episodes()
         count = min(count, sum(counts[episode] for episode in self.held_out_episodes))
-        self.held_out = next(folder.batches_and_changes(count, self.held_out_episodes, seed=config.seed))
+        batches = folder.batches_and_foreground(count, self.medians, self.held_out_episodes, seed=config.seed)
+        self.held_out = next(batches)
         self.shown = folder.sample(PICTURE_FRAMES, self.held_out_episodes, config.seed)
         self.weighted_variance = torch.tensor(0.0, device=device)
+        self.gradient_norm = torch.tensor(0.0, device=device)
         self.step, self.seconds = 0, 0.0
         self.best: dict[str, Tensor] = {}
         self.best_loss, self.best_step, self.waited = math.inf, 0, 0
@@ -109,16 +114,16 @@ class TrainingRun:
     def train(self, bar: Bar, stop: threading.Event) -> bool:
         """Take the remaining steps; return whether some process was told to stop before."""
         config = self.config
-        batches = self.folder.batches_and_changes(
-            config.batch_size, self.episodes, seed=config.seed, skip=self.step
+        batches = self.folder.batches_and_foreground(
+            config.batch_size, self.medians, self.episodes, seed=config.seed, skip=self.step
         )
         mine = share(self.fabric, config.batch_size)
         saved = begun = time.monotonic()
         spent = self.seconds
         while self.step < config.steps and not (config.patience and self.waited >= config.patience):
             # Every process draws the whole batch, which costs next to nothing, and takes its share.
-            frames, changed = (torch.from_numpy(a[mine]).to(self.fabric.device) for a in next(batches))
-            row = self.take_step(frames, changed, stop)
+            frames, foreground = (torch.from_numpy(a[mine]).to(self.fabric.device) for a in next(batches))
+            row = self.take_step(frames, foreground, stop)
             if row is None:
                 return True
             self.seconds = spent + time.monotonic() - begun
@@ -139,7 +144,7 @@ class TrainingRun:
                 saved = time.monotonic()
         return False
 
-    def take_step(self, frames: Tensor, changed: Tensor, stop: threading.Event) -> Row | None:
+    def take_step(self, frames: Tensor, foreground: Tensor, stop: threading.Event) -> Row | None:
         """Take a step on this process's share of a batch; ``None``, and no step, when told to stop."""
         config, vae = self.config, self.vae
         rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
@@ -147,7 +152,7 @@ class TrainingRun:
         beta = config.beta * (min(1.0, self.step / warmup) if warmup else 1.0)
         # What running the model changes, to put it back where the step is not taken.
         norms = {buffer: buffer.clone() for name, buffer in vae.named_buffers() if ".norm" in name}
-        parts = self._terms(frames, changed, self._noise(config.batch_size, self.step))
+        parts = self._terms(frames, foreground, self._noise(config.batch_size, self.step))
         sums, stops = _sums(parts), torch.tensor(float(stop.is_set()), device=frames.device)
         sum_over_processes(self.fabric, [sums, stops])
         if stops:
@@ -176,6 +181,13 @@ class TrainingRun:
             )
         for buffer, value in variances.items():
             buffer.copy_(value)
+        # Adam remembers one huge gradient, as of a batch with a flash, for a thousand steps.
+        limit = MAX_GRADIENT * self.gradient_norm if self.step else norm
+        if norm > limit:
+            for parameter in vae.parameters():
+                if parameter.grad is not None:
+                    parameter.grad *= limit / norm
+        self.gradient_norm.mul_(keep).add_((1 - keep) * torch.minimum(norm, limit))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -191,13 +203,12 @@ class TrainingRun:
             "learning_rate": rate,
         }
 
-    def _terms(self, frames: Tensor, changed: Tensor, noise: Tensor) -> Terms:
+    def _terms(self, frames: Tensor, foreground: Tensor, noise: Tensor) -> Terms:
         with self.fabric.autocast():
             return terms(
                 self.vae,
                 frames,
-                median=self.median,
-                changed=changed,
+                foreground=foreground,
                 foreground_weight=self.config.foreground_weight,
                 noise=noise,
             )
@@ -234,15 +245,16 @@ class TrainingRun:
         """Return the objective on held-out frames, the KL with its full weight."""
         size, width = self.config.batch_size, 2 + 3 * self.config.latent_dim
         sums = torch.zeros(width, dtype=torch.float64, device=self.fabric.device)
-        frames, changed = (torch.from_numpy(array) for array in self.held_out)
+        frames, foreground = (torch.from_numpy(array) for array in self.held_out)
         self.vae.eval()
         for start in range(0, len(frames), size):
             rows = len(frames[start : start + size])
             mine = share(self.fabric, rows)
-            batch, moved = (a[start : start + size][mine].to(self.fabric.device) for a in (frames, changed))
+            rows_of = (a[start : start + size][mine] for a in (frames, foreground))
+            batch, kinds = (part.to(self.fabric.device) for part in rows_of)
             noise = self._noise(rows, -1 - start)
             if len(batch):
-                sums += _sums(self._terms(batch, moved, noise))
+                sums += _sums(self._terms(batch, kinds, noise))
         self.vae.train()
         sum_over_processes(self.fabric, [sums])
         means = Means.of(sums, len(frames))
@@ -267,7 +279,7 @@ class TrainingRun:
         tensors = {f"vae.{name}": tensor for name, tensor in self.vae.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= optimizer_tensors(self.vae, self.optimizer)
-        tensors["weighted_variance"] = self.weighted_variance
+        tensors |= {"weighted_variance": self.weighted_variance, "gradient_norm": self.gradient_norm}
         progress = {name: getattr(self, name) for name in _PROGRESS}
         progress["history"] = self.monitor.history
         write_checkpoint(self.config.out, self.identity, tensors, progress)
@@ -284,6 +296,7 @@ class TrainingRun:
         self.vae.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("vae.")})
         load_optimizer_tensors(self.vae, self.optimizer, tensors)
         self.weighted_variance.copy_(tensors["weighted_variance"])
+        self.gradient_norm.copy_(tensors["gradient_norm"])
         self.best = {k[5:]: v.to(self.fabric.device) for k, v in tensors.items() if k.startswith("best.")}
         for name in _PROGRESS:
             setattr(self, name, progress[name])

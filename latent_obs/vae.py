@@ -27,6 +27,8 @@ from latent_obs.frames import FRAME_BYTES
 MIN_VARIANCE = (1 / 255) ** 2 / 12
 # The emphasis on foreground pixels is full up to this share of a frame, and bounded above it.
 EMPHASIS_SHARE = 0.05
+# Far above the prior's 0.
+MAX_LOG_VARIANCE = 4.0
 
 
 class VAE(nn.Module):
@@ -169,8 +171,7 @@ def terms(
     vae: VAE,
     frames: Tensor,
     *,
-    median: Tensor | None = None,
-    changed: Tensor | None = None,
+    foreground: Tensor | None = None,
     foreground_weight: float = 0.0,
     sample: bool = True,
     generator: torch.Generator | None = None,
@@ -181,12 +182,9 @@ def terms(
     Args:
         vae: The model.
         frames: ``uint8``, shape (N, 64, 64, 3).
-        median: The per-pixel median frame, ``uint8`` of shape (64, 64, 3); pixels that differ
-            from it are foreground.
-        changed: Which pixels differ from those of the frame before or after, shape (N, 64, 64);
-            they are foreground too. The score differs from the median and stands still, the ball
-            moves, so that this is most of the ball's weight.
-        foreground_weight: Weight that either kind of foreground adds to the 1 of all pixels' errors;
+        foreground: Kinds of foreground of each frame, masks of shape (N, kinds, 64, 64), as
+            :meth:`~latent_obs.FramesFolder.batches_and_foreground` gives them.
+        foreground_weight: Weight that each kind of foreground adds to the 1 of all pixels' errors;
             lowered in frames with more than 5% of that kind in proportion, so that a scene that
             changes as a whole does not drown the small objects of all others.
         sample: Decode a sample of the posterior rather than its mean.
@@ -195,27 +193,38 @@ def terms(
             caller has drawn it.
     """
     mean, log_variance = vae.encode(frames)
-    latents = mean
+    variance, latents = bounded_exp(log_variance), mean
     if sample:
         if noise is None:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        latents = mean + noise * (log_variance / 2).exp()
+        latents = mean + noise * variance.sqrt()
     error = (vae.decode_logits(latents).sigmoid() - as_images(frames)).square()  # (N, 3, 64, 64)
     squared_error = weighted_error = error.sum((1, 2, 3))
-    if foreground_weight:
-        moving = [] if median is None else [(frames != median).any(-1)]  # (N, 64, 64)
-        moving += [] if changed is None else [changed]
-        if moving:
-            emphasis = sum(_emphasis(kind) for kind in moving)
-            weighted_error = squared_error + foreground_weight * (error.sum(1) * emphasis).sum((1, 2))
-    kl = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    if foreground_weight and foreground is not None:
+        emphasis = _emphasis(foreground).sum(1)
+        weighted_error = squared_error + foreground_weight * (error.sum(1) * emphasis).sum((1, 2))
+    kl = 0.5 * (mean.square() + variance - 1 - log_variance)
     return Terms(squared_error, weighted_error, kl, mean)
 
 
+def bounded_exp(log_variance: Tensor) -> Tensor:
+    """Return the exponential, which goes on as its tangent above ``MAX_LOG_VARIANCE``.
+
+    No posterior is wider than the prior by choice. But a rare frame unlike all others, such as a flash,
+    can get a log-variance of 80, whose exponential and gradient would ruin the weights.
+
+    Example:
+        >>> [round(float(x), 1) for x in bounded_exp(torch.tensor([0.0, 4.0, 5.0]))]
+        [1.0, 54.6, 109.2]
+    """
+    bounded = log_variance.clamp(max=MAX_LOG_VARIANCE)
+    return bounded.exp() * (1 + log_variance - bounded)
+
+
 def _emphasis(foreground: Tensor) -> Tensor:
-    """Return 1 on the foreground, less where it is more than 5% of a frame; float32 (N, 64, 64)."""
+    """Return 1 on the foreground, less where it is more than 5% of a frame; float32, of its shape."""
     foreground = foreground.float()
-    share = foreground.mean((1, 2), keepdim=True)
+    share = foreground.mean((-2, -1), keepdim=True)
     return foreground * (EMPHASIS_SHARE / share.clamp(min=EMPHASIS_SHARE))
 
 

@@ -21,8 +21,10 @@ def write_shard(
     spec: FrameSpec | None = None,
     commit: bool = True,
     action: pa.DataType | None = None,
+    env_id: str = "",
 ) -> ShardWriter:
-    metadata = {"frame_spec": (spec or FrameSpec()).to_json(), "source": {}, "worker": 0}
+    source = {"env_id": env_id} if env_id else {}
+    metadata = {"frame_spec": (spec or FrameSpec()).to_json(), "source": source, "worker": 0}
     writer = ShardWriter(path, action or pa.int64(), metadata)
     for row, (episode, frame) in enumerate(zip(episodes, frames, strict=True)):
         first = row == 0 or episodes[row - 1] != episode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,3 +158,28 @@ def test_closing_a_loader_closes_its_files(
     batches.close()
     assert opened
     assert all(file.closed for file in opened)
+
+
+def test_the_foreground_is_what_differs_from_the_games_own_median_and_what_changes(tmp_path: Path) -> None:
+    """Two games of 40 frames whose backgrounds differ; in each a score stands still and a ball moves."""
+    for game, background in enumerate((10, 200)):
+        frames = np.full((40, 64, 64, 3), background, np.uint8)
+        frames[30:, 0, :10] = 99  # the score of the last quarter
+        frames[np.arange(40), 20, np.arange(40)] = 99  # the ball
+        path = tmp_path / f"part-{game:03d}-00000.parquet"
+        write_shard(path, [1000 * game + i // 20 for i in range(40)], frames, env_id=f"game-{game}")
+    folder = FramesFolder(tmp_path)
+    medians = folder.medians()
+    assert {name: frame[5, 5].tolist() for name, frame in medians.items()} == {
+        "game-0": [10] * 3,
+        "game-1": [200] * 3,
+    }
+    frames, masks = next(folder.batches_and_foreground(80, medians))
+    assert masks.shape == (80, 2, 64, 64)
+    np.testing.assert_array_equal(masks[:, 0], (frames == 99).any(-1))
+    # The ball, and where it was and will be; at either end of an episode one of the two. The score
+    # appears between two frames.
+    moving = masks[:, 1, 20].sum(1)
+    assert sorted(moving.tolist()) == [2] * 8 + [3] * 72
+    assert masks[:, 1, 0, :10].all(1).sum() == 4
+    assert not masks[:, 1, 1:20].any()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import safetensors
+import torch
 
 from latent_obs.batch_norm import fold
 from latent_obs.checkpoint import CHECKPOINT
@@ -23,8 +25,9 @@ from latent_obs.encoder import load_encoder
 from latent_obs.encoder_folder import read_config, read_tensors
 from latent_obs.evaluate import load_vae, reconstruct
 from latent_obs.frames import FrameSpec
+from latent_obs.processes import make_fabric
 from latent_obs.train import TrainConfig, train_vae
-from latent_obs.training_run import HELD_OUT, TrainingRun
+from latent_obs.training_run import HELD_OUT, Means, TrainingRun, _sums
 from tests.conftest import save_encoder
 
 # A test that takes a few steps may well end collapsed; that this is announced has its own test.
@@ -298,6 +301,31 @@ def test_processes_report_their_errors(quick: TrainConfig) -> None:
     """An error in a process that Fabric started arrives as itself."""
     with pytest.raises(FloatingPointError, match="Lower --learning-rate"):
         train_vae(replace(quick, foreground_weight=1e38, devices=2), progress=False)
+
+
+def test_a_flash_does_not_throw_training_back(quick: TrainConfig) -> None:
+    """A batch of noise has a gradient many times the usual one, and moves the weights no more than others."""
+    run = TrainingRun(make_fabric(1, 1, "float32"), quick, FramesFolder(quick.data), {})
+    batches, stop = run.folder.batches_and_foreground(32, run.medians, run.episodes), threading.Event()
+    for _ in range(40):
+        frames, foreground = map(torch.from_numpy, next(batches))
+        run.take_step(frames, foreground, stop)
+    usual, norms = float(run.gradient_norm), []
+    weights = [parameter for parameter in run.vae.parameters() if parameter.grad is not None]
+    for flash in (False, True):
+        frames, foreground = map(torch.from_numpy, next(batches))
+        if flash:
+            frames = torch.from_numpy(
+                np.random.default_rng(0).integers(0, 256, frames.shape).astype(np.uint8)
+            )
+        parts = run._terms(frames, foreground, run._noise(32, run.step))
+        run._backward(parts, Means.of(_sums(parts), 32), run.weighted_variance, 1.0)
+        norms.append(float(torch.stack([w.grad.norm() for w in weights]).norm()))  # type: ignore[union-attr]
+        run.take_step(frames, foreground, stop)
+        taken = float(torch.stack([w.grad.norm() for w in weights]).norm())  # type: ignore[union-attr]
+        assert taken <= 2 * usual * 1.05
+    assert norms[1] > 5 * norms[0], "else the flash would be none"
+    assert float(run.gradient_norm) < 1.1 * usual
 
 
 def test_a_loss_that_is_not_finite_stops_training(quick: TrainConfig) -> None:

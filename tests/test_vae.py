@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from latent_obs.encoder_folder import VAEConfig
-from latent_obs.vae import EMPHASIS_SHARE, VAE, floored_kl, gaussian_nll, init_output_bias, terms
+from latent_obs.vae import (
+    EMPHASIS_SHARE,
+    MAX_LOG_VARIANCE,
+    VAE,
+    bounded_exp,
+    floored_kl,
+    gaussian_nll,
+    init_output_bias,
+    terms,
+)
 from tests.conftest import TINY_VAE, random_tensors
 
 
@@ -59,7 +68,7 @@ def test_foreground_pixels_weigh_more_up_to_a_bound(frames: Any) -> None:
     parts = terms(
         vae,
         torch.from_numpy(batch),
-        median=torch.from_numpy(median),
+        foreground=torch.from_numpy((batch != median).any(-1)[:, None]),
         foreground_weight=20.0,
         sample=False,
     )
@@ -68,6 +77,20 @@ def test_foreground_pixels_weigh_more_up_to_a_bound(frames: Any) -> None:
     extra = [0.0, 20 * error[1, 10:12, 20:24].sum(), 20 * EMPHASIS_SHARE * error[2].sum()]
     np.testing.assert_allclose(parts.weighted_error, error.sum((1, 2, 3)) + extra, rtol=1e-4)
     np.testing.assert_allclose(parts.squared_error, error.sum((1, 2, 3)), rtol=1e-4)
+
+
+def test_a_wild_log_variance_keeps_the_objective_and_its_gradient_finite() -> None:
+    """Below the bound it is the exponential; a log-variance of 86 was seen on a flash in Pong."""
+    usual = torch.linspace(-20, MAX_LOG_VARIANCE, 50)
+    torch.testing.assert_close(bounded_exp(usual), usual.exp())
+    wild = torch.tensor([MAX_LOG_VARIANCE, MAX_LOG_VARIANCE + 1e-3, 86.0], requires_grad=True)
+    values = bounded_exp(wild)
+    values.sum().backward()  # type: ignore[no-untyped-call]
+    assert wild.grad is not None
+    tangent = math.exp(MAX_LOG_VARIANCE)
+    torch.testing.assert_close(wild.grad, torch.full((3,), tangent))
+    assert values[1].item() == pytest.approx(tangent * 1.001)
+    assert values[2].item() < 100 * tangent
 
 
 def test_free_bits_take_the_gradient_of_what_lies_below_the_floor() -> None:

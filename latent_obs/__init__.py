@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
     from latent_obs.export import ExportConfig, export_encoder
     from latent_obs.frames import FrameSpec, preprocess
+    from latent_obs.hub import PullConfig, PushConfig, pull_encoder, push_encoder
     from latent_obs.latents import LatentsFolder
     from latent_obs.train import TrainConfig, train_vae
     from latent_obs.vae import VAE
@@ -53,6 +54,8 @@ __all__ = [
     "LatentObservationWrapper",
     "LatentsFolder",
     "MergeConfig",
+    "PullConfig",
+    "PushConfig",
     "SplitConfig",
     "TrainConfig",
     "VAEConfig",
@@ -66,6 +69,8 @@ __all__ = [
     "load_encoder",
     "merge_frames",
     "preprocess",
+    "pull_encoder",
+    "push_encoder",
     "split_frames",
     "train_vae",
     "visualize_encoder",
@@ -82,6 +87,7 @@ _HOME = {
     "evaluate": ("EvaluateConfig", "evaluate_encoder"),
     "export": ("ExportConfig", "export_encoder"),
     "frames": ("FrameSpec", "preprocess"),
+    "hub": ("PullConfig", "PushConfig", "pull_encoder", "push_encoder"),
     "latents": ("LatentsFolder",),
     "train": ("TrainConfig", "train_vae"),
     "encoder_folder": ("VAEConfig",),

@@ -19,6 +19,7 @@ HEAVY = {
     "ale_py",
     "cv2",
     "tyro",
+    "huggingface_hub",
 }
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from latent_obs.dataset import FramesFolder
+from latent_obs.encoder import encoder_name
 from latent_obs.encoder_folder import EncoderConfig, write_atomically
 from latent_obs.evaluate import (
     STRETCH,
@@ -93,7 +94,7 @@ def card_page(
         _probe(report),
         _about(report),
     ]
-    title = f"Report card of {Path(report['encoder']).name}"
+    title = f"Report card of {encoder_name(report['encoder'])}"
     return f"""<!doctype html>
 <html lang="en">
 <head>

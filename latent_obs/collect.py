@@ -34,6 +34,7 @@ from latent_obs.shards import Shard, action_type, read_shard
 from latent_obs.sources import open_env
 from latent_obs.storage import Location, list_files, locked, make_folder, parse_location, shown
 from latent_obs.workers import Plan, Tally, collect_share, found_shards
+from latent_obs.wrappers import NORMALIZE
 
 # Seconds after the parent's death in which a worker may finish its shard.
 _ORPHAN_SECONDS = 5.0
@@ -59,7 +60,9 @@ class CollectConfig:
     random:0.5,sticky:0.5 draws one of them for each episode with these weights"""
     policy_encoder: str | None = None
     """the encoder on whose latents the Stable-Baselines3 model was trained: auto, a bundled one's name,
-    or an encoder folder"""
+    an encoder folder, or hf://USER/NAME"""
+    policy_normalize: bool = NORMALIZE
+    """that model was trained with normalize=True, on latents of zero mean and unit variance"""
     seed: int = 0
     """seed of environments and policies; the same seed gives the same frames"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -81,6 +84,11 @@ class CollectConfig:
             raise ValueError(f"shard_rows must be at most {_MAX_SHARD_ROWS:,}, got {self.shard_rows:,}.")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
+        if self.policy_normalize != NORMALIZE and self.policy_encoder is None:
+            raise ValueError(
+                f"policy_normalize={self.policy_normalize} is about the latents of the policy's encoder, but "
+                "there is none: name it with --policy-encoder, or leave --policy-normalize out."
+            )
         self.frame_spec  # noqa: B018  # an invalid crop is reported here
 
     @property
@@ -123,7 +131,7 @@ def collect_frames(config: CollectConfig, *, progress: bool = True) -> FramesFol
     try:
         check_frame_space(env.observation_space, "latent-obs collect")
         action_type(env.action_space)
-        make_policy(config.policy, env, config.policy_encoder)
+        make_policy(config.policy, env, config.policy_encoder, config.policy_normalize)
         files = policy_files(config.policy, env, config.policy_encoder)
         obs, _ = env.reset(seed=config.seed)
         preprocess(obs, config.frame_spec)
@@ -155,6 +163,7 @@ def _plan(config: CollectConfig, out: Location, files: dict[str, str] | None) ->
         "frame_spec": config.frame_spec.to_json(),
         "policy": config.policy,
         "policy_encoder": config.policy_encoder,
+        "policy_normalize": None if config.policy_encoder is None else config.policy_normalize,
         "policy_files": files,
         "seed": config.seed,
         "workers": workers,

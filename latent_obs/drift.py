@@ -30,7 +30,7 @@ class Drift:
     """The drift of a running window of latents.
 
     Args:
-        encoder: Its config holds the mean and standard deviation over the training frames.
+        encoder: It knows the mean and standard deviation of its latents over the training frames.
         window: Latents, of all environments together, in the window.
         threshold: Nats per dimension above which the latents have left the training distribution.
 
@@ -60,8 +60,7 @@ class Drift:
         if not threshold > 0:
             raise ValueError(f"threshold must be positive, got {threshold}.")
         self.encoder, self.threshold = encoder, threshold
-        self.mean = np.asarray(encoder.config.latents["mean"], np.float32)
-        self.std = np.asarray(encoder.config.latents["std"], np.float32)
+        self.mean, self.std = encoder.statistics  # scaled as the latents are, so the drift is the same
         self._active = np.square(self.std) > ACTIVE_VARIANCE
         if not self._active.any():
             raise ValueError(f"The encoder {encoder.ref} has collapsed: no dimension varied in training.")

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from latent_obs.dataset import FramesFolder
-from latent_obs.encoder import Encoder, find_encoder, load_encoder
+from latent_obs.encoder import Encoder, encoder_name, find_encoder, load_encoder
 from latent_obs.frames import Frames
 from latent_obs.latents import FORMAT, ROW_GROUP, VERSION, LatentsFolder, latents_schema
 from latent_obs.progress import progress_bar, stop_on_signals
@@ -34,7 +34,7 @@ class EncodeConfig:
     frames: str | Path
     """frames folder"""
     encoder: str
-    """name of a bundled encoder, or encoder folder"""
+    """name of a bundled encoder, encoder folder, or hf://USER/NAME"""
     out: Path = Path("latents")
     """latents folder to write; an interrupted run of the same command goes on"""
     num_threads: int | None = None
@@ -125,7 +125,7 @@ def _describe(encoder: Encoder) -> dict[str, Any]:
     """Return what tells one encoder from another, and how it ran."""
     weights = find_encoder(encoder.ref)[1] / "model.safetensors"
     return {
-        "name": Path(encoder.ref).name,
+        "name": encoder_name(encoder.ref),
         "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "latent_dim": encoder.latent_dim,
         "backend": encoder.backend,

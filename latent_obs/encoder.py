@@ -32,6 +32,7 @@ Device = Literal["cpu", "cuda"]
 _Run = Callable[[Frames], Latents]
 
 PRETRAINED = Path(__file__).parent / "pretrained"
+HUB_PREFIX = "hf://"
 
 
 class Encoder:
@@ -41,11 +42,12 @@ class Encoder:
     and survives ``fork``. Build one with :func:`load_encoder`.
 
     Attributes:
-        ref: Name or folder of the encoder.
+        ref: What finds the encoder again: its name, its folder, or ``hf://USER/NAME``.
         config: The content of the encoder folder's ``config.json``.
         backend: ``"openvino"`` or ``"torch"``.
         device: ``"cpu"`` or ``"cuda"``.
         num_threads: Threads of one call on the CPU.
+        normalize: Whether latents are scaled to zero mean and unit variance over the training frames.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Encoder:
         self.backend: Backend = options["backend"]
         self.device: Device = options["device"]
         self.num_threads: int = options["num_threads"]
+        self.normalize: bool = options["normalize"]
         self._wanted: Precision | Literal["auto"] = options["precision"]
         self._precision: Precision | None = None
         self._run: _Run | None = None
@@ -83,12 +86,28 @@ class Encoder:
         return self._precision
 
     @property
+    def statistics(self) -> tuple[Latents, Latents]:
+        """Mean and standard deviation of its latents over the training frames, ``(latent_dim,)`` each.
+
+        With :attr:`normalize` they are 0 and 1, but for the deviation of inactive dimensions.
+        """
+        mean, std = np.array(self.config.latents["mean"]), np.array(self.config.latents["std"])
+        if self.normalize:
+            shift, scale = self.config.scaling
+            mean, std = (mean - shift) / scale, std / scale
+        return mean.astype(np.float32), std.astype(np.float32)
+
+    @property
     def spec(self) -> str | dict[str, Any]:
         """JSON that makes this encoder again: its ``ref``, or the arguments of :func:`load_encoder`."""
-        options: dict[str, Any] = {"precision": self._wanted, "num_threads": self.num_threads}
+        options: dict[str, Any] = {
+            "precision": self._wanted,
+            "num_threads": self.num_threads,
+            "normalize": self.normalize,
+        }
+        defaults = {"precision": "auto", "num_threads": 1, "normalize": False}
         if self.backend != _choose_backend("auto", "auto") or self.device != "cpu":
             options |= {"backend": self.backend, "device": self.device}
-        defaults = {"precision": "auto", "num_threads": 1}
         return self.ref if options == defaults else {"ref": self.ref, **options}
 
     def __call__(self, frames: Frames) -> Latents:
@@ -100,8 +119,9 @@ class Encoder:
 
         Returns:
             The posterior means, float32 of shape ``(latent_dim,)`` or ``(N, latent_dim)``; a
-            new array each time, unbounded, near standard normal over the training frames. A
-            frame's latent does not depend on the others in its batch.
+            new array each time, unbounded. With :attr:`normalize` each dimension has zero mean
+            and unit variance over the training frames. A frame's latent does not depend on the
+            others in its batch.
 
         Raises:
             ValueError: If ``frames`` has another dtype or shape.
@@ -125,7 +145,7 @@ class Encoder:
         Returns:
             Mean and natural logarithm of the variance, each float32 of shape ``(latent_dim,)`` or
             ``(N, latent_dim)``, computed in :attr:`precision`. The mean is what calling the
-            encoder returns.
+            encoder returns without :attr:`normalize`, which changes nothing here.
 
         Raises:
             ValueError: If ``frames`` has another dtype or shape.
@@ -156,7 +176,7 @@ class Encoder:
         if self._run is None:
             from latent_obs import runtimes
 
-            vae, tensors, wanted, threads = self.config.vae, self._tensors, self._wanted, self.num_threads
+            vae, tensors, wanted, threads = self.config.vae, self._scaled(), self._wanted, self.num_threads
             if self.backend == "openvino":
                 compiled = runtimes.compile_openvino(
                     vae, tensors, self._calibration, wanted, threads, self.ref
@@ -167,6 +187,15 @@ class Encoder:
             _compiled.add(self)
         return self._run
 
+    def _scaled(self) -> Tensors:
+        """Return the weights to run: ``normalize`` is folded into those of the mean, where it is free."""
+        if not self.normalize:
+            return self._tensors
+        shift, scale = self.config.scaling
+        weight, bias = self._tensors["mean.weight"] / scale[:, None], self._tensors["mean.bias"] - shift
+        folded = {"mean.weight": weight, "mean.bias": bias / scale}
+        return {**self._tensors, **{name: value.astype(np.float32) for name, value in folded.items()}}
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the compiled network behind: it is a native handle."""
         return {**self.__dict__, "_run": None, "_posterior": None}
@@ -175,7 +204,7 @@ class Encoder:
         """Return the call that makes this encoder."""
         return (
             f"load_encoder({self.ref!r}, backend={self.backend!r}, precision={self._wanted!r}, "
-            f"device={self.device!r}, num_threads={self.num_threads})"
+            f"device={self.device!r}, num_threads={self.num_threads}, normalize={self.normalize})"
         )
 
 
@@ -194,11 +223,14 @@ def load_encoder(
     precision: Precision | Literal["auto"] = "auto",
     device: Device | Literal["auto"] = "auto",
     num_threads: int = 1,
+    normalize: bool = False,
 ) -> Encoder:
     """Load a frozen encoder.
 
     Args:
-        ref: Name of a bundled encoder (see :func:`list_encoders`) or path of an encoder folder.
+        ref: Name of a bundled encoder (see :func:`list_encoders`), path of an encoder folder, or a
+            string ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` for one on the Hugging Face Hub.
+            The revision is a branch, a tag or a commit; only a commit always names the same weights.
         backend: ``"openvino"`` or ``"torch"``; ``"auto"`` takes OpenVINO where it is installed,
             and torch on CUDA.
         precision: ``"float32"``, ``"bfloat16"`` or ``"int8"``. ``"auto"`` takes the fastest whose
@@ -209,12 +241,16 @@ def load_encoder(
             frames at a time.
         num_threads: Threads of one call on the CPU. One is right for a wrapper, of which there
             are many.
+        normalize: Scale latents to zero mean and unit variance over the encoder's training frames,
+            dimension by dimension. Inactive dimensions, whose variance is at most 0.01, are
+            centred but not scaled. :meth:`Encoder.posterior` is never scaled.
 
     Raises:
         FileNotFoundError: If there is no such encoder.
         ValueError: If the folder is damaged, its files do not fit each other, or the options
             contradict each other.
-        ImportError: If the backend is not installed.
+        ImportError: If the backend is not installed, or ``huggingface_hub`` for one on the Hub.
+        OSError: If the Hub refuses access, or cannot be reached and the cache does not have it.
 
     Warns:
         RuntimeWarning: If the encoder is known to have collapsed; at the first call, if a precision
@@ -229,6 +265,8 @@ def load_encoder(
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     if num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}.")
+    if not isinstance(normalize, bool):
+        raise ValueError(f"normalize must be True or False, got {normalize!r}.")
     backend = _choose_backend(backend, device)
     if device == "cuda" and backend == "openvino":
         raise ValueError("OpenVINO runs on the CPU; for device='cuda' use backend='torch'.")
@@ -254,28 +292,33 @@ def load_encoder(
         "precision": precision,
         "device": "cpu" if device == "auto" else device,
         "num_threads": num_threads,
+        "normalize": normalize,
     }
     return Encoder(name, config, tensors, calibration, options)
 
 
 def list_encoders() -> dict[str, EncoderConfig]:
-    """Return the bundled encoders by name.
+    """Return the bundled encoders by name, versions of one in order.
 
     Example:
         >>> all(config.vae.latent_dim == 32 for config in list_encoders().values())
         True
     """
-    return {path.parent.name: read_config(path.parent) for path in sorted(PRETRAINED.glob("*/config.json"))}
+    names = sorted((path.parent.name for path in PRETRAINED.glob("*/config.json")), key=_family_and_version)
+    return {name: read_config(PRETRAINED / name) for name in names}
 
 
 def resolve_auto(source: FrameSource) -> str:
-    """Name the bundled encoder that was trained on an environment.
+    """Name the most specific bundled encoder for an environment.
+
+    That is the newest one trained on this environment alone, else for ALE games the newest general one
+    for Atari, else the newest for any image.
 
     Args:
         source: The environment to be wrapped. An ALE game is known by its name, whatever the id.
 
-    Raises:
-        ValueError: If no bundled encoder fits.
+    Warns:
+        UserWarning: Once for each environment in a process, where it is a general one.
 
     Example:
         >>> resolve_auto(FrameSource("PongNoFrameskip-v4", {}, {"game": "pong"}))
@@ -283,29 +326,49 @@ def resolve_auto(source: FrameSource) -> str:
     """
     bundled = list_encoders()
     game = source.emulator.get("game")
-    names = [
-        name
-        for name, config in bundled.items()
-        if (game and game == config.source.emulator.get("game")) or config.source.env_id == source.env_id
-    ]
-    if not names:
-        env_id = source.env_id or "ENV"
-        raise ValueError(
-            f"No bundled encoder was trained on {env_id} (there are: {', '.join(bundled) or 'none'}). "
-            f"Train one: latent-obs demo --env {env_id}, and pass its folder as encoder=."
+    for name, config in reversed(bundled.items()):
+        if (game and game == config.source.emulator.get("game")) or config.source.env_ids == (source.env_id,):
+            return name
+    families = {_family_and_version(name)[0]: name for name in bundled}  # the newest of each
+    name = families["atari" if game else "general"]
+    env_id = source.env_id or "an environment without an id"
+    if env_id not in _told:
+        _told.add(env_id)
+        among = source.env_id in bundled[name].source.env_ids
+        warnings.warn(
+            f"No bundled encoder was trained on {env_id} alone: encoder='auto' takes {name}, which was "
+            f"trained on {'it among others' if among else 'others'}; latent-obs card {name} says what it "
+            f"keeps. Train one (latent-obs demo --env {source.env_id or 'ENV'}) and pass its folder as "
+            f"encoder=, or name {name} yourself.",
+            UserWarning,
+            stacklevel=3,
         )
-    return names[-1]  # the newest version
+    return name
+
+
+_told: set[str] = set()
+
+
+def _family_and_version(name: str) -> tuple[str, int]:
+    family, _, version = name.rpartition("-v")
+    return (family, int(version)) if family and version.isdigit() else (name, -1)
 
 
 def find_encoder(ref: str | Path) -> tuple[str, Path]:
     """Return the reference that finds the encoder from anywhere, and its folder.
 
     Args:
-        ref: Name of a bundled encoder or path of an encoder folder.
+        ref: Name of a bundled encoder, path of an encoder folder, or ``hf://USER/NAME`` or
+            ``hf://USER/NAME@REVISION``, which is fetched where it is missing or has changed.
 
     Raises:
-        FileNotFoundError: If there is neither.
+        FileNotFoundError: If there is none.
+        OSError, ValueError, ImportError: As :func:`latent_obs.hub.fetch` does, for one on the Hub.
     """
+    if isinstance(ref, str) and ref.startswith(HUB_PREFIX):
+        from latent_obs.hub import fetch
+
+        return ref, fetch(ref)
     folder = PRETRAINED / str(ref)
     if isinstance(ref, str) and ref == Path(ref).name and (folder / "config.json").is_file():
         return ref, folder
@@ -314,9 +377,21 @@ def find_encoder(ref: str | Path) -> tuple[str, Path]:
         raise FileNotFoundError(
             f"There is no encoder {str(ref)!r}: neither a bundled one "
             f"({', '.join(list_encoders()) or 'none'}) nor a folder. Train one: "
-            "latent-obs train FRAMES --out FOLDER"
+            "latent-obs train FRAMES --out FOLDER. One on the Hugging Face Hub is hf://USER/NAME."
         )
     return str(folder), folder
+
+
+def encoder_name(ref: str | Path) -> str:
+    """Return the short name of an encoder, for titles and names of files.
+
+    Example:
+        >>> encoder_name("hf://user/pong@main"), encoder_name("runs/breakout"), encoder_name("pong-v0")
+        ('pong', 'breakout', 'pong-v0')
+    """
+    if isinstance(ref, str) and ref.startswith(HUB_PREFIX):
+        return ref.removeprefix(HUB_PREFIX).partition("@")[0].rpartition("/")[2]
+    return Path(ref).expanduser().resolve().name
 
 
 def _choose_backend(backend: Backend | Literal["auto"], device: str) -> Backend:

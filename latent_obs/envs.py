@@ -50,6 +50,7 @@ def make_env(
     encoder: EncoderLike = "auto",
     *,
     stack: int = 1,
+    normalize: bool | None = None,
     **kwargs: Any,
 ) -> gym.Env[Any, Any]:
     """Make an environment whose observations are latents: the entry point of the ids.
@@ -59,10 +60,12 @@ def make_env(
         encoder: As :class:`latent_obs.LatentObservationWrapper` takes it. As a string or a
             dictionary it lets ``env.spec`` travel as JSON.
         stack: Latents of the last ``stack`` observations, concatenated.
+        normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
         **kwargs: For the environment with images.
 
     Raises:
-        ValueError: If ``encoder="auto"`` and no bundled encoder was trained on this environment.
+        ValueError: If ``encoder="auto"`` and no bundled encoder was trained on this environment, or
+            ``encoder`` says otherwise than ``normalize``.
         ImportError: If the environment's package is not installed.
 
     Example:
@@ -78,7 +81,7 @@ def make_env(
     create: Any = load_env_creator(entry) if isinstance(entry, str) else entry
     env: gym.Env[Any, Any] = create(**{**spec.kwargs, **kwargs})
     env.unwrapped.spec = EnvSpec(spec.id, entry, kwargs={**spec.kwargs, **kwargs})
-    return LatentObservationWrapper(env, encoder, stack=stack)
+    return LatentObservationWrapper(env, encoder, stack=stack, normalize=normalize)
 
 
 def make_vec_env(
@@ -87,6 +90,7 @@ def make_vec_env(
     encoder: EncoderLike = "auto",
     *,
     stack: int = 1,
+    normalize: bool | None = None,
     max_episode_steps: int | None = None,
     subprocesses: bool = False,
     **kwargs: Any,
@@ -102,13 +106,15 @@ def make_vec_env(
         num_envs: Number of environments.
         encoder: As :class:`latent_obs.LatentObservationWrapper` takes it.
         stack: Latents of the last ``stack`` observations, concatenated.
+        normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
         max_episode_steps: Steps after which an episode is truncated; CarRacing's default is 1000.
         subprocesses: Step each environment in its own process. It pays where drawing the image is
             slow, as CarRacing's is. ALE's vector environment has threads (``num_threads``) instead.
         **kwargs: For the environments with images, and ``autoreset_mode``.
 
     Raises:
-        ValueError: If ``encoder="auto"`` and no bundled encoder was trained on this environment.
+        ValueError: If ``encoder="auto"`` and no bundled encoder was trained on this environment, or
+            ``encoder`` says otherwise than ``normalize``.
         ImportError: If the environment's package is not installed.
 
     Example:
@@ -121,7 +127,7 @@ def make_vec_env(
     from latent_obs.wrappers import open_encoder
 
     spec = _base_spec(env_id)
-    loaded = open_encoder(encoder, frame_source(spec))
+    loaded = open_encoder(encoder, frame_source(spec), normalize)
     envs: gym.vector.VectorEnv[Any, Any, Any]
     # A crop counts pixels of the plain environment's image.
     if spec.vector_entry_point and loaded.frame_spec.crop is None and not subprocesses:

@@ -32,7 +32,7 @@ class EvaluateConfig:
     """Measure an encoder on frames it was not trained on."""
 
     encoder: str | Path
-    """name of a bundled encoder, or encoder folder written by `latent-obs train`"""
+    """name of a bundled encoder, encoder folder written by `latent-obs train`, or hf://USER/NAME"""
     frames: str | Path = Path("frames")
     """frames folder; of the one it was trained on, only the held-out episodes are used"""
     out: Path = Path("report")
@@ -203,7 +203,7 @@ def load_vae(ref: str | Path) -> tuple[VAE, EncoderConfig]:
     """Load both halves of a saved VAE as a torch module, to look at or to fine-tune.
 
     Args:
-        ref: Name of a bundled encoder, or path of an encoder folder.
+        ref: As :func:`latent_obs.load_encoder` takes it.
 
     Raises:
         FileNotFoundError: If there is no such encoder, or it is incomplete.

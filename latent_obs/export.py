@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from latent_obs import __version__
-from latent_obs.encoder import find_encoder
+from latent_obs.encoder import encoder_name, find_encoder
 from latent_obs.encoder_folder import (
     CALIBRATION_FRAMES,
     EncoderConfig,
@@ -53,7 +53,7 @@ class ExportConfig:
     """Write an encoder and its decoder as ONNX files."""
 
     encoder: str
-    """name of a bundled encoder, or encoder folder written by `latent-obs train`"""
+    """name of a bundled encoder, encoder folder written by `latent-obs train`, or hf://USER/NAME"""
     out: Path = Path("exported")
     """folder for encoder.onnx and decoder.onnx"""
 
@@ -89,7 +89,7 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
     with torch.inference_mode():
         means = vae(torch.from_numpy(frames))
         latents, images = means.numpy(), vae.decode(means).numpy()
-    metadata = _metadata(folder.resolve().name, encoder)
+    metadata = _metadata(encoder_name(config.encoder), encoder)
     files = {}
     report: dict[str, Any] = {"frames": len(frames)}
     for name, build, given, expected in (

@@ -23,14 +23,18 @@ class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):
         env: A parallel environment. Each agent's observations are ``uint8`` RGB images.
         encoder: As :class:`latent_obs.LatentObservationWrapper` takes it, but for ``"auto"``: no
             encoder is bundled for PettingZoo's environments.
+        normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
 
     Raises:
-        ValueError: If an agent's observations are no RGB images, or the encoder is damaged.
+        ValueError: If an agent's observations are no RGB images, the encoder is damaged, or ``encoder``
+            says otherwise than ``normalize``.
         FileNotFoundError: If there is no such encoder.
     """
 
-    def __init__(self, env: ParallelEnv[Any, Any, Any], encoder: EncoderLike) -> None:
-        self.encoder = open_named_encoder(encoder, "LatentObservationWrapper")
+    def __init__(
+        self, env: ParallelEnv[Any, Any, Any], encoder: EncoderLike, *, normalize: bool | None = None
+    ) -> None:
+        self.encoder = open_named_encoder(encoder, "LatentObservationWrapper", normalize)
         super().__init__(env)
         self._spaces = {
             agent: latent_space(env.observation_space(agent), self.encoder, 1, None, f"Agent {agent!r}")

@@ -173,7 +173,8 @@ class SB3Policy:
         env: The environment that the model will act in; its spaces must be the model's.
         encoder: What the model's observations are latents of. It then sees what
             :class:`~latent_obs.LatentObservationWrapper` would show it; how many latents that
-            stacks follows from the model's observation space.
+            stacks follows from the model's observation space. Whether they were scaled does not: the
+            encoder's ``normalize`` must be the one of training.
 
     Raises:
         ValueError: If the file is no Stable-Baselines3 zip, or was trained on other spaces.
@@ -241,7 +242,9 @@ def _sb3_algorithm(path: Path) -> str:
     raise ValueError(f"{path} holds a policy of {module}; only Stable-Baselines3's own are known.")
 
 
-def make_policy(name: str, env: gym.Env[Any, Any], encoder: str | None = None) -> Policy:
+def make_policy(
+    name: str, env: gym.Env[Any, Any], encoder: str | None = None, normalize: bool | None = None
+) -> Policy:
     """Build a policy from its name.
 
     Args:
@@ -251,6 +254,7 @@ def make_policy(name: str, env: gym.Env[Any, Any], encoder: str | None = None) -
         env: The environment it will act in.
         encoder: Encoder whose latents the Stable-Baselines3 models were trained on, as
             :class:`~latent_obs.LatentObservationWrapper` takes it.
+        normalize: What that wrapper was given when they were trained; nothing in their files tells.
 
     Raises:
         ValueError: If the name is unknown or the policy does not fit the environment.
@@ -269,7 +273,7 @@ def make_policy(name: str, env: gym.Env[Any, Any], encoder: str | None = None) -
                 f"The policy {name!r} takes no encoder: only the .zip of a Stable-Baselines3 model acts on "
                 "latents. Leave --policy-encoder out."
             )
-        loaded = open_encoder(encoder, frame_source(env))
+        loaded = open_encoder(encoder, frame_source(env), normalize)
     policies = [_make_one(part, env, loaded) for part, _ in parts]
     return policies[0] if len(policies) == 1 else MixedPolicy(policies, [weight for _, weight in parts])
 

@@ -26,11 +26,12 @@ class LatentObservationConnector(ConnectorV2):
         stack: Latents of the last ``stack`` observations, oldest first, concatenated; an episode
             begins with its first latent in all places.
         key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+        normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
         **kwargs: ``input_observation_space`` and ``input_action_space``, which RLlib passes.
 
     Raises:
-        ValueError: If ``encoder`` is ``"auto"`` or damaged, the observations are no RGB images, or
-            ``key`` does not fit.
+        ValueError: If ``encoder`` is ``"auto"`` or damaged or says otherwise than ``normalize``, the
+            observations are no RGB images, or ``key`` does not fit.
         FileNotFoundError: If there is no such encoder.
 
     Example:
@@ -41,10 +42,16 @@ class LatentObservationConnector(ConnectorV2):
     """
 
     def __init__(
-        self, encoder: EncoderLike, *, stack: int = 1, key: str | None = None, **kwargs: Any
+        self,
+        encoder: EncoderLike,
+        *,
+        stack: int = 1,
+        key: str | None = None,
+        normalize: bool | None = None,
+        **kwargs: Any,
     ) -> None:
         # Before the base class, which asks for the output space.
-        self.encoder = open_named_encoder(encoder, "LatentObservationConnector")
+        self.encoder = open_named_encoder(encoder, "LatentObservationConnector", normalize)
         self.stack, self.key = stack, key
         super().__init__(**kwargs)
 

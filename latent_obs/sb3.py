@@ -31,10 +31,12 @@ class VecLatentObservation(VecEnvWrapper):
         venv: Its observations are ``uint8`` RGB images, or a ``Dict`` with such an entry.
         encoder: As :class:`latent_obs.LatentObservationWrapper` takes it.
         key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+        normalize: As :class:`latent_obs.LatentObservationWrapper` takes it. Unlike ``VecNormalize`` it has
+            no running statistics, hence nothing to save.
 
     Raises:
-        ValueError: If the observations are no RGB images, ``key`` does not fit, or the encoder
-            is damaged.
+        ValueError: If the observations are no RGB images, ``key`` does not fit, the encoder
+            is damaged, or ``encoder`` says otherwise than ``normalize``.
         FileNotFoundError: If there is no such encoder.
 
     Example:
@@ -45,7 +47,14 @@ class VecLatentObservation(VecEnvWrapper):
         Box(-inf, inf, (32,), float32)
     """
 
-    def __init__(self, venv: VecEnv, encoder: EncoderLike = "auto", *, key: str | None = None) -> None:
+    def __init__(
+        self,
+        venv: VecEnv,
+        encoder: EncoderLike = "auto",
+        *,
+        key: str | None = None,
+        normalize: bool | None = None,
+    ) -> None:
         space = venv.observation_space
         image = space if key is None else getattr(space, "spaces", {}).get(key)
         if getattr(image, "shape", None) in ((84, 84, 1), (1, 84, 84)):
@@ -55,7 +64,7 @@ class VecLatentObservation(VecEnvWrapper):
                 "all but WarpFrame, and hence AtariWrapper, may go below."
             )
         source = _source(venv)
-        self.encoder = open_encoder(encoder, source)
+        self.encoder = open_encoder(encoder, source, normalize)
         self.key = key
         self._arranged = arrangement(image)
         latents = latent_space(as_rgb(space, key), self.encoder, 1, key, "VecLatentObservation")

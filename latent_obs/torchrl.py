@@ -33,10 +33,11 @@ class LatentTransform(ObservationTransform):
         in_keys: Entries with ``uint8`` RGB images.
         out_keys: Entries for the latents, float32 ``(*batch, latent_dim)``.
         del_keys: Remove the images.
+        normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
 
     Raises:
-        ValueError: If ``encoder`` is ``"auto"`` or damaged, or the keys do not pair up; when an
-            environment is attached, if its images are no RGB images.
+        ValueError: If ``encoder`` is ``"auto"`` or damaged or says otherwise than ``normalize``, or the
+            keys do not pair up; when an environment is attached, if its images are no RGB images.
         FileNotFoundError: If there is no such encoder.
 
     Example:
@@ -53,11 +54,12 @@ class LatentTransform(ObservationTransform):
         in_keys: Sequence[NestedKey] = ("pixels",),
         out_keys: Sequence[NestedKey] = ("latent",),
         del_keys: bool = True,
+        normalize: bool | None = None,
     ) -> None:
         if len(in_keys) != len(out_keys):
             raise ValueError(f"LatentTransform needs an out_key per in_key, got {in_keys} and {out_keys}.")
         super().__init__(in_keys=in_keys, out_keys=out_keys)
-        self.encoder = open_named_encoder(encoder, "LatentTransform")
+        self.encoder = open_named_encoder(encoder, "LatentTransform", normalize)
         self.del_keys = del_keys
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:

@@ -35,10 +35,11 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
         stack: Latents of the last ``stack`` observations, oldest first, concatenated; an episode
             begins with its first latent in all places.
         key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+        normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
 
     Raises:
-        ValueError: If the observations are no RGB images, ``key`` does not fit, or the encoder
-            is damaged.
+        ValueError: If the observations are no RGB images, ``key`` does not fit, the encoder
+            is damaged, or ``encoder`` says otherwise than ``normalize``.
         FileNotFoundError: If there is no such encoder.
 
     Example:
@@ -50,11 +51,19 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
     """
 
     def __init__(
-        self, env: _VectorEnv, encoder: EncoderLike = "auto", *, stack: int = 1, key: str | None = None
+        self,
+        env: _VectorEnv,
+        encoder: EncoderLike = "auto",
+        *,
+        stack: int = 1,
+        key: str | None = None,
+        normalize: bool | None = None,
     ) -> None:
         source = frame_source(env)
-        self.encoder = open_encoder(encoder, source)
-        gym.utils.RecordConstructorArgs.__init__(self, encoder=self.encoder.spec, stack=stack, key=key)
+        self.encoder = open_encoder(encoder, source, normalize)
+        gym.utils.RecordConstructorArgs.__init__(
+            self, encoder=self.encoder.spec, stack=stack, key=key, normalize=self.encoder.normalize
+        )
         gym.vector.VectorWrapper.__init__(self, env)
         self.stack, self.key = stack, key
         single = _single_space(env)

@@ -106,7 +106,7 @@ def collect_share(plan: Plan, stop: threading.Event, report: Report) -> None:
     remove_unfinished(plan.out, plan.prefix)
     env = open_env(config.env_id, config.env_kwargs)
     try:
-        policy = make_policy(config.policy, env, config.policy_encoder)
+        policy = make_policy(config.policy, env, config.policy_encoder, config.policy_normalize)
         column = action_type(env.action_space)
         metadata = {
             **plan.settings,

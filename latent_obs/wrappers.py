@@ -16,6 +16,9 @@ from latent_obs.frames import FrameSource, check_frame_space, frame_source, prep
 
 EncoderLike = str | Path | Encoder | Mapping[str, Any]
 
+# What `normalize=None` means, here and wherever latents are handed to an agent.
+NORMALIZE = False
+
 
 class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Replaces image observations with the latent of a frozen VAE encoder.
@@ -27,18 +30,23 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
     Args:
         env: Its observations are ``uint8`` RGB images of shape ``(H, W, 3)``, or a ``Dict``
             with such an entry.
-        encoder: Name of a bundled encoder, path of an encoder folder, a dictionary of
+        encoder: Name of a bundled encoder, path of an encoder folder, ``hf://USER/NAME`` for one on the
+            Hugging Face Hub (``hf://USER/NAME@COMMIT`` for the same weights for ever), a dictionary of
             :func:`~latent_obs.load_encoder`'s arguments such as ``{"ref": "pong-v0", "precision":
             "float32"}``, or a loaded :class:`~latent_obs.Encoder`; ``"auto"`` takes the bundled
             one that was trained on this environment.
         stack: Latents of the last ``stack`` observations, oldest first, concatenated to
             ``(32 * stack,)``; velocity is visible then. A reset fills all of them.
         key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+        normalize: Scale latents to zero mean and unit variance over the encoder's training frames, as
+            :func:`~latent_obs.load_encoder` does. ``None`` leaves it to ``encoder``, and without a word
+            there they stay as the VAE has them.
 
     Raises:
-        ValueError: If the observations are no RGB images, ``key`` does not fit, or the encoder
-            is damaged.
+        ValueError: If the observations are no RGB images, ``key`` does not fit, the encoder
+            is damaged, or ``encoder`` says otherwise than ``normalize``.
         FileNotFoundError: If there is no such encoder.
+        OSError: If an encoder is on the Hub, which refuses access or cannot be reached.
 
     Warns:
         UserWarning: If the environment is the encoder's, but its emulator settings differ from
@@ -61,11 +69,14 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         *,
         stack: int = 1,
         key: str | None = None,
+        normalize: bool | None = None,
     ) -> None:
         source = frame_source(env)
-        self.encoder = open_encoder(encoder, source)
+        self.encoder = open_encoder(encoder, source, normalize)
         # The first to record wins, and JSON values make env.spec round-trip.
-        gym.utils.RecordConstructorArgs.__init__(self, encoder=self.encoder.spec, stack=stack, key=key)
+        gym.utils.RecordConstructorArgs.__init__(
+            self, encoder=self.encoder.spec, stack=stack, key=key, normalize=self.encoder.normalize
+        )
         gym.Wrapper.__init__(self, env)
         self.stack, self.key = stack, key
         self.observation_space = latent_space(env.observation_space, self.encoder, stack, key)
@@ -131,16 +142,28 @@ def _check_crop(space: gym.Space[Any], encoder: Encoder) -> None:
     preprocess(np.zeros(space.shape, np.uint8), encoder.frame_spec)
 
 
-def open_encoder(encoder: EncoderLike, source: FrameSource) -> Encoder:
+def open_encoder(encoder: EncoderLike, source: FrameSource, normalize: bool | None = None) -> Encoder:
     """Load what a wrapper's ``encoder`` argument names.
 
     Args:
         encoder: As :class:`LatentObservationWrapper` takes it.
         source: Where the observations come from, for ``"auto"``.
+        normalize: As :class:`LatentObservationWrapper` takes it.
+
+    Raises:
+        ValueError: If ``encoder`` does not fit :func:`~latent_obs.load_encoder`, or says otherwise than
+            ``normalize``.
     """
+    given = encoder.get("normalize") if isinstance(encoder, Mapping) else getattr(encoder, "normalize", None)
+    if None not in (given, normalize) and given != normalize:
+        raise ValueError(
+            f"encoder= comes with normalize={given!r}, but normalize={normalize!r} was asked for. Load the "
+            f"encoder with normalize={normalize!r}, or leave normalize out here."
+        )
     if isinstance(encoder, Encoder):
         return encoder
     options: dict[str, Any] = dict(encoder) if isinstance(encoder, Mapping) else {"ref": encoder}
+    options.setdefault("normalize", NORMALIZE if normalize is None else normalize)
     if options.get("ref") == "auto":
         options["ref"] = resolve_auto(source)
     try:
@@ -149,18 +172,19 @@ def open_encoder(encoder: EncoderLike, source: FrameSource) -> Encoder:
         raise ValueError(f"encoder={encoder!r} does not fit load_encoder: {error}.") from error
 
 
-def open_named_encoder(encoder: EncoderLike, who: str) -> Encoder:
+def open_named_encoder(encoder: EncoderLike, who: str, normalize: bool | None = None) -> Encoder:
     """Load an encoder where no environment says which one ``"auto"`` would be.
 
     Raises:
-        ValueError: If ``encoder`` is ``"auto"``, or does not fit :func:`~latent_obs.load_encoder`.
+        ValueError: If ``encoder`` is ``"auto"``, does not fit :func:`~latent_obs.load_encoder`, or says
+            otherwise than ``normalize``.
     """
     if encoder == "auto" or (isinstance(encoder, Mapping) and encoder.get("ref") == "auto"):
         raise ValueError(
             f"{who} does not know its environment, so encoder='auto' cannot be resolved. Name the encoder, "
-            "such as 'pong-v0', or pass the path of an encoder folder."
+            "such as 'pong-v0' or 'hf://USER/NAME', or pass the path of an encoder folder."
         )
-    return open_encoder(encoder, FrameSource())
+    return open_encoder(encoder, FrameSource(), normalize)
 
 
 def warn_of_other_source(source: FrameSource, encoder: Encoder) -> None:

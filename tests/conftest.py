@@ -12,8 +12,9 @@ import pytest
 
 from latent_obs.collect import CollectConfig, collect_frames
 from latent_obs.dataset import FramesFolder
+from latent_obs.encoder import load_encoder
 from latent_obs.encoder_folder import EncoderConfig, VAEConfig, write_encoder_folder
-from latent_obs.frames import FrameSpec
+from latent_obs.frames import FrameSpec, preprocess
 
 TINY_VAE = VAEConfig(latent_dim=32, channels=(4, 8))
 
@@ -92,6 +93,29 @@ def save_encoder(folder: Path, vae: VAEConfig = TINY_VAE, **fields: Any) -> Path
 def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small random encoder."""
     return save_encoder(tmp_path_factory.mktemp("encoder") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def training_frames() -> Any:
+    """Frames of FrameEnv, on which ``trained`` has the statistics of its latents."""
+    env, images = FrameEnv(length=20), []
+    for seed in range(40):
+        images.append(env.reset(seed=seed)[0])
+        images.extend(env.step(step % 4)[0] for step in range(19))
+    return np.stack([preprocess(image, FrameSpec()) for image in images])
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, training_frames: Any) -> Path:
+    """A small random encoder whose config holds the true statistics of FrameEnv's latents."""
+    folder = save_encoder(tmp_path_factory.mktemp("encoder") / "trained")
+    latents = load_encoder(folder)(training_frames)
+    statistics = {"mean": latents.mean(0), "std": latents.std(0), "kl": np.ones(32)}
+    config = EncoderConfig(
+        FrameSpec(), TINY_VAE, {name: value.tolist() for name, value in statistics.items()}
+    )
+    write_encoder_folder(folder, config, random_tensors(TINY_VAE))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,18 @@ def test_help_lists_every_command() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "latent_obs", "--help"], capture_output=True, text=True, check=True
     )
-    for name in ("collect", "train", "evaluate", "export", "encode", "frames", "list", "demo"):
+    for name in (
+        "collect",
+        "train",
+        "evaluate",
+        "export",
+        "encode",
+        "frames",
+        "push",
+        "pull",
+        "list",
+        "demo",
+    ):
         assert name in run.stdout
 
 

@@ -22,6 +22,7 @@ from latent_obs.collect import CollectConfig, CollectError, collect_frames
 from latent_obs.dataset import FramesFolder
 from latent_obs.frames import FrameSpec, preprocess
 from latent_obs.shards import read_shard
+from latent_obs.wrappers import NORMALIZE
 from tests.conftest import FrameEnv
 
 PONG = CollectConfig("ALE/Pong-v5", frames=1500, workers=2, shard_rows=300)
@@ -304,9 +305,39 @@ def test_an_env_that_cannot_be_collected_from_is_refused_before_anything_is_writ
     assert not out.exists()
 
 
-@pytest.mark.parametrize("fields", [{"frames": 0}, {"workers": 0}, {"seed": -1}, {"crop": (9, 1, 0, 5)}])
+def test_an_agent_on_scaled_latents_is_shown_them(trained: Path, tmp_path: Path) -> None:
+    wrapped = LatentObservationWrapper(FrameEnv(), str(trained), normalize=True)
+    agent = tmp_path / "agent.zip"
+    model = PPO("MlpPolicy", wrapped, n_steps=8, batch_size=8, device="cpu", seed=0)
+    for weights in model.policy.action_net.parameters():
+        weights.data *= 300  # so that its actions follow the latent, not chance
+    model.save(agent)
+    config = CollectConfig("Frame-v0", tmp_path / "scaled", frames=40, workers=1, policy=str(agent))
+    config = replace(config, policy_encoder=str(trained), policy_normalize=True)
+    folder = collect_frames(config, progress=False)
+    assert folder.shards[0].metadata["policy_normalize"] is True
+    raw = replace(config, out=tmp_path / "raw", policy_normalize=False)
+    taken = [
+        [action for columns in table(out).values() for action in columns["action"]]
+        for out in (folder, collect_frames(raw, progress=False))
+    ]
+    assert taken[0] != taken[1]
+    with pytest.raises(ValueError, match="begun with policy_normalize=True"):
+        collect_frames(replace(raw, out=config.out, frames=80), progress=False)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"frames": 0},
+        {"workers": 0},
+        {"seed": -1},
+        {"crop": (9, 1, 0, 5)},
+        {"policy_normalize": not NORMALIZE},
+    ],
+)
 def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"must"):
+    with pytest.raises(ValueError, match=r"must|--policy-encoder"):
         CollectConfig("ALE/Pong-v5", **fields)
 
 

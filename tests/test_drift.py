@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from latent_obs import LatentDriftMonitor, LatentObservationWrapper, load_encoder, vector
 from latent_obs.drift import Drift
 from latent_obs.encoder_folder import EncoderConfig, write_encoder_folder
-from latent_obs.frames import FrameSpec, preprocess
+from latent_obs.frames import FrameSpec
 from latent_obs.sb3 import VecLatentDriftMonitor, VecLatentObservation
 from tests.conftest import TINY_VAE, DictEnv, FrameEnv, random_tensors
 
@@ -27,25 +27,6 @@ def gaussian_kl(latents: Any, mean: Any, std: Any) -> float:
     return float(kl.mean())
 
 
-@pytest.fixture(scope="module")
-def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An encoder whose config holds the true statistics of FrameEnv's latents."""
-    folder = tmp_path_factory.mktemp("encoder") / "fitted"
-
-    def write(mean: Any, std: Any) -> None:
-        latents = {"mean": mean.tolist(), "std": std.tolist(), "kl": [1.0] * 32}
-        write_encoder_folder(folder, EncoderConfig(FrameSpec(), TINY_VAE, latents), random_tensors(TINY_VAE))
-
-    write(np.zeros(32), np.ones(32))
-    env, images = FrameEnv(length=20), []
-    for seed in range(40):
-        images.append(env.reset(seed=seed)[0])
-        images.extend(env.step(step % 4)[0] for step in range(19))
-    latents = load_encoder(folder)(np.stack([preprocess(image, FrameSpec()) for image in images]))
-    write(latents.mean(0), latents.std(0))
-    return folder
-
-
 class DarkEnv(FrameEnv):
     """Has another look than the one that the encoder knows."""
 
@@ -54,8 +35,8 @@ class DarkEnv(FrameEnv):
 
 
 @pytest.mark.parametrize("sizes", [[1] * 60, [7] * 9, [64], [3, 50, 1, 30]])
-def test_the_drift_is_the_kl_of_the_window(sizes: list[int], fitted: Path) -> None:
-    encoder = load_encoder(fitted)
+def test_the_drift_is_the_kl_of_the_window(sizes: list[int], trained: Path) -> None:
+    encoder = load_encoder(trained)
     drift = Drift(encoder, window=20, threshold=1e9)
     latents = np.random.default_rng(0).normal(0.3, 2, (sum(sizes), 32)).astype(np.float32)
     place = 0
@@ -78,9 +59,9 @@ def play(env: Any, steps: int) -> list[float]:
 
 
 @pytest.mark.parametrize("stack", [1, 3])
-def test_known_frames_bring_no_warning_and_unknown_ones_do(stack: int, fitted: Path) -> None:
+def test_known_frames_bring_no_warning_and_unknown_ones_do(stack: int, trained: Path) -> None:
     def make(env: Any) -> Any:
-        return LatentDriftMonitor(LatentObservationWrapper(env, fitted, stack=stack), window=200)
+        return LatentDriftMonitor(LatentObservationWrapper(env, trained, stack=stack), window=200)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -92,9 +73,19 @@ def test_known_frames_bring_no_warning_and_unknown_ones_do(stack: int, fitted: P
     assert len(caught) == 1  # once, not at every step
 
 
-def test_it_passes_everything_else_on(fitted: Path) -> None:
-    plain = LatentObservationWrapper(FrameEnv(), fitted)
-    watched = LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), fitted))
+def test_scaling_the_latents_leaves_the_drift(trained: Path) -> None:
+    raw, scaled = (
+        LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), trained, stack=2, normalize=normalize))
+        for normalize in (False, True)
+    )
+    np.testing.assert_allclose(play(raw, 30), play(scaled, 30), rtol=1e-3)
+    np.testing.assert_array_equal(scaled.drift.mean, 0)
+    np.testing.assert_array_equal(scaled.drift.std, 1)
+
+
+def test_it_passes_everything_else_on(trained: Path) -> None:
+    plain = LatentObservationWrapper(FrameEnv(), trained)
+    watched = LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), trained))
     np.testing.assert_array_equal(plain.reset(seed=2)[0], watched.reset(seed=2)[0])
     a, b = plain.step(1), watched.step(1)
     np.testing.assert_array_equal(a[0], b[0])
@@ -104,16 +95,16 @@ def test_it_passes_everything_else_on(fitted: Path) -> None:
     np.testing.assert_array_equal(again.step(2)[0], watched.step(2)[0])
 
 
-def test_a_dict_observation_is_watched_at_its_key(fitted: Path) -> None:
-    env = LatentDriftMonitor(LatentObservationWrapper(DictEnv(), fitted, key="image"))
-    plain = LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), fitted))
+def test_a_dict_observation_is_watched_at_its_key(trained: Path) -> None:
+    env = LatentDriftMonitor(LatentObservationWrapper(DictEnv(), trained, key="image"))
+    plain = LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), trained))
     assert play(env, 10) == play(plain, 10)
 
 
-def test_the_spec_makes_it_again(fitted: Path) -> None:
+def test_the_spec_makes_it_again(trained: Path) -> None:
     gym.register("Frame-v1", "tests.conftest:FrameEnv", disable_env_checker=True)
     try:
-        wrapped = LatentObservationWrapper(gym.make("Frame-v1"), str(fitted))
+        wrapped = LatentObservationWrapper(gym.make("Frame-v1"), str(trained))
         env = LatentDriftMonitor(wrapped, window=10, threshold=3.0)
         assert env.spec is not None
         again: Any = gym.make(type(env.spec).from_json(env.spec.to_json()))
@@ -123,21 +114,21 @@ def test_the_spec_makes_it_again(fitted: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*left the training distribution")
-def test_vector_and_sb3_monitors_share_one_window(fitted: Path, tmp_path: Path) -> None:
+def test_vector_and_sb3_monitors_share_one_window(trained: Path, tmp_path: Path) -> None:
     make: list[Any] = [functools.partial(DarkEnv, length=n) for n in (9, 7, 8)]
     envs = vector.LatentDriftMonitor(
-        vector.LatentObservationWrapper(SyncVectorEnv(make), fitted, stack=2), window=30
+        vector.LatentObservationWrapper(SyncVectorEnv(make), trained, stack=2), window=30
     )
-    expected = Drift(load_encoder(fitted), window=30)
+    expected = Drift(load_encoder(trained), window=30)
     obs, infos = envs.reset(seed=0)
     for step in range(12):
         assert infos["latent_drift"] == expected.update(obs[:, 32:])
         obs, *_, infos = envs.step(np.full(3, step % 4))
     assert infos["latent_drift"] == envs.drift.value > 0.5
 
-    watched = VecLatentDriftMonitor(VecLatentObservation(DummyVecEnv(make), fitted), window=30)
+    watched = VecLatentDriftMonitor(VecLatentObservation(DummyVecEnv(make), trained), window=30)
     venv = VecMonitor(watched, str(tmp_path / "log"), info_keywords=("latent_drift",))
-    expected = Drift(load_encoder(fitted), window=30)
+    expected = Drift(load_encoder(trained), window=30)
     expected.update(venv.reset())  # type: ignore[arg-type]
     for step in range(12):
         live, _, _, each = venv.step(np.full(3, step % 4))
@@ -146,7 +137,7 @@ def test_vector_and_sb3_monitors_share_one_window(fitted: Path, tmp_path: Path) 
     assert "latent_drift" in (tmp_path / "log.monitor.csv").read_text()
 
 
-def test_what_cannot_be_watched_is_refused_by_the_constructor(fitted: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_watched_is_refused_by_the_constructor(trained: Path, tmp_path: Path) -> None:
     pairs: Any = (
         (LatentDriftMonitor, FrameEnv()),
         (vector.LatentDriftMonitor, SyncVectorEnv([FrameEnv])),
@@ -156,9 +147,9 @@ def test_what_cannot_be_watched_is_refused_by_the_constructor(fitted: Path, tmp_
         with pytest.raises(ValueError, match=r"there is no .*Latent\w+ inside"):
             make(inner)
     with pytest.raises(ValueError, match="window"):
-        Drift(load_encoder(fitted), window=1)
+        Drift(load_encoder(trained), window=1)
     with pytest.raises(ValueError, match="threshold"):
-        Drift(load_encoder(fitted), threshold=0)
+        Drift(load_encoder(trained), threshold=0)
     flat = {"mean": [0.0] * 32, "std": [0.01] * 32, "kl": [0.0] * 32}
     config = EncoderConfig(FrameSpec(), TINY_VAE, flat)
     write_encoder_folder(tmp_path / "flat", config, random_tensors(TINY_VAE))

@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 import safetensors.numpy
 import torch
 
-from latent_obs.encoder import load_encoder
-from latent_obs.encoder_folder import VAEConfig, read_config, read_tensors
+from latent_obs.encoder import Encoder, list_encoders, load_encoder, resolve_auto
+from latent_obs.encoder_folder import VAEConfig, read_config, read_tensors, write_encoder_folder
+from latent_obs.frames import FrameSource
 from latent_obs.vae import VAE
 from tests.conftest import TINY_VAE, random_tensors, save_encoder
 
@@ -32,6 +34,67 @@ def test_openvino_equals_torch(channels: tuple[int, ...], batch: int, tmp_path: 
         assert latents.dtype == np.float32
         np.testing.assert_allclose(latents, reference, atol=1e-4 * reference.std(), rtol=1e-4)
     assert reference.std() > 0.1, "a test of constant outputs tests nothing"
+
+
+def test_normalised_latents_have_zero_mean_and_unit_variance(trained: Path, training_frames: Any) -> None:
+    latents = load_encoder(trained, normalize=True)(training_frames)
+    np.testing.assert_allclose(latents.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(latents.std(0), 1, atol=1e-3)
+    raw = load_encoder(trained)(training_frames)
+    assert abs(raw.mean(0)).max() > 0.1
+    assert abs(raw.std(0) - 1).max() > 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.*fails the parity gate:RuntimeWarning")
+@pytest.mark.parametrize(
+    ("backend", "precision"),
+    [
+        ("openvino", "float32"),
+        ("openvino", "bfloat16"),
+        ("openvino", "int8"),
+        ("torch", "float32"),
+        ("torch", "bfloat16"),
+    ],
+)
+def test_normalising_is_an_affine_map_of_each_dimension(
+    backend: Any, precision: Any, trained: Path, training_frames: Any, tmp_path: Path
+) -> None:
+    """To float32's exactness, and no further off than the latents themselves where they are rounded."""
+    config, folder, images = read_config(trained), tmp_path / "calibrated", training_frames[:200]
+    write_encoder_folder(folder, config, read_tensors(trained, config), training_frames[::13][:64])
+    mean, std = np.array(config.latents["mean"]), np.array(config.latents["std"])
+    expected = (load_encoder(folder, precision="float32")(images) - mean) / std
+
+    def error(latents: Any) -> float:
+        return float(np.sqrt(np.square(latents - expected).mean(0)).max())
+
+    raw, scaled = (
+        load_encoder(folder, backend=backend, precision=precision, normalize=normalize)
+        for normalize in (False, True)
+    )
+    assert error(scaled(images)) < 1.2 * error((raw(images) - mean) / std) + 1e-4
+    assert (scaled.precision, error(raw(images)) > 0.5) == (precision, True)
+    for ours, theirs in zip(scaled.posterior(images), raw.posterior(images), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_an_inactive_dimension_is_centred_but_not_blown_up(
+    trained: Path, training_frames: Any, tmp_path: Path
+) -> None:
+    config, folder = read_config(trained), tmp_path / "faint"
+    tensors = read_tensors(trained, config)
+    tensors["mean.weight"][3] *= np.float32(0.09 / config.latents["std"][3])  # a variance of 0.0081
+    tensors["mean.bias"][3] = 7
+    write_encoder_folder(folder, config, tensors)
+    raw = load_encoder(folder)(training_frames)
+    statistics = {"mean": raw.mean(0).tolist(), "std": raw.std(0).tolist()}
+    write_encoder_folder(folder, replace(config, latents={**config.latents, **statistics}), tensors)
+    encode = load_encoder(folder, normalize=True)
+    latents = encode(training_frames)
+    assert raw[:, 3].mean() > 5
+    np.testing.assert_allclose(latents.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(latents.std(0), [0.09 if dim == 3 else 1 for dim in range(32)], rtol=1e-2)
+    np.testing.assert_allclose(latents.std(0), encode.statistics[1], rtol=1e-3)
 
 
 def test_one_frame_and_a_batch_of_one_have_the_same_latent(encoder: Path, frames: Any) -> None:
@@ -55,10 +118,18 @@ def test_strided_frames_are_encoded_as_what_they_show(encoder: Path, frames: Any
     assert np.array_equal(encode(flipped), encode(np.ascontiguousarray(flipped)))
 
 
+def by_spec(encoder: Encoder) -> Encoder:
+    spec = json.loads(json.dumps(encoder.spec))
+    return load_encoder(spec) if isinstance(spec, str) else load_encoder(**spec)
+
+
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
-def test_a_used_encoder_pickles_and_deepcopies(backend: Any, clone: Any, encoder: Path, frames: Any) -> None:
-    original, images = load_encoder(encoder, backend=backend), frames(3)
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e)), by_spec])
+def test_a_used_encoder_pickles_and_deepcopies(
+    backend: Any, clone: Any, normalize: bool, trained: Path, frames: Any
+) -> None:
+    original, images = load_encoder(trained, backend=backend, normalize=normalize), frames(3)
     expected = original(images)
     assert np.array_equal(clone(original)(images), expected)
 
@@ -127,6 +198,7 @@ def edit_config(folder: Path, **changes: Any) -> None:
         ({"vae": {"latent_dim": 32, "channels": [4, 16]}}, "must be floating point of shape"),
         ({"vae": {}}, "missing or has the wrong type"),
         ({"latents": {"mean": 1, "std": 1, "kl": 1}}, "missing or has the wrong type"),
+        ({"latents": dict.fromkeys(("mean", "std", "kl"), [float("nan")] * 32)}, "not finite"),
     ],
 )
 def test_a_config_that_does_not_fit_is_refused(changes: Any, message: str, tmp_path: Path) -> None:
@@ -191,7 +263,9 @@ def test_half_precision_weights_are_read(tmp_path: Path, frames: Any) -> None:
     assert load_encoder(folder)(frames(2)).shape == expected.shape
 
 
-@pytest.mark.parametrize("options", [{"backend": "tensorflow"}, {"num_threads": 0}])
+@pytest.mark.parametrize(
+    "options", [{"backend": "tensorflow"}, {"num_threads": 0}, {"normalize": "yes"}, {"normalize": None}]
+)
 def test_unknown_options_are_refused(encoder: Path, options: Any) -> None:
     with pytest.raises(ValueError, match="must be"):
         load_encoder(encoder, **options)
@@ -214,3 +288,34 @@ def test_the_reference_finds_the_encoder_from_another_folder(
     loaded = load_encoder(encoder.name)
     monkeypatch.chdir(tmp_path)
     assert load_encoder(loaded.ref).config == loaded.config
+
+
+def make_bundled(folder: Path, name: str, env_id: str, game: str | None = None) -> None:
+    source = FrameSource(env_id, {}, {"game": game} if game else {})
+    save_encoder(folder / name, source=source)
+
+
+def test_auto_takes_the_most_specific_and_newest_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versions are numbers: 10 is newer than 9."""
+    monkeypatch.setattr("latent_obs.encoder.PRETRAINED", tmp_path)
+    monkeypatch.setattr("latent_obs.encoder._told", set())
+    make_bundled(tmp_path, "general-v0", "Kart-v0 + ALE/Pong-v5 + ALE/Tennis-v5")
+    make_bundled(tmp_path, "atari-v9", "ALE/Pong-v5 + ALE/Tennis-v5")
+    make_bundled(tmp_path, "atari-v10", "ALE/Pong-v5 + ALE/Tennis-v5")
+    make_bundled(tmp_path, "pong-v9", "ALE/Pong-v5", "pong")
+    make_bundled(tmp_path, "pong-v10", "ALE/Pong-v5", "pong")
+    make_bundled(tmp_path, "kart-v0", "Kart-v0")
+    assert list(list_encoders()) == ["atari-v9", "atari-v10", "general-v0", "kart-v0", "pong-v9", "pong-v10"]
+    assert resolve_auto(FrameSource("PongNoFrameskip-v4", {}, {"game": "pong"})) == "pong-v10"
+    assert resolve_auto(FrameSource("Kart-v0")) == "kart-v0"
+    for source, name, known in (
+        (FrameSource("ALE/Tennis-v5", {}, {"game": "tennis"}), "atari-v10", "on it among others"),
+        (FrameSource("ALE/Hero-v5", {}, {"game": "hero"}), "atari-v10", "on others"),
+        (FrameSource("Robot-v0"), "general-v0", "on others"),
+        (FrameSource(), "general-v0", "on others"),
+    ):
+        with pytest.warns(UserWarning, match=known):
+            assert resolve_auto(source) == name
+        assert resolve_auto(source) == name, "and says so once"

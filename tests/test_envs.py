@@ -12,7 +12,7 @@ import pytest
 from gymnasium.envs.registration import EnvSpec
 
 import latent_obs
-from latent_obs import LatentObservationWrapper, load_encoder
+from latent_obs import LatentObservationWrapper, load_encoder, vector
 from tests.conftest import save_encoder
 
 gym.register_envs(ale_py)
@@ -87,6 +87,21 @@ def test_the_vector_spec_survives_json() -> None:
     assert (again.num_envs, again.observation_space.shape) == (3, (3, 128))
 
 
+def test_normalised_ids_survive_json(trained: Path) -> None:
+    options: dict[str, Any] = {"encoder": str(trained), "normalize": True}
+    env = gym.make("LatentObs/Pong-v5", **options)
+    envs = gym.make_vec("LatentObs/Pong-v5", num_envs=2, **options)
+    plain = LatentObservationWrapper(gym.make("ALE/Pong-v5"), trained, normalize=True)
+    first = plain.reset(seed=0)[0]
+    assert env.spec is not None
+    assert envs.spec is not None
+    for one in (env, gym.make(EnvSpec.from_json(env.spec.to_json()))):
+        np.testing.assert_array_equal(one.reset(seed=0)[0], first)
+    for many in (envs, gym.make_vec(EnvSpec.from_json(envs.spec.to_json()))):
+        np.testing.assert_array_equal(many.reset(seed=0)[0], [first, first])
+        many.close()
+
+
 def test_make_vec_loads_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Any] = []
 
@@ -96,7 +111,7 @@ def test_make_vec_loads_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("latent_obs.wrappers.load_encoder", load)
     gym.make_vec("LatentObs/Pong-v5", num_envs=4)
-    assert loaded == [{"ref": "pong-v0"}]
+    assert [options["ref"] for options in loaded] == ["pong-v0"]
 
 
 def test_a_cropped_encoder_sees_whole_images(tmp_path: Path) -> None:
@@ -131,10 +146,14 @@ def test_the_time_limit_can_be_set(game: str, encoder: Path) -> None:
     assert truncated == [False, False, True]
 
 
-def test_a_game_without_a_bundled_encoder_says_how_to_make_one() -> None:
-    for make in (gym.make, gym.make_vec):
-        with pytest.raises(ValueError, match="latent-obs demo --env ALE/Breakout-v5"):
-            make("LatentObs/Breakout-v5")
+def test_a_game_without_an_encoder_of_its_own_gets_the_general_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latent_obs.encoder._told", set())
+    with pytest.warns(UserWarning, match="latent-obs demo --env ALE/Tennis-v5"):
+        env = gym.make("LatentObs/Tennis-v5")
+    envs = gym.make_vec("LatentObs/Tennis-v5", num_envs=2)  # told once
+    assert env.get_wrapper_attr("encoder").ref == "atari-v0"
+    assert isinstance(envs, vector.LatentObservationWrapper)
+    assert envs.encoder.ref == "atari-v0"
 
 
 def test_an_unknown_argument_is_reported() -> None:

@@ -41,9 +41,11 @@ class TwoFrameEnvs(ParallelEnv[str, Any, Any]):
         return tuple({name: r[i] for name, r in both.items()} for i in range(5))
 
 
-def test_every_agent_sees_the_latent_of_its_image(encoder: Path) -> None:
-    encode = load_encoder(encoder)
-    env, plain = LatentObservationWrapper(TwoFrameEnvs(), encoder), TwoFrameEnvs()
+@pytest.mark.parametrize("normalize", [False, True])
+def test_every_agent_sees_the_latent_of_its_image(normalize: bool, trained: Path) -> None:
+    encode = load_encoder(trained, normalize=normalize)
+    env = LatentObservationWrapper(TwoFrameEnvs(), trained, normalize=normalize)
+    plain = TwoFrameEnvs()
     a: Any = env.reset(seed=1)
     b: Any = plain.reset(seed=1)
     seen = 0

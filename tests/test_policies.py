@@ -156,16 +156,16 @@ def test_a_zip_that_is_no_model_is_refused(tmp_path: Path) -> None:
         make_policy(str(tmp_path / "model.zip"), Acting())
 
 
-@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize(("stack", "normalize"), [(1, False), (3, False), (3, True)])
 def test_a_model_trained_on_latents_acts_as_in_the_wrapped_env(
-    stack: int, encoder: Path, tmp_path: Path
+    stack: int, normalize: bool, trained: Path, tmp_path: Path
 ) -> None:
     """A PPO that learned a little on latents takes the same actions above raw observations."""
-    wrapped = LatentObservationWrapper(FrameEnv(), str(encoder), stack=stack)
+    wrapped = LatentObservationWrapper(FrameEnv(), str(trained), stack=stack, normalize=normalize)
     model = PPO("MlpPolicy", wrapped, n_steps=32, batch_size=32, n_epochs=2, device="cpu", seed=0)
     model.learn(64).save(tmp_path / "agent.zip")
     raw = FrameEnv()
-    policy = make_policy(str(tmp_path / "agent.zip"), raw, str(encoder))
+    policy = make_policy(str(tmp_path / "agent.zip"), raw, str(trained), normalize)
     taken = []
     for seed in range(6):  # stacks begin anew with each episode
         latents, _ = wrapped.reset(seed=seed)

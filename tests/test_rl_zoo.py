@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import save_encoder
-
 pytest.importorskip("rl_zoo3")
 RECIPES = Path(__file__).parent.parent / "examples" / "rl_zoo"
 SMALL = {
@@ -21,7 +19,6 @@ SMALL = {
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", SMALL)
 def test_the_recipe_trains_and_the_model_plays(algorithm: str, tmp_path: Path) -> None:
-    save_encoder(tmp_path / "demo" / "carracing-v3" / "encoder")
     about = ["--algo", algorithm, "--env", "CarRacing-v3", "--device", "cpu"]
     recipe = ["--conf-file", str(RECIPES / f"{algorithm}.yml"), "--eval-freq", "-1", *SMALL[algorithm]]
     for command in (["train", *about, *recipe], ["enjoy", *about, "-f", "logs", "-n", "5", "--no-render"]):

@@ -40,14 +40,15 @@ def connector(encoder: Any, env: Any, **options: Any) -> LatentObservationConnec
     )
 
 
-@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize(("stack", "normalize"), [(1, True), (3, False)])
 @pytest.mark.parametrize("make", [FrameEnv, DictEnv])
-def test_episodes_hold_the_wrappers_latents(make: Any, stack: int, encoder: Path) -> None:
+def test_episodes_hold_the_wrappers_latents(make: Any, stack: int, normalize: bool, trained: Path) -> None:
     """Also where a runner cuts an episode into chunks, in the middle here."""
     key = "image" if make is DictEnv else None
     envs = [make() for _ in range(3)]
-    wrapped = [LatentObservationWrapper(make(), encoder, stack=stack, key=key) for _ in range(3)]
-    piece = connector(encoder, envs[0], stack=stack, key=key)
+    options: dict[str, Any] = {"stack": stack, "key": key, "normalize": normalize}
+    wrapped = [LatentObservationWrapper(make(), trained, **options) for _ in range(3)]
+    piece = connector(trained, envs[0], **options)
     assert piece.observation_space == wrapped[0].observation_space
     episodes = [SingleAgentEpisode(observation_space=env.observation_space) for env in envs]
     for i, (episode, env) in enumerate(zip(episodes, envs, strict=True)):

@@ -50,16 +50,27 @@ def assert_same(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("kind", ["dummy", "subprocess", "transposed", "dict", "transposed dict"])
-def test_encoding_above_equals_wrapping_each_env(kind: str, encoder: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "normalize"),
+    [
+        ("dummy", False),
+        ("dummy", True),
+        ("subprocess", False),
+        ("transposed", False),
+        ("dict", True),
+        ("transposed dict", False),
+    ],
+)
+def test_encoding_above_equals_wrapping_each_env(kind: str, normalize: bool, trained: Path) -> None:
     """Same latents either way, terminal observations included."""
     key = "image" if "dict" in kind else None
     make = [DictEnv] * NUM if key else makers()
     venv: Any = SubprocVecEnv(make) if kind == "subprocess" else DummyVecEnv(make)
     if "transposed" in kind:
         venv = VecTransposeImage(venv)
-    outer = VecLatentObservation(venv, encoder, key=key)
-    inner = DummyVecEnv([functools.partial(wrapped, m, encoder, key=key) for m in make])
+    options: dict[str, Any] = {"key": key, "normalize": normalize}
+    outer = VecLatentObservation(venv, trained, **options)
+    inner = DummyVecEnv([functools.partial(wrapped, m, trained, **options) for m in make])
     assert outer.observation_space == inner.observation_space
     terminal = 0
     try:
@@ -203,7 +214,6 @@ def test_other_emulator_settings_than_in_training_bring_a_warning() -> None:
         (lambda: make_vec_env("CartPole-v1", 1), {}, "AddRenderObservation"),
         (lambda: DummyVecEnv([DictEnv]), {}, "key='image'"),
         (lambda: DummyVecEnv([DictEnv]), {"key": "eye"}, "was told key='eye'"),
-        (lambda: DummyVecEnv([FrameEnv]), {"encoder": "auto"}, "latent-obs demo"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused_by_the_constructor(

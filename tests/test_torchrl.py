@@ -41,10 +41,11 @@ def test_torchrls_own_check_passes(batched: bool, encoder: Path) -> None:
     env.close()
 
 
-def test_rollouts_hold_the_wrappers_latents(encoder: Path) -> None:
+@pytest.mark.parametrize("normalize", [False, True])
+def test_rollouts_hold_the_wrappers_latents(normalize: bool, trained: Path) -> None:
     """GymWrapper passes resets and steps on, so both environments play the same game."""
-    wrapped = LatentObservationWrapper(FrameEnv(), encoder)
-    env = TransformedEnv(GymWrapper(FrameEnv(), categorical_action_encoding=True), transform(encoder))
+    wrapped = LatentObservationWrapper(FrameEnv(), trained, normalize=normalize)
+    env = TransformedEnv(frames_env(), transform(trained, normalize=normalize))
     np.testing.assert_array_equal(env.reset(seed=3)["latent"], wrapped.reset(seed=3)[0])
     for action in (0, 3, 1, 2, 1):
         out = env.step(TensorDict({"action": torch.tensor(action)}))["next"]

@@ -41,19 +41,21 @@ def assert_same(a: Any, b: Any) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("stack", [1, 3])
+@pytest.mark.parametrize(("stack", "normalize"), [(1, False), (3, True)])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("kind", ["sync", "async", "dict"])
-def test_vector_wrapper_equals_wrapping_each_env(kind: str, mode: Any, stack: int, encoder: Path) -> None:
+def test_vector_wrapper_equals_wrapping_each_env(
+    kind: str, mode: Any, stack: int, normalize: bool, trained: Path
+) -> None:
     """Same latents either way, terminal frames included."""
-    options: dict[str, Any] = {"stack": stack}
+    options: dict[str, Any] = {"stack": stack, "normalize": normalize}
     make: list[Any] = makers()
     if kind == "dict":
-        make, options = [DictEnv] * NUM, {"stack": stack, "key": "image"}
+        make, options = [DictEnv] * NUM, {**options, "key": "image"}
     collection: Any = AsyncVectorEnv if kind == "async" else SyncVectorEnv
-    outer = vector.LatentObservationWrapper(collection(make, autoreset_mode=mode), encoder, **options)
+    outer = vector.LatentObservationWrapper(collection(make, autoreset_mode=mode), trained, **options)
     inner = SyncVectorEnv(
-        [functools.partial(wrapped, m, encoder, **options) for m in make], autoreset_mode=mode
+        [functools.partial(wrapped, m, trained, **options) for m in make], autoreset_mode=mode
     )
     assert outer.single_observation_space == inner.single_observation_space
     assert outer.observation_space == inner.observation_space

@@ -121,6 +121,7 @@ def test_a_state_only_env_is_wrapped_through_its_rendering(encoder: Path) -> Non
         (FrameEnv, {"stack": 0}, "stack"),
         (FrameEnv, {"stack": 1.5}, "stack"),
         (FrameEnv, {"encoder": {"reference": "x"}}, "does not fit load_encoder"),
+        (FrameEnv, {"normalize": "yes"}, "normalize must be True or False, got 'yes'"),
     ],
 )
 def test_what_cannot_be_encoded_is_refused_by_the_constructor(
@@ -136,9 +137,17 @@ def test_an_encoder_cropped_for_larger_images_is_refused_by_the_constructor(tmp_
         LatentObservationWrapper(FrameEnv(), folder)
 
 
-def test_auto_without_a_fitting_encoder_says_how_to_make_one() -> None:
-    with pytest.raises(ValueError, match="latent-obs demo --env Frame-v0"):
-        LatentObservationWrapper(gym.make("Frame-v0"))
+def test_auto_without_a_fitting_encoder_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latent_obs.encoder._told", set())
+    with pytest.warns(UserWarning, match="latent-obs demo --env Frame-v0") as told:
+        env = LatentObservationWrapper(gym.make("Frame-v0"))
+    assert told[0].filename == __file__, "it points at the line that wraps"
+    assert len(told) == 1
+    assert env.encoder.ref == "general-v0"
+    assert LatentObservationWrapper(gym.make("Frame-v0")).encoder.ref == "general-v0"
+    assert env.spec is not None
+    assert env.spec.additional_wrappers[-1].kwargs is not None
+    assert env.spec.additional_wrappers[-1].kwargs["encoder"] == "general-v0", "the resolved name is recorded"
 
 
 # The checker dislikes every unbounded Box and every wrapper; both are meant here.
@@ -165,17 +174,45 @@ def test_sb3s_checker_passes(encoder: Path) -> None:
     ],
     ids=["json", "pickle", "deepcopy"],
 )
+@pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("make", ["path", "encoder", "options"])
-def test_the_spec_makes_the_same_env_again(encoder: Path, travel: Any, make: str) -> None:
-    options = {"ref": str(encoder), "precision": "bfloat16", "num_threads": 2}
-    given: Any = {"path": encoder, "encoder": load_encoder(encoder), "options": options}[make]
-    env = LatentObservationWrapper(gym.make("Frame-v0"), given, stack=2)
+def test_the_spec_makes_the_same_env_again(trained: Path, travel: Any, make: str, normalize: bool) -> None:
+    options = {"ref": str(trained), "precision": "bfloat16", "num_threads": 2}
+    loaded = load_encoder(trained, normalize=normalize)
+    given: Any = {"path": trained, "encoder": loaded, "options": options}[make]
+    env = LatentObservationWrapper(gym.make("Frame-v0"), given, stack=2, normalize=normalize)
     again = gym.make(travel(env.spec))
     assert isinstance(again, LatentObservationWrapper)
     assert repr(again.encoder) == repr(env.encoder)
     json.dumps(again.spec.additional_wrappers[-1].kwargs)  # type: ignore[union-attr]
     for a, b in zip(rollout(env), rollout(again), strict=True):
         assert np.array_equal(a, b)
+
+
+def test_normalised_latents_are_stacked_as_the_encoder_gives_them(trained: Path) -> None:
+    encode = load_encoder(trained, normalize=True)
+    env = LatentObservationWrapper(DictEnv(), trained, stack=2, key="image", normalize=True)
+    plain = DictEnv()
+    first, second = (
+        encode(preprocess(o["image"], FrameSpec())) for o in (plain.reset(seed=1)[0], plain.step(2)[0])
+    )
+    np.testing.assert_array_equal(env.reset(seed=1)[0]["image"], np.concatenate([first, first]))
+    np.testing.assert_array_equal(env.step(2)[0]["image"], np.concatenate([first, second]))
+    assert (
+        abs(first - load_encoder(trained)(preprocess(DictEnv().reset(seed=1)[0]["image"], FrameSpec()))).max()
+        > 0.1
+    )
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_encoder_that_says_otherwise_about_scaling_is_refused(trained: Path, given: bool) -> None:
+    encoders: list[Any] = [load_encoder(trained, normalize=given), {"ref": str(trained), "normalize": given}]
+    for encoder in encoders:
+        for silent_or_alike in (None, given):
+            env = LatentObservationWrapper(FrameEnv(), encoder, normalize=silent_or_alike)
+            assert env.encoder.normalize == given
+        with pytest.raises(ValueError, match=f"comes with normalize={given}, but normalize={not given} was"):
+            LatentObservationWrapper(FrameEnv(), encoder, normalize=not given)
 
 
 def test_a_used_env_deepcopies_and_pickles(encoder: Path) -> None:

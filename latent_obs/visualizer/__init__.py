@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latent_obs.dataset import FramesFolder
-from latent_obs.encoder import find_encoder
+from latent_obs.encoder import encoder_name, find_encoder
 from latent_obs.encoder_folder import read_calibration, read_config, read_tensors, write_atomically
 from latent_obs.frames import Frames
 from latent_obs.storage import name_of
@@ -22,7 +22,7 @@ class VisualizeConfig:
     """Write a page in which sliders move the latent, or a picture of it."""
 
     encoder: str
-    """name of a bundled encoder, or encoder folder written by `latent-obs train`"""
+    """name of a bundled encoder, encoder folder written by `latent-obs train`, or hf://USER/NAME"""
     frames: str | Path | None = None
     """frames folder to show; default: the encoder's calibration frames"""
     out: Path | None = None
@@ -53,7 +53,7 @@ def visualize_encoder(config: VisualizeConfig) -> Path:
         OSError: If the file cannot be written.
     """
     folder = find_encoder(config.encoder)[1]
-    name = folder.resolve().name
+    name = encoder_name(config.encoder)
     encoder = read_config(folder)
     shown = choose_frames(config.encoder, config.frames)
     if config.picture is None:
@@ -76,7 +76,7 @@ def choose_frames(encoder: str, frames: str | Path | None) -> Shown:
     Of the folder that the encoder was trained on, only held-out episodes are shown.
 
     Args:
-        encoder: Name of a bundled encoder, or encoder folder.
+        encoder: As :func:`latent_obs.load_encoder` takes it.
         frames: Frames folder; ``None`` takes the encoder's calibration frames.
 
     Raises:

@@ -1,0 +1,178 @@
+"""The agents that are compared: their environments, hyperparameters and models.
+
+Both arms have the same environment objects, the same number of them in one process and the same PPO. They
+differ in what is above: the field's standard preprocessing and ``CnnPolicy``, or ``VecLatentObservation``
+and ``MlpPolicy``. The hyperparameters are the RL Zoo's tuned ones (``hyperparams/ppo.yml`` of
+DLR-RM/rl-baselines3-zoo), and ``LATENT_CHANGES`` has all that latents may have otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.wrappers import GrayscaleObservation, ResizeObservation
+from stable_baselines3 import PPO
+from stable_baselines3.common.atari_wrappers import (
+    ClipRewardEnv,
+    EpisodicLifeEnv,
+    FireResetEnv,
+    NoopResetEnv,
+    WarpFrame,
+)
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
+from torch import nn
+
+from latent_obs.sb3 import VecLatentObservation
+from latent_obs.sources import open_env
+
+Arm = Literal["pixels", "latents", "latents-normalized"]
+Family = Literal["atari", "car_racing"]
+
+N_ENVS = 8
+STACK: dict[Family, int] = {"atari": 4, "car_racing": 2}
+
+# "lin_x" falls from x to zero over the run, as the zoo writes it.
+PPO_ARGUMENTS: dict[Family, dict[str, Any]] = {
+    "atari": {
+        "n_steps": 128,
+        "n_epochs": 4,
+        "batch_size": 256,
+        "learning_rate": "lin_2.5e-4",
+        "clip_range": "lin_0.1",
+        "vf_coef": 0.5,
+        "ent_coef": 0.01,
+    },
+    "car_racing": {
+        "n_steps": 512,
+        "n_epochs": 10,
+        "batch_size": 128,
+        "learning_rate": "lin_1e-4",
+        "clip_range": 0.2,
+        "vf_coef": 0.5,
+        "ent_coef": 0.0,
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "max_grad_norm": 0.5,
+        "use_sde": True,
+        "sde_sample_freq": 4,
+        "policy_kwargs": {
+            "log_std_init": -2,
+            "ortho_init": False,
+            "activation_fn": "GELU",
+            "net_arch": {"pi": [256], "vf": [256]},
+        },
+    },
+}
+
+# MlpPolicy has two layers of 64 by default; the head above CnnPolicy's convolutions is 512 wide.
+LATENT_CHANGES: dict[Family, dict[str, Any]] = {
+    "atari": {"policy_kwargs": {"net_arch": [256, 256]}},
+    "car_racing": {},
+}
+
+
+class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
+    """Repeats each action and sums the rewards, as the RL Zoo's wrapper of that name."""
+
+    def __init__(self, env: gym.Env[Any, Any], skip: int) -> None:
+        super().__init__(env)
+        self.skip = skip
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        total = 0.0
+        for _ in range(self.skip):
+            obs, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return obs, total, terminated, truncated, info
+
+
+def env_id(game: str) -> str:
+    """Return the Gymnasium id of a game: ``Pong`` is ALE's, ids stay as they are."""
+    if game == "CarRacing":
+        return "CarRacing-v3"
+    return game if "/" in game or ":" in game or "-v" in game else f"ALE/{game}-v5"
+
+
+def family(game: str) -> Family:
+    """Return whose hyperparameters a game takes; Atari's are for everything that is not CarRacing."""
+    return "car_racing" if "CarRacing" in game else "atari"
+
+
+def make_env(game: str) -> gym.Env[Any, Any]:
+    """Make the environment that both arms share; its observations are RGB images.
+
+    ALE's v5 games repeat actions over 4 frames without pooling, and with a chance of 0.25 one action
+    longer (Machado et al. 2018), which is what bundled encoders were trained on. Hence none of SB3's
+    Atari wrappers skips frames here; the others are those of the RL Zoo. ``Monitor`` is below them, so
+    that what it records are whole games and true rewards.
+    """
+    env: gym.Env[Any, Any] = Monitor(open_env(env_id(game)))
+    if family(game) == "car_racing":
+        return FrameSkip(env, 2)
+    if env_id(game).startswith("ALE/"):
+        env = EpisodicLifeEnv(NoopResetEnv(env, noop_max=30))
+        meanings = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
+        env = FireResetEnv(env) if "FIRE" in meanings else env
+        env = ClipRewardEnv(env)
+    return env
+
+
+def make_pixels(game: str) -> gym.Env[Any, Any]:
+    """Make the same with the field's standard preprocessing above."""
+    env = make_env(game)
+    if family(game) == "car_racing":
+        return GrayscaleObservation(ResizeObservation(env, (64, 64)), keep_dim=True)
+    return WarpFrame(env)
+
+
+def make_venv(game: str, arm: Arm, encoder: str = "auto", n_envs: int = N_ENVS) -> VecEnv:
+    """Make the environments of one arm, all in this process."""
+    make = make_pixels if arm == "pixels" else make_env
+    venv: VecEnv = DummyVecEnv([lambda: make(game)] * n_envs)
+    if arm != "pixels":
+        options: dict[str, Any] = {"normalize": True} if arm == "latents-normalized" else {}
+        venv = VecLatentObservation(venv, encoder, **options)
+    if family(game) == "car_racing":
+        venv = VecNormalize(venv, norm_obs=False, norm_reward=True)
+    return VecFrameStack(venv, STACK[family(game)])
+
+
+def hyperparameters(game: str, arm: Arm, changes: dict[str, Any]) -> dict[str, Any]:
+    """Return PPO's arguments as JSON values, with the arm's changes and those of the command line."""
+    for_arm = {} if arm == "pixels" else LATENT_CHANGES[family(game)]
+    return {**PPO_ARGUMENTS[family(game)], **for_arm, **changes}
+
+
+def make_model(arm: Arm, venv: VecEnv, arguments: dict[str, Any], seed: int, device: str) -> PPO:
+    """Make an untrained agent from :func:`hyperparameters`."""
+    policy = "CnnPolicy" if arm == "pixels" else "MlpPolicy"
+    ready = {name: _schedule(value) for name, value in arguments.items()}
+    if "activation_fn" in arguments.get("policy_kwargs", {}):
+        activation = getattr(nn, arguments["policy_kwargs"]["activation_fn"])
+        ready["policy_kwargs"] = {**arguments["policy_kwargs"], "activation_fn": activation}
+    return PPO(policy, venv, seed=seed, device=device, **ready)
+
+
+def _schedule(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("lin_"):
+        return LinearSchedule(float(value.removeprefix("lin_")), 0.0, 1.0)
+    return value
+
+
+def derived_seed(*numbers: int) -> int:
+    """Return a seed for environments and networks that shares nothing with its neighbours'.
+
+    SB3 gives its environments the seeds s, s + 1, ..., so those of runs 0 and 1 would overlap.
+    """
+    return int(np.random.default_rng(numbers).integers(2**31 - 1000))
+
+
+# What `latent-obs collect` opens as "agents:AsTrained-v0": the environment in which an agent was trained, for
+# one that never had to fire, or acts on every second frame.
+gym.register("AsTrained-v0", "agents:make_env")

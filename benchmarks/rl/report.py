@@ -1,0 +1,332 @@
+"""Compare the runs of run.py: tables, small CSVs and a plot of the learning curves.
+
+$ python benchmarks/rl/report.py runs --out benchmarks/rl/results
+
+A run's return is the mean over its last 100 games, whole games with true rewards. Runs are summarised by
+their interquartile mean (IQM), the mean without the lower and the upper quarter, and its 95% interval from
+resampling the seeds of each game and arm (Agarwal et al. 2021, "Deep RL at the edge of the statistical
+precipice"; their package rliable does the same, but its dependency arch 7.2 cannot be imported beside pandas
+3). Of three runs a quarter is no whole run, so their IQM is the mean.
+
+Unfinished runs count as far as they got, where the table says how many are finished; curves go as far as all
+seeds got.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tyro
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from latent_obs.encoder_folder import write_atomically
+
+Floats = npt.NDArray[np.float64]
+
+COLORS = {"pixels": "#c2571a", "latents": "#1f6fb2", "latents-normalized": "#2f8f5b"}
+RESAMPLES = 2000
+POINTS = 100  # of a curve
+
+
+@dataclass(frozen=True)
+class Args:
+    """Write a report of finished and unfinished runs."""
+
+    runs: tyro.conf.Positional[Path]
+    """what run.py wrote"""
+    out: Path = Path("benchmarks/rl/results")
+    encoder_seconds: tuple[str, ...] = ()
+    """GAME=SECONDS of collecting frames and training the encoder, where the encoder does not remember them"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as far as it got; the arrays are columns of its progress.csv."""
+
+    game: str
+    arm: str
+    seed: int
+    about: dict[str, Any]
+    steps: Floats
+    seconds: Floats
+    cpu_seconds: Floats
+    episodes: Floats
+    mean_return: Floats  # nan before the first game ended
+
+    @property
+    def finished(self) -> bool:
+        return "finished" in self.about
+
+    @property
+    def encoder_seconds(self) -> float | None:
+        """Seconds of collecting and training, as far as the encoder remembers them."""
+        known = self.about.get("encoder") or {}
+        parts = [known.get("collect_seconds"), known.get("train_seconds")]
+        return None if parts == [None, None] else sum(part or 0.0 for part in parts)
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Read all runs below a folder, leaving out those without a row yet.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    runs = []
+    for path in sorted(folder.rglob("run.json")):
+        about = json.loads(path.read_text())
+        if (path.parent / "progress.csv").stat().st_size == 0:
+            continue
+        with open(path.parent / "progress.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        names = ("steps", "seconds", "cpu_seconds", "episodes", "mean_return")
+        columns = [np.array([float(row[name] or "nan") for row in rows]) for name in names]
+        if rows:
+            settings = about["settings"]
+            runs.append(Run(settings["game"], settings["arm"], settings["seed"], about, *columns))
+    if not runs:
+        raise FileNotFoundError(f"There are no runs in {folder}: python benchmarks/rl/run.py makes some.")
+    return runs
+
+
+def iqm(scores: Floats) -> Floats:
+    """Return the interquartile mean along the first axis.
+
+    Example:
+        >>> float(iqm(np.array([0.0, 1.0, 2.0, 100.0])))
+        1.5
+    """
+    cut = len(scores) // 4
+    mean: Floats = np.sort(scores, axis=0)[cut : len(scores) - cut].mean(axis=0)
+    return mean
+
+
+def interval(scores: Floats) -> tuple[Floats, Floats]:
+    """Return the 95% percentile-bootstrap interval of the IQM over the first axis, the seeds."""
+    rng = np.random.default_rng(0)
+    picks = rng.integers(len(scores), size=(RESAMPLES, len(scores)))
+    means = np.stack([iqm(scores[pick]) for pick in picks])
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def curves(runs: list[Run], axis: str) -> tuple[Floats, Floats]:
+    """Return a grid along an axis, and the runs' returns there, shape (runs, points).
+
+    The grid begins where every run has a finished game and ends where the first run ends. Between its rows
+    a run keeps the return of the last one.
+    """
+    begin = max(getattr(run, axis)[_first(run)] for run in runs)
+    grid = np.linspace(begin, min(getattr(run, axis)[-1] for run in runs), POINTS)
+    rows = [np.searchsorted(getattr(run, axis), grid * (1 + 1e-12), side="right") - 1 for run in runs]
+    return grid, np.stack([run.mean_return[row] for run, row in zip(runs, rows, strict=True)])
+
+
+def _first(run: Run) -> int:
+    """Return the first row with a return; where there is none, the last."""
+    known = np.flatnonzero(~np.isnan(run.mean_return))
+    return int(known[0]) if len(known) else len(run.steps) - 1
+
+
+def seconds_to(runs: list[Run], threshold: float) -> float | None:
+    """Return the wall-clock second at which the IQM of the runs first is at ``threshold``, or ``None``.
+
+    A run that has ended keeps its last return.
+    """
+    begin = max(run.seconds[_first(run)] for run in runs)
+    grid = np.unique(np.concatenate([run.seconds for run in runs]))
+    grid = grid[grid >= begin]
+    rows = [np.searchsorted(run.seconds, grid, side="right") - 1 for run in runs]
+    means = iqm(np.stack([run.mean_return[row] for run, row in zip(runs, rows, strict=True)]))
+    reached = np.flatnonzero(means >= threshold - 1e-9)
+    return float(grid[reached[0]]) if len(reached) else None
+
+
+def rate(runs: list[Run], clock: str) -> float:
+    """Return steps per second of a clock, all runs together."""
+    return float(sum(run.steps[-1] for run in runs) / sum(getattr(run, clock)[-1] for run in runs))
+
+
+def summarise(game: str, arms: dict[str, list[Run]], encoder_seconds: float | None) -> list[dict[str, Any]]:
+    """Return a row of the table for every arm of a game."""
+    rows = []
+    pixels = arms.get("pixels", [])
+    final = {arm: np.array([run.mean_return[-1] for run in runs]) for arm, runs in arms.items()}
+    threshold = float(iqm(final["pixels"])) if pixels else float("nan")
+    pixel_seconds = seconds_to(pixels, threshold) if pixels else None
+    for arm, runs in arms.items():
+        low, high = interval(final[arm])
+        row: dict[str, Any] = {
+            "game": game,
+            "arm": arm,
+            "seeds": len(runs),
+            "finished": sum(run.finished for run in runs),
+            "steps": int(min(run.steps[-1] for run in runs)),
+            "steps_per_second": rate(runs, "seconds"),
+            "steps_per_cpu_second": rate(runs, "cpu_seconds"),
+            "iqm": float(iqm(final[arm])),
+            "low": float(low),
+            "high": float(high),
+            "seconds": float(np.mean([run.seconds[-1] for run in runs])),
+            "seconds_to_pixels": seconds_to(runs, threshold),
+            "device": ", ".join(sorted({str(run.about.get("device")) for run in runs})),
+        }
+        if pixels:
+            row["speedup"] = row["steps_per_second"] / rate(pixels, "seconds")
+            row["cpu_speedup"] = row["steps_per_cpu_second"] / rate(pixels, "cpu_seconds")
+        reached = row["seconds_to_pixels"]
+        if arm != "pixels":
+            row["encoder_seconds"] = encoder_seconds
+            if reached is not None and encoder_seconds is not None:
+                row["seconds_with_encoder"] = reached + encoder_seconds
+        for name in ("seconds_to_pixels", "seconds_with_encoder"):
+            if row.get(name) is not None and pixel_seconds:
+                row[f"{name}_share"] = row[name] / pixel_seconds
+        rows.append(row)
+    return rows
+
+
+def cost_of_encoder(runs: list[Run], given: float | None) -> tuple[float | None, str]:
+    """Return the seconds that the encoder of some runs took, and how that is known."""
+    if given is not None:
+        return given, "as given"
+    known = next((run for run in runs if run.encoder_seconds is not None), None)
+    if known is None:
+        return None, "unknown"
+    whole = known.about["encoder"].get("collect_seconds") is not None
+    return known.encoder_seconds, "collection and training" if whole else "training only"
+
+
+def table(rows: list[dict[str, Any]], notes: list[str]) -> str:
+    """Write the Markdown table."""
+    lines = [
+        "| game | arm | runs, finished | steps | steps/s | per CPU second | return, IQM [95%] "
+        "| s to pixels' return | and the encoder | device |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = (
+            row["game"],
+            row["arm"],
+            f"{row['seeds']}, {row['finished']}",
+            f"{row['steps']:,}",
+            _number(row["steps_per_second"], row.get("speedup"), "x"),
+            _number(row["steps_per_cpu_second"], row.get("cpu_speedup"), "x"),
+            f"{row['iqm']:.4g} [{row['low']:.4g}, {row['high']:.4g}]",
+            _number(row["seconds_to_pixels"], row.get("seconds_to_pixels_share"), " of pixels'"),
+            _number(row.get("seconds_with_encoder"), row.get("seconds_with_encoder_share"), " of pixels'"),
+            row["device"],
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*lines, "", *notes, ""])
+
+
+def _number(value: float | None, ratio: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if ratio is None else f"{value:,.0f} ({ratio:.2f}{unit})"
+
+
+def small_csv(runs: list[Run]) -> str:
+    """Write the rows of a game's runs, at most about a hundred of each."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["arm", "seed", "steps", "seconds", "cpu_seconds", "episodes", "mean_return"])
+    for run in runs:
+        kept = np.unique(np.linspace(0, len(run.steps) - 1, min(len(run.steps), POINTS)).astype(int))
+        for i in kept:
+            mean = "" if np.isnan(run.mean_return[i]) else f"{run.mean_return[i]:.5g}"
+            cells = (f"{value[i]:.0f}" for value in (run.steps, run.seconds, run.cpu_seconds, run.episodes))
+            writer.writerow([run.arm, run.seed, *cells, mean])
+    return file.getvalue()
+
+
+def plot(games: dict[str, dict[str, list[Run]]], costs: dict[str, float | None], path: Path) -> None:
+    """Draw learning curves, a row for each game: against steps and against wall-clock time."""
+    figure = Figure(figsize=(9, 2.9 * len(games)), layout="constrained", facecolor="white")
+    axes = figure.subplots(len(games), 2, sharey="row", squeeze=False)
+    for (game, arms), (by_steps, by_time) in zip(games.items(), axes, strict=True):
+        for arm, runs in arms.items():
+            if any(np.isnan(run.mean_return[-1]) for run in runs):
+                continue  # a run without one finished game has no curve
+            _curve(by_steps, runs, "steps", 1e6, arm, COLORS[arm])
+            _curve(by_time, runs, "seconds", 3600, arm, COLORS[arm])
+            if arm != "pixels" and (cost := costs[game]) is not None:
+                grid, returns = curves(runs, "seconds")
+                label = f"{arm}, encoder's cost included"
+                by_time.plot(
+                    (grid + cost) / 3600, iqm(returns), color=COLORS[arm], linestyle=":", label=label
+                )
+        by_steps.set(title=game, ylabel="return, last 100 games", xlabel="million steps of the agent")
+        by_time.set(title=game, xlabel="hours, wall-clock")
+        for axis in (by_steps, by_time):
+            axis.grid(alpha=0.3)
+            axis.spines[["top", "right"]].set_visible(False)
+        by_time.legend(frameon=False, fontsize="small")
+    figure.suptitle(
+        "PPO on pixels and on latents: IQM over seeds, 95% bootstrap intervals", fontsize="medium"
+    )
+    figure.savefig(path, dpi=110)
+
+
+def _curve(axes: Axes, runs: list[Run], axis: str, unit: float, label: str, color: str) -> None:
+    grid, returns = curves(runs, axis)
+    axes.plot(grid / unit, iqm(returns), color=color, label=f"{label}, {len(runs)} seeds")
+    if len(runs) > 1:
+        axes.fill_between(grid / unit, *interval(returns), color=color, alpha=0.2, linewidth=0)
+
+
+def report(args: Args) -> str:
+    """Write the CSVs, ``report.md`` and ``curves.png``, and return the table.
+
+    Raises:
+        FileNotFoundError: If there are no runs.
+        ValueError: If ``encoder_seconds`` is written otherwise than GAME=SECONDS.
+    """
+    games: dict[str, dict[str, list[Run]]] = {}
+    for run in read_runs(args.runs):
+        games.setdefault(run.game, {}).setdefault(run.arm, []).append(run)
+    games = {game: {arm: arms[arm] for arm in COLORS if arm in arms} for game, arms in games.items()}
+    try:
+        given = {game: float(value) for game, value in (pair.split("=", 1) for pair in args.encoder_seconds)}
+    except ValueError:
+        raise ValueError(
+            f"--encoder-seconds takes GAME=SECONDS, got {' '.join(args.encoder_seconds)}."
+        ) from None
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows, costs, notes = [], {}, []
+    for game, arms in games.items():
+        latents = [run for arm, runs in arms.items() if arm != "pixels" for run in runs]
+        costs[game], how = cost_of_encoder(latents, given.get(game))
+        if costs[game] is not None:
+            notes.append(f"- {game}: the encoder took {costs[game]:,.0f} s ({how}).")
+        rows += summarise(game, arms, costs[game])
+        name = game.replace("/", "_").replace(":", "_")
+        text = small_csv([run for runs in arms.values() for run in runs])
+        write_atomically(args.out / f"{name}.csv", text.encode())
+    machines = {run.about.get("machine") for arms in games.values() for runs in arms.values() for run in runs}
+    notes += [f"- {machine}" for machine in sorted(map(str, machines))]
+    text = table(rows, notes)
+    write_atomically(args.out / "report.md", text.encode())
+    plot(games, costs, args.out / "curves.png")
+    return text
+
+
+def main(args: Args) -> None:
+    try:
+        print(report(args))
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    print(f"Written to {args.out}: a CSV for each game, report.md, curves.png")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

@@ -1,0 +1,373 @@
+"""Train one agent on pixels or on latents, and write down what it reached when.
+
+$ python benchmarks/rl/train_agent.py --game Pong --arm latents --seed 0 --steps 1000000
+
+    runs/Pong/latents/0/
+        run.json        everything needed to repeat the run; it has "finished" when it is over
+        progress.csv    a row about every hundredth of the budget
+        episodes.csv    a row for every game that ended
+        checkpoint.zip  where the same command goes on, while the run is not over
+        model.zip       the trained agent
+
+Ctrl-C stops at once, and ``kill -9`` loses at most two minutes and an update: the same command goes on
+from the last checkpoint, with networks, optimiser, step and time as they were. Environments cannot be
+saved, so the games that were being played then begin anew.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import sys
+import threading
+import time
+import zipfile
+from collections import deque
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import torch
+import tyro
+from agents import N_ENVS, STACK, Arm, derived_seed, env_id, family, hyperparameters, make_model, make_venv
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
+
+from latent_obs.encoder import Encoder, find_encoder
+from latent_obs.encoder_folder import write_atomically
+from latent_obs.progress import Bar, progress_bar, stop_on_signals
+from latent_obs.sb3 import VecLatentObservation
+from latent_obs.storage import locked
+
+sys.path.append(str(Path(__file__).parents[1]))
+from machine import machine as machine  # for the other scripts too
+
+RUN, PROGRESS, EPISODES = "run.json", "progress.csv", "episodes.csv"
+CHECKPOINT, MODEL = "checkpoint.zip", "model.zip"
+PROGRESS_COLUMNS = ("steps", "seconds", "cpu_seconds", "episodes", "mean_return")
+EPISODE_COLUMNS = ("steps", "seconds", "return", "length")
+INTERRUPTED = 130  # exit status
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Train one agent; an interrupted run goes on, a finished one is left alone."""
+
+    game: str
+    """Pong, Breakout or any game of ALE's, CarRacing, or a Gymnasium id"""
+    arm: Arm
+    """what the agent sees"""
+    seed: int = 0
+    """seed of environments and networks"""
+    steps: int = 1_000_000
+    """steps of the agent, all environments together; PPO takes whole rollouts"""
+    out: Path = Path("runs")
+    """the run goes to out/game/arm/seed"""
+    encoder: str = "auto"
+    """the encoder of the latents: auto, a bundled one's name, or an encoder folder"""
+    changes: str = "{}"
+    """hyperparameters of PPO to change, as JSON"""
+    threads: int = 1
+    """threads of PyTorch"""
+    device: str = "cpu"
+    """cpu or cuda, where the agent's networks are"""
+    checkpoint_seconds: float = 120.0
+    """time between checkpoints"""
+    progress: bool = True
+    """show a progress bar"""
+
+    @property
+    def folder(self) -> Path:
+        return self.out / self.game.replace("/", "_").replace(":", "_") / self.arm / str(self.seed)
+
+    def arguments(self) -> list[str]:
+        """Return the command line that means this, to be followed by options."""
+        fields = {name: value for name, value in asdict(self).items() if name != "progress"}
+        words = [
+            str(word) for name, value in fields.items() for word in (f"--{name.replace('_', '-')}", value)
+        ]
+        return [*words, "--progress" if self.progress else "--no-progress"]
+
+
+class Journal:
+    """The two tables of a run, and its clocks.
+
+    Args:
+        folder: Where the tables are.
+        mark: What :meth:`mark` returned at the checkpoint that the run goes on from; later rows are
+            dropped. A run that begins has none.
+    """
+
+    def __init__(self, folder: Path, mark: dict[str, Any] | None) -> None:
+        self.files: dict[str, TextIO] = {}
+        self.returns: deque[float] = deque(maxlen=100)
+        self.episodes = 0
+        for name, columns in ((PROGRESS, PROGRESS_COLUMNS), (EPISODES, EPISODE_COLUMNS)):
+            if mark is None:
+                (folder / name).write_text(",".join(columns) + "\n")
+            else:
+                os.truncate(folder / name, mark[name])
+            self.files[name] = open(folder / name, "a", newline="")
+        if mark is not None:
+            with open(folder / EPISODES, newline="") as file:
+                for row in csv.DictReader(file):
+                    self.episodes += 1
+                    self.returns.append(float(row["return"]))
+        before: dict[str, float] = mark or {"seconds": 0.0, "cpu_seconds": 0.0}
+        self._begun = time.monotonic() - before["seconds"]
+        self._cpu_begun = time.process_time() - before["cpu_seconds"]
+
+    def mark(self) -> dict[str, Any]:
+        """Return where the tables and the clocks are."""
+        for file in self.files.values():
+            file.flush()
+        clocks = {"seconds": self.seconds, "cpu_seconds": time.process_time() - self._cpu_begun}
+        return {**clocks, **{name: file.tell() for name, file in self.files.items()}}
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of this part of the run and of those before."""
+        return time.monotonic() - self._begun
+
+    @property
+    def mean_return(self) -> float | None:
+        """Mean return of the last 100 games that ended."""
+        return float(np.mean(self.returns)) if self.returns else None
+
+    def add_episode(self, steps: int, episode: dict[str, Any]) -> None:
+        self.episodes += 1
+        self.returns.append(float(episode["r"]))
+        self._write(EPISODES, steps, f"{self.seconds:.2f}", f"{float(episode['r']):g}", int(episode["l"]))
+
+    def add_progress(self, steps: int) -> None:
+        cpu = time.process_time() - self._cpu_begun
+        mean = "" if self.mean_return is None else f"{self.mean_return:.6g}"
+        self._write(PROGRESS, steps, f"{self.seconds:.2f}", f"{cpu:.2f}", self.episodes, mean)
+
+    def close(self) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def _write(self, name: str, *values: Any) -> None:
+        self.files[name].write(",".join(map(str, values)) + "\n")
+
+
+class Recorder(BaseCallback):
+    """Fills the journal, writes checkpoints and stops when it is told to.
+
+    Before each rollout the run can be continued from what is saved then; ``mark`` is the last such moment.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        journal: Journal,
+        scales: VecNormalize | None,
+        stop: threading.Event,
+        bar: Bar,
+    ) -> None:
+        super().__init__()
+        self.config, self.journal, self.scales, self.stop, self.bar = config, journal, scales, stop, bar
+        self.interrupted = False
+        self.mark: dict[str, Any] = {"steps": -1}
+        self._saved, self._saved_steps = time.monotonic(), -1
+        self._row = max(1, config.steps // 100)
+
+    def _on_rollout_start(self) -> None:
+        if self.mark["steps"] >= 0:
+            self.bar.advance(self.model.num_timesteps - self.mark["steps"])
+        if self.journal.mean_return is not None:
+            self.bar.note(f"return {self.journal.mean_return:.1f}")
+        self.mark = {"steps": self.model.num_timesteps, **self.journal.mark()}
+        if self.scales is not None:
+            rms = self.scales.ret_rms
+            self.mark["ret_rms"] = [float(rms.mean), float(rms.var), float(rms.count)]
+        if time.monotonic() - self._saved >= self.config.checkpoint_seconds:
+            self.save()
+
+    def _on_step(self) -> bool:
+        if self.stop.is_set():
+            self.interrupted = True
+            return False
+        for info in self.locals["infos"]:
+            if "episode" in info:
+                self.journal.add_episode(self.num_timesteps, info["episode"])
+        before = self.num_timesteps - self.training_env.num_envs
+        if before // self._row < self.num_timesteps // self._row:
+            self.journal.add_progress(self.num_timesteps)
+        return True
+
+    def save(self) -> None:
+        """Write the state before the current rollout, of which nothing is kept."""
+        if self.mark["steps"] in (-1, self._saved_steps):
+            return
+        now, self.model.num_timesteps = self.model.num_timesteps, self.mark["steps"]
+        networks = io.BytesIO()
+        self.model.save(networks)
+        self.model.num_timesteps = now
+        data = io.BytesIO()
+        with zipfile.ZipFile(data, "w") as archive:
+            archive.writestr("mark.json", json.dumps(self.mark))
+            archive.writestr(MODEL, networks.getvalue())
+        write_atomically(self.config.folder / CHECKPOINT, data.getvalue())
+        self._saved, self._saved_steps = time.monotonic(), self.mark["steps"]
+
+
+def train(config: RunConfig) -> Path:
+    """Train an agent, or finish what was begun, and return the run's folder.
+
+    Raises:
+        ValueError: If the folder has a run with other settings, or another process writes to it.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM, once a checkpoint is written.
+    """
+    config.folder.mkdir(parents=True, exist_ok=True)
+    if is_finished(config.folder):
+        _check_settings(config)
+        return config.folder
+    torch.set_num_threads(config.threads)
+    with locked(config.folder), stop_on_signals() as stop:
+        _check_settings(config)
+        venv = make_venv(config.game, config.arm, config.encoder)
+        try:
+            _train(config, venv, stop)
+        finally:
+            venv.close()
+    return config.folder
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a folder holds a run that is over."""
+    path = folder / RUN
+    return path.exists() and "finished" in json.loads(path.read_text())
+
+
+def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
+    arguments = hyperparameters(config.game, config.arm, json.loads(config.changes))
+    scales = unwrap_vec_wrapper(venv, VecNormalize)
+    saved = config.folder / CHECKPOINT
+    mark: dict[str, Any] | None = None
+    if saved.exists():
+        with zipfile.ZipFile(saved) as archive:
+            mark = json.loads(archive.read("mark.json"))
+            assert mark is not None
+            model = PPO.load(io.BytesIO(archive.read(MODEL)), venv, device=config.device)
+        # With the first seed the first games would be played once more.
+        model.set_random_seed(derived_seed(config.seed, mark["steps"]))
+        if scales is not None:
+            mean, var, scales.ret_rms.count = mark["ret_rms"]
+            scales.ret_rms.mean, scales.ret_rms.var = np.array(mean), np.array(var)
+        about = json.loads((config.folder / RUN).read_text())
+        about["parts"] += 1
+    else:
+        model = make_model(config.arm, venv, arguments, derived_seed(config.seed, 0), config.device)
+        about = {"settings": _settings(config), "parts": 1, **_about(config, venv, arguments, model)}
+    _write_json(config.folder / RUN, about)
+    journal = Journal(config.folder, mark)
+    begun = model.num_timesteps
+    with progress_bar(
+        f"{config.game} {config.arm} {config.seed}", config.steps, "steps", config.progress, begun
+    ) as bar:
+        recorder = Recorder(config, journal, scales, stop, bar)
+        try:
+            model.learn(config.steps - begun, recorder, reset_num_timesteps=False)
+            if recorder.interrupted:
+                recorder.save()
+                raise KeyboardInterrupt
+            journal.add_progress(model.num_timesteps)
+            mark = journal.mark()
+        finally:
+            journal.close()
+    data = io.BytesIO()
+    model.save(data)
+    write_atomically(config.folder / MODEL, data.getvalue())
+    about["finished"] = {
+        "steps": model.num_timesteps,
+        "seconds": round(mark["seconds"], 2),
+        "cpu_seconds": round(mark["cpu_seconds"], 2),
+        "episodes": journal.episodes,
+        "mean_return": journal.mean_return,
+    }
+    _write_json(config.folder / RUN, about)
+    saved.unlink(missing_ok=True)
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return what identifies a run: with other values it would be another one."""
+    fields = {name: getattr(config, name) for name in ("game", "arm", "seed", "steps", "threads", "device")}
+    arguments = hyperparameters(config.game, config.arm, json.loads(config.changes))
+    encoder = {} if config.arm == "pixels" else {"encoder": config.encoder}
+    return {**fields, "hyperparameters": arguments, **encoder}
+
+
+def _check_settings(config: RunConfig) -> None:
+    path = config.folder / RUN
+    if not path.exists():
+        return
+    before, now = json.loads(path.read_text())["settings"], json.loads(json.dumps(_settings(config)))
+    for name in before | now:
+        if before.get(name) != now.get(name):
+            raise ValueError(
+                f"The run in {config.folder} was begun with {name} {before.get(name)!r}, not "
+                f"{now.get(name)!r}. Use the same settings, or another --out."
+            )
+
+
+def _about(config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: PPO) -> dict[str, Any]:
+    """Return what else one must know to repeat a run."""
+    wrapper = unwrap_vec_wrapper(venv, VecLatentObservation)
+    device = str(model.device)
+    if model.device.type == "cuda":
+        device = f"{device}, {torch.cuda.get_device_name(model.device)}"
+    return {
+        "env_id": env_id(config.game),
+        "n_envs": N_ENVS,
+        "stack": STACK[family(config.game)],
+        "policy": type(model.policy).__name__,
+        "observation_shape": list(model.observation_space.shape or ()),
+        "encoder": None if wrapper is None else encoder_cost(wrapper.encoder),
+        "device": device,
+        "machine": machine("stable-baselines3", "torch", "gymnasium", "ale-py", "numpy", "openvino"),
+    }
+
+
+def encoder_cost(encoder: Encoder) -> dict[str, Any]:
+    """Return which encoder it is and what making it took, as far as it remembers."""
+    _, folder = find_encoder(encoder.ref)
+    provenance = encoder.config.provenance
+    return {
+        "ref": encoder.ref,
+        "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16],
+        "precision": encoder.precision,
+        "collect_seconds": provenance.get("collect_seconds"),
+        "train_seconds": provenance.get("seconds"),
+        "machine": provenance.get("machine"),
+    }
+
+
+def _write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def main() -> None:
+    config = tyro.cli(RunConfig)
+    try:
+        folder = train(config)
+    except KeyboardInterrupt:
+        print(f"Interrupted; the same command goes on with {config.folder}.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+    finished = json.loads((folder / RUN).read_text())["finished"]
+    rate = finished["steps"] / finished["seconds"]
+    print(
+        f"{folder}: {finished['steps']:,} steps, {rate:,.0f} a second, mean return {finished['mean_return']}"
+    )
+
+
+if __name__ == "__main__":
+    main()

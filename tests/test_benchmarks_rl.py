@@ -1,0 +1,226 @@
+"""The scripts of benchmarks/rl, with budgets too small to learn anything."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import math
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latent_obs.collect import CollectConfig, collect_frames
+
+SCRIPTS = Path(__file__).parents[1] / "benchmarks" / "rl"
+sys.path.append(str(SCRIPTS))
+
+PPO = pytest.importorskip("stable_baselines3").PPO
+
+import agents  # noqa: E402
+import car_racing  # noqa: E402
+import report  # noqa: E402
+import run  # noqa: E402
+import train_agent  # noqa: E402
+
+GAME = "tests.quick_env:Quick-v0"
+SMALL = '{"n_steps": 16, "n_epochs": 1, "batch_size": 64}'
+
+
+def config(
+    tmp_path: Path, encoder: Path, arm: agents.Arm = "latents", **changes: Any
+) -> train_agent.RunConfig:
+    options = {"steps": 640, "encoder": str(encoder), "changes": SMALL, "progress": False, **changes}
+    return train_agent.RunConfig(GAME, arm, out=tmp_path / "runs", **options)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("arm", ["pixels", "latents"])
+def test_a_run_writes_what_it_reached(arm: agents.Arm, tmp_path: Path, encoder: Path) -> None:
+    folder = train_agent.train(config(tmp_path, encoder, arm, steps=256))
+    about, progress = json.loads((folder / "run.json").read_text()), rows(folder / "progress.csv")
+    episodes = rows(folder / "episodes.csv")
+    assert about["observation_shape"] == ([4, 84, 84] if arm == "pixels" else [128])
+    assert int(progress[-1]["steps"]) == about["finished"]["steps"] == 256
+    assert int(progress[-1]["episodes"]) == len(episodes) > 4
+    last = [float(row["return"]) for row in episodes[-100:]]
+    assert float(progress[-1]["mean_return"]) == pytest.approx(np.mean(last), rel=1e-5)
+    assert sum(int(row["length"]) for row in episodes) <= 256  # each step is of one episode at most
+    assert (folder / "model.zip").exists()
+    assert not (folder / "checkpoint.zip").exists()
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(tmp_path: Path, encoder: Path) -> None:
+    first = config(tmp_path, encoder)
+    folder = train_agent.train(first)
+    before = (folder / "run.json").stat().st_mtime_ns
+    train_agent.train(first)
+    assert (folder / "run.json").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="begun with steps 640, not 1280"):
+        train_agent.train(config(tmp_path, encoder, steps=1280))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_an_interrupted_run_goes_on_as_one(
+    killed: bool, tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it could still save itself or not: one table, whose rows are in order and none twice."""
+    settings = config(tmp_path, encoder, checkpoint_seconds=0.0 if killed else 1000.0)
+    add_episode, update = train_agent.Journal.add_episode, PPO.train
+    rates = []
+
+    def stop_midway(journal: train_agent.Journal, steps: int, episode: dict[str, Any]) -> None:
+        add_episode(journal, steps, episode)
+        if 300 < steps < 400 and not (settings.folder / "stopped").exists():
+            (settings.folder / "stopped").touch()
+            if killed:
+                raise SystemExit
+            signal.raise_signal(signal.SIGINT)
+
+    def train(model: Any) -> None:
+        update(model)
+        rates.append(model.policy.optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(train_agent.Journal, "add_episode", stop_midway)
+    monkeypatch.setattr(PPO, "train", train)
+    with pytest.raises(SystemExit if killed else KeyboardInterrupt):
+        train_agent.train(settings)
+    assert (settings.folder / "checkpoint.zip").exists()
+    assert not train_agent.is_finished(settings.folder)
+    folder = train_agent.train(settings)
+    about, progress = json.loads((folder / "run.json").read_text()), rows(folder / "progress.csv")
+    assert about["parts"] == 2
+    assert about["finished"]["steps"] == 640
+    # Its learning rate falls over the whole run, in the five updates that an undisturbed run has.
+    np.testing.assert_allclose(rates, 2.5e-4 * np.array([0.8, 0.6, 0.4, 0.2, 0.0]), atol=1e-12)
+    assert (np.diff([int(row["steps"]) for row in progress[:-1]]) > 0).all()
+    for name in ("seconds", "cpu_seconds", "episodes"):
+        assert (np.diff([float(row[name]) for row in progress]) >= 0).all(), name
+    episodes = rows(folder / "episodes.csv")
+    assert int(progress[-1]["episodes"]) == len(episodes) == about["finished"]["episodes"]
+    ends = [int(row["steps"]) for row in episodes]
+    assert ends == sorted(ends)
+    # No more episodes than steps allow: none was written twice.
+    assert sum(int(row["length"]) for row in episodes) <= 640
+
+
+def test_runs_begin_with_the_first_seed_of_every_game_and_arm() -> None:
+    many = run.all_runs(run.Args(("Pong", "Breakout"), seeds=(0, 1), encoders=("Pong=x",)))
+    assert [c.seed for c in many] == [0] * 4 + [1] * 4
+    assert [c.arm for c in many[:4]] == ["pixels", "latents"] * 2
+    assert [c.encoder for c in many[:4]] == ["auto", "x", "auto", "auto"]
+    with pytest.raises(ValueError, match="GAME=VALUE"):
+        run.all_runs(run.Args(encoders=("Tennis=x",)))
+
+
+def test_run_all_finishes_what_it_can(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that fails says why and leaves the others alone."""
+    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parents[1]))
+    good, bad = config(tmp_path, encoder, steps=128), config(tmp_path, tmp_path / "none", steps=128, seed=1)
+    assert run.run_all([bad, good], jobs=2) == ["failed", "finished"]
+    assert "neither a bundled one" in " ".join(capsys.readouterr().err.split())
+    assert int(rows(good.folder / "progress.csv")[-1]["steps"]) == 128
+    assert run.run_all([good], jobs=1) == ["finished"]
+
+
+def write_run(
+    folder: Path, arm: str, seed: int, seconds: list[float], returns: list[float], cost: float | None = None
+) -> None:
+    """Write a run whose rows are 100 steps apart."""
+    path = folder / "Pong" / arm / str(seed)
+    path.mkdir(parents=True)
+    encoder = None if cost is None else {"collect_seconds": None, "train_seconds": cost}
+    settings = {"game": "Pong", "arm": arm, "seed": seed}
+    about = {"settings": settings, "encoder": encoder, "device": "cpu", "finished": {}}
+    (path / "run.json").write_text(json.dumps(about))
+    lines = ["steps,seconds,cpu_seconds,episodes,mean_return"]
+    for i, (second, value) in enumerate(zip(seconds, returns, strict=True), 1):
+        lines.append(f"{100 * i},{second},{second / 2},{i},{'' if math.isnan(value) else value}")
+    (path / "progress.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_the_report_finds_the_iqm_and_the_time_to_the_pixels_return(tmp_path: Path) -> None:
+    for seed, final in enumerate([8.0, 10.0, 12.0, 90.0]):  # IQM: the mean of 10 and 12
+        write_run(tmp_path / "runs", "pixels", seed, [100, 200, 400], [math.nan, 1.0, final])
+    for seed in range(4):
+        write_run(tmp_path / "runs", "latents", seed, [10, 20, 40, 80], [1.0, 5.0, 11.0, 20.0], 60.0)
+    runs = report.read_runs(tmp_path / "runs")
+    arms = {arm: [r for r in runs if r.arm == arm] for arm in ("pixels", "latents")}
+    pixels, latents = report.summarise("Pong", arms, 60.0)
+    assert pixels["iqm"] == 11.0
+    assert (pixels["low"], pixels["high"]) == (8.0, 90.0) or 8.0 <= pixels["low"] < 11.0 < pixels[
+        "high"
+    ] <= 90.0
+    assert latents["iqm"] == latents["low"] == latents["high"] == 20.0
+    assert pixels["steps_per_second"] == 300 / 400
+    assert latents["speedup"] == pytest.approx((400 / 80) / (300 / 400))
+    assert latents["cpu_speedup"] == pytest.approx(latents["speedup"])
+    assert pixels["seconds_to_pixels"] == 400
+    assert latents["seconds_to_pixels"] == 40
+    assert latents["seconds_with_encoder"] == 100
+    assert latents["seconds_to_pixels_share"] == 0.1
+    assert latents["seconds_with_encoder_share"] == 0.25
+
+    out = tmp_path / "results"
+    text = report.report(report.Args(tmp_path / "runs", out, encoder_seconds=("Pong=200",)))
+    assert "| 40 (0.10 of pixels') | 240 (0.60 of pixels') |" in text
+    assert (out / "curves.png").stat().st_size > 1000
+    assert len(rows(out / "Pong.csv")) == 4 * 3 + 4 * 4
+    with pytest.raises(ValueError, match="GAME=SECONDS"):
+        report.report(report.Args(tmp_path / "runs", out, encoder_seconds=("200",)))
+
+
+def test_the_interval_is_that_of_the_resampled_seeds() -> None:
+    """Of two seeds a resample has the mean of one, of both, or of the other, with odds 1:2:1."""
+    low, high = report.interval(np.array([0.0, 1.0]))
+    assert (float(low), float(high)) == (0.0, 1.0)
+    scores = np.random.default_rng(0).normal(size=400)
+    low, high = report.interval(scores)
+    assert float(low) < float(report.iqm(scores)) < float(high)
+    # The IQM of a normal sample has a standard error of about 1.1 / sqrt(n).
+    assert float(high - low) == pytest.approx(2 * 1.96 * 1.1 / 20, rel=0.15)
+
+
+def test_controllers_have_the_papers_sizes_and_ranges() -> None:
+    linear, hidden = car_racing.Controller("linear", 32), car_racing.Controller("hidden", 32)
+    assert linear.size == 99
+    assert hidden.size == 33 * 40 + 41 * 3
+    latents = np.zeros((1, 32), np.float32)
+    parameters = np.zeros(99)
+    np.testing.assert_array_equal(linear.act(parameters, latents), [[0.0, 0.5, 0.0]])
+    parameters[-3:] = (-50, 50, -50)  # the biases
+    np.testing.assert_allclose(linear.act(parameters, latents), [[-1.0, 1.0, 0.0]])
+    parameters[:3] = (2.0, 0.0, 0.0)
+    parameters[-3:] = 0.0
+    latents[0, 0] = 0.25
+    assert linear.act(parameters, latents)[0, 0] == pytest.approx(math.tanh(0.5))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs Box2D")
+def test_a_controller_drives_and_gives_up(encoder: Path) -> None:
+    """Standing still without patience costs 0.1 a step; with it the rest is charged at once."""
+    worker = car_racing.Worker(str(encoder), "linear", 1)
+    parameters = np.zeros(99)
+    parameters[-2] = -50.0  # no gas
+    (total,) = worker.play("CarRacing-v3", parameters, [3], patience=5)
+    # The start gives what lies under the wheels, then 0.1 is lost a step until step 1000.
+    first = total + 100.0
+    assert 0 <= first < 60
+    assert first == pytest.approx(worker.play("CarRacing-v3", parameters, [3], patience=9)[0] + 100.0)
+
+
+def test_collect_opens_an_environment_as_it_was_trained(tmp_path: Path) -> None:
+    settings = CollectConfig(
+        "agents:AsTrained-v0", tmp_path / "frames", frames=60, workers=1, env_kwargs={"game": GAME}
+    )
+    assert len(collect_frames(settings, progress=False)) == 60

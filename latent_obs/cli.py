@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from latent_obs.encoder_folder import EncoderConfig
     from latent_obs.evaluate import EvaluateConfig
     from latent_obs.export import ExportConfig
+    from latent_obs.hub import PullConfig, PushConfig
     from latent_obs.minari import ExportMinariConfig, ImportMinariConfig
+    from latent_obs.recipe import BuildConfig
     from latent_obs.show import ShowConfig
     from latent_obs.train import TrainConfig
     from latent_obs.visualizer import VisualizeConfig
@@ -43,8 +45,21 @@ class ListConfig:
 
 
 @dataclass(frozen=True)
+class CardConfig:
+    """Show the card of an encoder: its report card, how it was made, and what it gets wrong."""
+
+    encoder: str | Path
+    """name of a bundled encoder, or encoder folder"""
+
+
+@dataclass(frozen=True)
 class FramesCommands:
     """Look at, check, merge and split frames folders: info, check, show, merge, split."""
+
+
+@dataclass(frozen=True)
+class RecipeCommands:
+    """Make a bundled encoder again from its recipe: build."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,16 +99,17 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
     registry.primitive_rule(_json_argument)
     options: dict[str, Any] = {"config": (tyro.conf.PositionalRequiredArgs,), "registry": registry}
     name = arguments[0] if arguments else ""
-    if name == "frames":
+    group = name if name in _GROUPS else None
+    if group:
         name = " ".join(arguments[:2])
     words = len(name.split())
-    if name in _COMMANDS:
+    if name in _COMMANDS and name not in _GROUPS:
         # Importing torch takes longer than a short command, so only what is asked for is imported.
         run, config_type = _load(name)
         return run, tyro.cli(config_type, prog=f"latent-obs {name}", args=arguments[words:], **options)
-    if name.startswith("frames"):
-        commands = {name.split()[1]: _load(name)[1] for name in _COMMANDS if name.startswith("frames ")}
-        about, prog, rest = FramesCommands.__doc__, "latent-obs frames", arguments[1:]
+    if group:
+        commands = {name.split()[1]: _load(name)[1] for name in _COMMANDS if name.startswith(f"{group} ")}
+        about, prog, rest = _load(group)[1].__doc__, f"latent-obs {group}", arguments[1:]
     else:
         commands = {name: _load(name)[1] for name in _COMMANDS if " " not in name}
         about, prog, rest = "Train RL agents on a compact latent instead of pixels.", "latent-obs", arguments
@@ -202,6 +218,24 @@ def _visualize(config: VisualizeConfig) -> None:
     Console().print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
 
 
+def _pull(config: PullConfig) -> None:
+    from latent_obs.encoder import HUB_PREFIX
+    from latent_obs.hub import pull_encoder
+
+    folder, commit = pull_encoder(config)
+    repo = config.repo.removeprefix(HUB_PREFIX).partition("@")[0]
+    Console().print(f"{folder}\n{HUB_PREFIX}{repo}@{commit}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _push(config: PushConfig) -> None:
+    from latent_obs.encoder import HUB_PREFIX
+    from latent_obs.hub import push_encoder
+
+    url, commit = push_encoder(config)
+    repo = config.repo.removeprefix(HUB_PREFIX)
+    Console().print(f"{url}\n{HUB_PREFIX}{repo}@{commit}", highlight=False, markup=False, soft_wrap=True)
+
+
 def _report(title: str, metrics: dict[str, Any]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
@@ -232,9 +266,8 @@ def _frames_info(config: InfoConfig) -> None:
             table.add_column(column, justify="right")
         for shard in folder.shards:
             per_frame = f"{shard.num_bytes / max(1, shard.rows):.1f}"
-            env_id = shard.metadata["source"].get("env_id", "")
             complete = "yes" if shard.complete else "no"
-            table.add_row(name_of(shard.path), env_id, f"{shard.rows:,}", per_frame, complete)
+            table.add_row(name_of(shard.path), shard.env_id, f"{shard.rows:,}", per_frame, complete)
         Console().print(table)
 
 
@@ -287,7 +320,25 @@ def _export_minari(config: ExportMinariConfig) -> None:
     Console().print(f"{line}, in {dataset.storage.data_path}", highlight=False, soft_wrap=True)
 
 
-def _frames_help(config: FramesCommands) -> None:
+def _recipe_build(config: BuildConfig) -> None:
+    from latent_obs.recipe import build_recipe
+
+    result = build_recipe(config)
+    out = config.out / result.provenance["recipe"]
+    _report(f"{out} on fresh frames", result.metrics)
+
+
+def _card(config: CardConfig) -> None:
+    from rich.markdown import Markdown
+
+    from latent_obs.card_text import read_card
+
+    text = read_card(config.encoder).partition("---\n")[2].partition("---\n")[2]  # after the front matter
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
+    Console().print(Markdown(text) if sys.stdout.isatty() else text.strip(), highlight=False, soft_wrap=True)
+
+
+def _group_help(config: FramesCommands | RecipeCommands) -> None:
     raise AssertionError("the parser shows the subcommands instead")
 
 
@@ -316,24 +367,32 @@ def _list(config: ListConfig) -> None:
     table = Table()
     table.add_column("encoder")
     table.add_column("environment")
-    for column in ("latent", "PSNR dB", "moving R²", "KL nats", "active"):
+    for column in ("latent", *_LISTED, "active", "probe F1"):
         table.add_column(column, justify="right")
     for name, encoder in found.items():
-        metrics = encoder.metrics
+        metrics, envs = encoder.metrics, encoder.source.env_ids
         table.add_row(
             name,
-            encoder.source.env_id,
+            envs[0] if len(envs) == 1 else f"{len(envs)} environments" if envs else "",
             str(encoder.vae.latent_dim),
-            *(f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in _LISTED.items()),
+            *(f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in _LISTED.values()),
             str(metrics.get("active_units", "")),
+            ", ".join(f"{f1:.2f}" for f1 in metrics.get("probe_f1", {}).values()),
         )
     # Never cut a path that is there to be copied: a narrow terminal wraps the line itself.
     needed = Console(width=1000).measure(table).maximum
     Console(width=max(Console().width, needed)).print(table)
 
 
-_LISTED = {"psnr": 1, "moving_r2": 3, "kl": 1}  # metrics and their digits
+# Columns, their metrics and digits.
+_LISTED = {
+    "moving R²": ("moving_r2", 3),
+    "changing R²": ("changing_r2", 3),
+    "PSNR dB": ("psnr", 1),
+    "KL nats": ("kl", 1),
+}
 
+_GROUPS = ("frames", "recipe")  # commands of two words
 # Each command's options are a dataclass in the module of the same name, or in that of _MODULES.
 _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "demo": (_demo, "DemoConfig"),
@@ -343,8 +402,13 @@ _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "export": (_export, "ExportConfig"),
     "encode": (_encode, "EncodeConfig"),
     "visualize": (_visualize, "VisualizeConfig"),
+    "push": (_push, "PushConfig"),
+    "pull": (_pull, "PullConfig"),
     "list": (_list, "ListConfig"),
-    "frames": (_frames_help, "FramesCommands"),
+    "card": (_card, "CardConfig"),
+    "recipe": (_group_help, "RecipeCommands"),
+    "recipe build": (_recipe_build, "BuildConfig"),
+    "frames": (_group_help, "FramesCommands"),
     "frames info": (_frames_info, "InfoConfig"),
     "frames check": (_frames_check, "CheckConfig"),
     "frames show": (_frames_show, "ShowConfig"),
@@ -356,7 +420,12 @@ _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
 # The module of a command's options, where its name is another.
 _MODULES = {
     "list": "cli",
+    "push": "hub",
+    "pull": "hub",
     "visualize": "visualizer",
+    "card": "cli",
+    "recipe": "cli",
+    "recipe build": "recipe",
     "frames": "cli",
     "frames info": "check",
     "frames check": "check",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -105,6 +106,22 @@ class EncoderConfig:
     provenance: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def scaling(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """What ``normalize`` subtracts from a latent, and what it then divides by, dimension by dimension.
+
+        They are the mean and standard deviation over the training frames, but an inactive dimension is
+        divided by 1: the little that is in it is noise, which must not become as loud as the rest.
+
+        Example:
+            >>> latents = {"mean": [0.5, 3.0], "std": [2.0, 0.01], "kl": [4.0, 0.0]}
+            >>> shift, scale = EncoderConfig(FrameSpec(), VAEConfig(latent_dim=2), latents).scaling
+            >>> shift.tolist(), scale.tolist()
+            ([0.5, 3.0], [2.0, 1.0])
+        """
+        mean, std = np.array(self.latents["mean"]), np.array(self.latents["std"])
+        return mean, np.where(np.square(std) > ACTIVE_VARIANCE, std, 1.0)
+
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``config.json``."""
         return {
@@ -137,6 +154,8 @@ class EncoderConfig:
         for name, numbers in latents.items():
             if len(numbers) != vae.latent_dim:
                 raise ValueError(f"latents.{name} has {len(numbers)} values for {vae.latent_dim} dimensions")
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError(f"latents.{name} holds values that are not finite")
         return cls(
             FrameSpec.from_json(value.get("frame_spec")),
             vae,

@@ -1,0 +1,108 @@
+"""Environments to train a general encoder on: moving scenes of random shapes, and rendered states.
+
+``latent-obs collect latent_obs.scenes:Scenes/DeadLeaves-v0`` imports this module, which registers them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+
+from latent_obs.frames import FRAME_SHAPE, Frame
+
+# Environments of states whose rendering is the observation.
+RENDERED = (
+    "Acrobot-v1",
+    "BipedalWalker-v3",
+    "CartPole-v1",
+    "LunarLander-v3",
+    "MountainCar-v0",
+    "Pendulum-v1",
+)
+
+
+class DeadLeavesEnv(gym.Env[Frame, np.int64]):
+    """Leaves of random shape, colour and texture that drift over each other.
+
+    The dead-leaves model, opaque shapes whose sizes follow a power law and that occlude each other, has
+    the statistics of natural images (Lee, Mumford & Huang 2001, "Occlusion models for natural images").
+    Leaves move, each in its own direction, and every action does the same: nothing. The
+    observation is ``uint8`` RGB of shape ``(64, 64, 3)``; an episode is truncated after 100 steps.
+
+    Example:
+        >>> env = DeadLeavesEnv()
+        >>> env.reset(seed=0)[0].shape
+        (64, 64, 3)
+    """
+
+    steps, leaves = 100, 16
+
+    def __init__(self) -> None:
+        self.observation_space = gym.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
+        self.action_space = gym.spaces.Discrete(1)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Frame, dict[str, Any]]:
+        """Strew new leaves."""
+        super().reset(seed=seed)
+        rng, count = self.np_random, self.leaves
+        # Few large leaves and many small ones, small ones on top: density of radii ~ r^-3.
+        radii = 1 / np.sqrt(rng.uniform(1 / 40**2, 1 / 3**2, count))
+        self._radii = np.sort(radii)[::-1]
+        self._places = rng.uniform(-8, 72, (count, 2))
+        self._speeds = rng.normal(0, 1, (count, 2)) * rng.uniform(0, 1.5, (count, 1))
+        palette = rng.integers(0, 256, (int(rng.integers(3, 12)), 3))
+        colours = palette[rng.integers(0, len(palette), count)] + rng.normal(0, 20, (count, 3))
+        self._colours = colours.clip(0, 255)
+        self._corners = rng.choice([3, 4, 4, 6, 24], count)
+        self._angles, self._flatness = rng.uniform(0, 2 * np.pi, count), rng.uniform(0.3, 1, count)
+        self._textures = rng.normal(0, 1, (count, 8, 8)) * rng.exponential(12, count)[:, None, None]
+        self._ground = rng.integers(0, 256, 3).astype(np.float32)
+        self._time = 0
+        return self._draw(), {}
+
+    def step(self, action: np.int64) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
+        """Let the leaves drift."""
+        self._places += self._speeds
+        self._time += 1
+        return self._draw(), 0.0, False, self._time >= self.steps, {}
+
+    def _draw(self) -> Frame:
+        image = np.empty(FRAME_SHAPE, np.float32)
+        image[:] = self._ground
+        for i in range(self.leaves):
+            mask = np.zeros(FRAME_SHAPE[:2], np.uint8)
+            # An outline in 1/16 of a pixel, so that slow leaves do not jump.
+            cv2.fillPoly(mask, [self._outline(i)], 255, cv2.LINE_AA, shift=4)
+            texture = cv2.resize(self._textures[i], FRAME_SHAPE[:2], interpolation=cv2.INTER_CUBIC)
+            leaf = self._colours[i] + texture[..., None]
+            image += (leaf - image) * (mask[..., None] / 255)
+        return image.round().clip(0, 255).astype(np.uint8)
+
+    def _outline(self, leaf: int) -> npt.NDArray[np.int32]:
+        corners = self._corners[leaf]
+        turn = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+        points = np.stack([np.cos(turn), np.sin(turn) * self._flatness[leaf]], 1) * self._radii[leaf]
+        cos, sin = np.cos(self._angles[leaf]), np.sin(self._angles[leaf])
+        turned = points @ np.array([[cos, sin], [-sin, cos]]) + self._places[leaf]
+        outline: npt.NDArray[np.int32] = (turned * 16).round().astype(np.int32)
+        return outline
+
+
+def rendered(env_id: str) -> gym.Env[Any, Any]:
+    """Make an environment of states with its rendering as the observation.
+
+    Args:
+        env_id: Such as ``"CartPole-v1"``; its registered form is ``latent_obs.scenes:Scenes/CartPole-v1``.
+    """
+    return gym.wrappers.AddRenderObservation(gym.make(env_id, render_mode="rgb_array"))
+
+
+gym.register("Scenes/DeadLeaves-v0", "latent_obs.scenes:DeadLeavesEnv")
+for _env_id in RENDERED:
+    gym.register(f"Scenes/{_env_id}", "latent_obs.scenes:rendered", kwargs={"env_id": _env_id})

@@ -1,7 +1,6 @@
 """Train Stable-Baselines3's SAC to drive CarRacing on latents, and let it drive.
 
-$ latent-obs demo --env CarRacing-v3     # the encoder: a few minutes, once
-$ python examples/sb3_sac.py --encoder demo/carracing-v3/encoder --steps 5000     # minutes on 2 cores
+$ python examples/sb3_sac.py --steps 5000     # minutes on 2 cores
 ...
 trained for 5,000 steps, saved to sac-car_racing.zip
 an episode driven with it: return ...

@@ -253,8 +253,8 @@ def load_encoder(
         OSError: If the Hub refuses access, or cannot be reached and the cache does not have it.
 
     Warns:
-        RuntimeWarning: If the encoder is known to have collapsed; at the first call, if a precision
-            fails the parity gate.
+        RuntimeWarning: If the encoder is known to have collapsed; at the first call, if the precision
+            asked for fails the parity gate, or every fast one does.
     """
     for name, value, known in (
         ("backend", backend, ("auto", "openvino", "torch")),

@@ -343,7 +343,7 @@ def encoder_cost(encoder: Encoder) -> dict[str, Any]:
         "ref": encoder.ref,
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16],
         "precision": encoder.precision,
-        "collect_seconds": provenance.get("collect_seconds"),
+        "collect_seconds": provenance.get("build_seconds", {}).get("collect"),
         "train_seconds": provenance.get("seconds"),
         "machine": provenance.get("machine"),
     }

@@ -176,6 +176,7 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
     Returns:
         The content of the new folder's ``config.json``; its ``metrics`` are those of the fresh
         frames: the mean over the environments it never saw, where there are any, else over its own.
+        Only ``active_units`` is that of the held-out episodes, over all environments it was trained on.
 
     Raises:
         FileNotFoundError: If there is no such recipe.
@@ -202,9 +203,12 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
             reports[env_id] = _report(recipe, work, path, env_id, progress)
     seconds = json.loads((work / "seconds.json").read_text())
     own = rounded.provenance
+    # Latents that stay the same in one game may differ from those in another, so no report on one
+    # environment can tell that an encoder of many has collapsed.
+    activity = {name: rounded.metrics[name] for name in ("active_units", "collapsed")}
     finished = replace(
         rounded,
-        metrics=_metrics([reports[env_id] for env_id in recipe.unseen or reports]),
+        metrics={**_metrics([reports[env_id] for env_id in recipe.unseen or reports]), **activity},
         provenance={**own, "recipe": recipe.name, "license": recipe.license, "build_seconds": seconds},
     )
     out.mkdir(parents=True, exist_ok=True)
@@ -297,8 +301,6 @@ def _metrics(reports: list[dict[str, Any]]) -> dict[str, Any]:
     names = ("negative_elbo", "bits_per_dim", "reconstruction", "kl", "psnr", "moving_r2", "changing_r2")
     metrics: dict[str, Any] = {"frames": sum(report["frames"] for report in reports)}
     metrics |= {name: float(np.mean([report[name] for report in reports])) for name in names}
-    metrics["active_units"] = min(report["active_units"] for report in reports)
-    metrics["collapsed"] = metrics["active_units"] < 2
     if scores := [probed(report) for report in reports if report["probe"]]:
         metrics["probe_f1"] = {reader: float(np.mean([s[reader] for s in scores])) for reader in scores[0]}
     return metrics

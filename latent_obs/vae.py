@@ -197,7 +197,8 @@ def terms(
     if sample:
         if noise is None:
             noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        latents = mean + noise * variance.sqrt()
+        # The square root of a variance of zero, as an outlier of little KL weight gets, has no gradient.
+        latents = mean + noise * bounded_exp(log_variance, 0.5)
     error = (vae.decode_logits(latents).sigmoid() - as_images(frames)).square()  # (N, 3, 64, 64)
     squared_error = weighted_error = error.sum((1, 2, 3))
     if foreground_weight and foreground is not None:
@@ -207,18 +208,22 @@ def terms(
     return Terms(squared_error, weighted_error, kl, mean)
 
 
-def bounded_exp(log_variance: Tensor) -> Tensor:
-    """Return the exponential, which goes on as its tangent above ``MAX_LOG_VARIANCE``.
+def bounded_exp(log_variance: Tensor, power: float = 1.0) -> Tensor:
+    """Return a power of the exponential, which goes on as its tangent above ``MAX_LOG_VARIANCE``.
 
     No posterior is wider than the prior by choice. But a rare frame unlike all others, such as a flash,
     can get a log-variance of 80, whose exponential and gradient would ruin the weights.
+
+    Args:
+        log_variance: Any shape.
+        power: 1 gives the variance, 0.5 the standard deviation.
 
     Example:
         >>> [round(float(x), 1) for x in bounded_exp(torch.tensor([0.0, 4.0, 5.0]))]
         [1.0, 54.6, 109.2]
     """
     bounded = log_variance.clamp(max=MAX_LOG_VARIANCE)
-    return bounded.exp() * (1 + log_variance - bounded)
+    return (power * bounded).exp() * (1 + log_variance - bounded) ** power
 
 
 def _emphasis(foreground: Tensor) -> Tensor:

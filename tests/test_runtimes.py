@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from latent_obs import LatentObservationWrapper, load_encoder, preprocess, runtimes
+from latent_obs import FrameSpec, LatentObservationWrapper, load_encoder, preprocess, runtimes
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder import PRETRAINED
 from latent_obs.encoder_folder import read_calibration
@@ -29,9 +29,9 @@ def play(env_id: str, count: int) -> Any:
     env = gym.make(env_id)
     env.action_space.seed(0)
     obs, _ = env.reset(seed=0)
-    frames = []
+    frames: list[Any] = []
     while len(frames) < count:
-        frames.append(preprocess(obs))
+        frames.append(preprocess(obs, FrameSpec()))
         obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
         if terminated or truncated:
             obs, _ = env.reset()

@@ -93,6 +93,16 @@ def test_a_wild_log_variance_keeps_the_objective_and_its_gradient_finite() -> No
     assert values[2].item() < 100 * tangent
 
 
+def test_a_posterior_without_width_keeps_its_gradient_finite() -> None:
+    """Its variance is zero in float32, and the square root of that has no gradient; seen on 49 games."""
+    narrow = torch.tensor([-200.0, -90.0, 0.0, 9.0], requires_grad=True)
+    deviation = bounded_exp(narrow, 0.5)
+    deviation.sum().backward()  # type: ignore[no-untyped-call]
+    assert narrow.grad is not None
+    assert narrow.grad.isfinite().all()
+    torch.testing.assert_close(deviation.square()[1:], bounded_exp(narrow)[1:])
+
+
 def test_free_bits_take_the_gradient_of_what_lies_below_the_floor() -> None:
     """Dimensions of 0.2 and 3 nats on average, a floor of 0.5: 3.5 nats, and only the second gives way."""
     kl = torch.tensor([[0.1, 2.0], [0.3, 4.0]])

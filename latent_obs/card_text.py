@@ -65,7 +65,7 @@ def card_text(ref: str, config: EncoderConfig, card: dict[str, Any] | None = Non
             f"![Frames it was not trained on, and what {config.vae.latent_dim} numbers keep](card.png)",
             "",
         ]
-    env_id = envs[0] if envs else "ENV"
+    env_id = envs[0] if len(envs) == 1 else "ENV"
     atari = "ale_py:" if env_id.startswith("ALE/") else ""
     parts += [
         "```python",

@@ -120,9 +120,10 @@ class Recipe:
 
     @property
     def unseen(self) -> list[str]:
-        """The environments to measure on that it is not trained on."""
+        """The environments to measure on that it is not trained on, without the modules to import."""
         trained = {env_id for each in self.collect for env_id in each.env_ids}
-        return [env_id for each in self.evaluate for env_id in each.env_ids if env_id not in trained]
+        measured = [env_id for each in self.evaluate for env_id in each.env_ids]
+        return [env_id.rpartition(":")[2] for env_id in measured if env_id not in trained]
 
 
 @dataclass(frozen=True)
@@ -337,5 +338,5 @@ class _Clock:
     def __exit__(self, *_: object) -> None:
         cores = {"cores": os.cpu_count()}
         spent: dict[str, Any] = json.loads(self._path.read_text()) if self._path.exists() else cores
-        spent[self._stage] = round(spent.get(self._stage, 0.0) + time.monotonic() - self._begun, 1)
+        spent[self._stage] = round(spent.get(self._stage, 0.0) + time.monotonic() - self._begun, 2)
         write_atomically(self._path, json.dumps(spent).encode())

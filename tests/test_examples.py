@@ -60,7 +60,7 @@ LIGHT = ["--names", "car_racing", "minigrid", "classic_control", "crafter", "--s
 def test_the_script_runs_and_prints_what_it_says(
     script: str, arguments: list[str], expected: str, encoder: Path, tmp_path: Path
 ) -> None:
-    if "rllib" in script and importlib.util.find_spec("tree") is None:
+    if "rllib" in script and not all(map(importlib.util.find_spec, ("scipy", "tree"))):
         pytest.skip("RLlib is not installed")
     arguments = [str(encoder) if argument == "ENCODER" else argument for argument in arguments]
     command = [sys.executable, str(ROOT / script), *arguments]

@@ -184,11 +184,11 @@ def read_json(path: Path) -> Any:
 
 
 def test_a_card_of_an_encoder_without_one_tells_what_its_config_knows(
-    encoder_folder: Path, capsys: pytest.CaptureFixture[str]
+    encoder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["card", str(encoder_folder)]) == 0
-    assert f"# {encoder_folder.name}" in capsys.readouterr().out
-    assert "---" not in card_text("x", load_encoder(encoder_folder).config).split("# x")[1].split("\n")[0]
+    assert main(["card", str(encoder)]) == 0
+    assert f"# {encoder.name}" in capsys.readouterr().out
+    assert "---" not in card_text("x", load_encoder(encoder).config).split("# x")[1].split("\n")[0]
     assert main(["card", "pong-v0"]) == 0
     assert "moving-object R²" in capsys.readouterr().out
 

@@ -217,6 +217,7 @@ def test_every_bundled_encoder_is_whole() -> None:
     for folder in PRETRAINED.iterdir():
         encode = load_encoder(folder.name)
         assert encode.latent_dim == 32
-        assert encode.precision == "int8" or not has_int8()
-        assert encode.config.metrics["moving_r2"] > 0.85
+        assert encode.precision != "float32" or not (has_int8() or has_bfloat16())
+        if len(encode.config.source.env_ids) == 1:
+            assert encode.config.metrics["moving_r2"] > 0.85
         assert not encode.config.metrics["collapsed"]

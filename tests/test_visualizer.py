@@ -167,8 +167,8 @@ def test_the_command_writes_the_page_and_opens_it(
     assert main(["visualize", "pong-v0", "--out", "new/page.html", "--open"]) == 0
     assert shown == [(tmp_path / "new" / "page.html").as_uri()]
     said = capsys.readouterr().out
-    assert "pong-v0.html: 2." in said
-    assert "new/page.html: 2." in said
+    assert "pong-v0.html: 1." in said
+    assert "new/page.html: 1." in said
 
 
 def test_an_unknown_encoder_brings_one_line(tmp_path: Path) -> None:

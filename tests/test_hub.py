@@ -237,7 +237,7 @@ def test_a_wrapped_environment_says_where_its_encoder_is(pushed: str) -> None:
         env = LatentObservationWrapper(gym.make("HubFrames-v0"), ref)
         assert env.spec is not None
         spec = gym.envs.registration.EnvSpec.from_json(env.spec.to_json())
-        assert spec.additional_wrappers[-1].kwargs["encoder"] == ref
+        assert (spec.additional_wrappers[-1].kwargs or {})["encoder"] == ref
         again = gym.make(spec)
     finally:
         del gym.registry["HubFrames-v0"]

@@ -1,6 +1,9 @@
-"""Compare the runs of run.py: tables, small CSVs and a plot of the learning curves.
+"""Compare the runs of run.py: a table and a plot of the learning curves.
 
 $ python benchmarks/rl/report.py runs --out benchmarks/rl/results
+
+What the report needs of each run, its run.json and progress.csv, is copied beside the report, which covers
+the runs that were copied earlier too: games can be trained one at a time.
 
 A run's return is the mean over its last 100 games, whole games with true rewards. Runs are summarised by
 their interquartile mean (IQM), the mean without the lower and the upper quarter, and its 95% interval from
@@ -15,7 +18,6 @@ seeds got.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import sys
 from dataclasses import dataclass
@@ -55,6 +57,7 @@ class Run:
     game: str
     arm: str
     seed: int
+    folder: Path
     about: dict[str, Any]
     steps: Floats
     seconds: Floats
@@ -91,7 +94,8 @@ def read_runs(folder: Path) -> list[Run]:
         columns = [np.array([float(row[name] or "nan") for row in rows]) for name in names]
         if rows:
             settings = about["settings"]
-            runs.append(Run(settings["game"], settings["arm"], settings["seed"], about, *columns))
+            identity = settings["game"], settings["arm"], settings["seed"]
+            runs.append(Run(*identity, path.parent, about, *columns))
     if not runs:
         raise FileNotFoundError(f"There are no runs in {folder}: python benchmarks/rl/run.py makes some.")
     return runs
@@ -235,18 +239,13 @@ def _number(value: float | None, ratio: float | None, unit: str) -> str:
     return f"{value:,.0f}" if ratio is None else f"{value:,.0f} ({ratio:.2f}{unit})"
 
 
-def small_csv(runs: list[Run]) -> str:
-    """Write the rows of a game's runs, at most about a hundred of each."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["arm", "seed", "steps", "seconds", "cpu_seconds", "episodes", "mean_return"])
-    for run in runs:
-        kept = np.unique(np.linspace(0, len(run.steps) - 1, min(len(run.steps), POINTS)).astype(int))
-        for i in kept:
-            mean = "" if np.isnan(run.mean_return[i]) else f"{run.mean_return[i]:.5g}"
-            cells = (f"{value[i]:.0f}" for value in (run.steps, run.seconds, run.cpu_seconds, run.episodes))
-            writer.writerow([run.arm, run.seed, *cells, mean])
-    return file.getvalue()
+def keep(run: Run, out: Path) -> None:
+    """Copy what the report needs of a run."""
+    folder = out / run.game.replace("/", "_").replace(":", "_") / run.arm / str(run.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() != run.folder.resolve():
+        for name in ("run.json", "progress.csv"):
+            write_atomically(folder / name, (run.folder / name).read_bytes())
 
 
 def plot(games: dict[str, dict[str, list[Run]]], costs: dict[str, float | None], path: Path) -> None:
@@ -285,14 +284,16 @@ def _curve(axes: Axes, runs: list[Run], axis: str, unit: float, label: str, colo
 
 
 def report(args: Args) -> str:
-    """Write the CSVs, ``report.md`` and ``curves.png``, and return the table.
+    """Copy what is needed of the runs, write ``report.md`` and ``curves.png``, and return the table.
 
     Raises:
         FileNotFoundError: If there are no runs.
         ValueError: If ``encoder_seconds`` is written otherwise than GAME=SECONDS.
     """
-    games: dict[str, dict[str, list[Run]]] = {}
     for run in read_runs(args.runs):
+        keep(run, args.out)
+    games: dict[str, dict[str, list[Run]]] = {}
+    for run in read_runs(args.out):
         games.setdefault(run.game, {}).setdefault(run.arm, []).append(run)
     games = {game: {arm: arms[arm] for arm in COLORS if arm in arms} for game, arms in games.items()}
     try:
@@ -301,7 +302,6 @@ def report(args: Args) -> str:
         raise ValueError(
             f"--encoder-seconds takes GAME=SECONDS, got {' '.join(args.encoder_seconds)}."
         ) from None
-    args.out.mkdir(parents=True, exist_ok=True)
     rows, costs, notes = [], {}, []
     for game, arms in games.items():
         latents = [run for arm, runs in arms.items() if arm != "pixels" for run in runs]
@@ -309,9 +309,6 @@ def report(args: Args) -> str:
         if costs[game] is not None:
             notes.append(f"- {game}: the encoder took {costs[game]:,.0f} s ({how}).")
         rows += summarise(game, arms, costs[game])
-        name = game.replace("/", "_").replace(":", "_")
-        text = small_csv([run for runs in arms.values() for run in runs])
-        write_atomically(args.out / f"{name}.csv", text.encode())
     machines = {run.about.get("machine") for arms in games.values() for runs in arms.values() for run in runs}
     notes += [f"- {machine}" for machine in sorted(map(str, machines))]
     text = table(rows, notes)
@@ -325,7 +322,7 @@ def main(args: Args) -> None:
         print(report(args))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(f"Written to {args.out}: a CSV for each game, report.md, curves.png")
+    print(f"Written to {args.out}: report.md, curves.png, run.json and progress.csv of each run")
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def locked(folder: Location) -> Iterator[int | None]:
                 if time.monotonic() >= deadline:
                     holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
                     raise ValueError(
-                        f"Another latent-obs collect is writing to {folder} ({holder or 'unknown process'}). "
+                        f"Another process is writing to {folder} ({holder or 'unknown'}). "
                         "Wait for it, end it, or choose another --out."
                     ) from None
                 time.sleep(0.1)

@@ -1,6 +1,6 @@
 """How fast does training run, beside an eager float32 loop and beside pythae's trainer?
 
-$ pip install --no-deps --target pythae pythae==0.1.2     # old pins, so not beside the rest
+$ pip install --no-deps --target pythae pythae==0.1.2 scipy     # old pins, so not beside the rest
 $ PYTHONPATH=pythae TQDM_DISABLE=1 python benchmarks/train.py     # about 10 min on 2 cores
 
 Frames a second of one thread, in CPU time, which other programs on the machine disturb little; the three

@@ -135,7 +135,10 @@ class _TransposedConv(nn.ConvTranspose2d):
     def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
         del output_size
         convolved = F.conv_transpose2d(features, self.weight, stride=2, padding=1)
-        return convolved if self.bias is None else convolved.add_(self.bias[:, None, None])
+        if self.bias is None:
+            return convolved
+        # Of one dtype, for adding in place converts a bfloat16 tensor twice to add a float32 one.
+        return convolved.add_(self.bias.to(convolved.dtype)[:, None, None])
 
 
 def as_images(frames: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class CollectConfig:
     """the encoder on whose latents the Stable-Baselines3 model was trained: auto, a bundled one's name,
     an encoder folder, or hf://USER/NAME"""
     policy_normalize: bool = NORMALIZE
-    """that model was trained with normalize=True, on latents of zero mean and unit variance"""
+    """that model was trained on latents of zero mean and unit variance, which is what wrappers give"""
     seed: int = 0
     """seed of environments and policies; the same seed gives the same frames"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)

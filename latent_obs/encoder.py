@@ -99,13 +99,12 @@ class Encoder:
 
     @property
     def spec(self) -> str | dict[str, Any]:
-        """JSON that makes this encoder again: its ``ref``, or the arguments of :func:`load_encoder`."""
-        options: dict[str, Any] = {
-            "precision": self._wanted,
-            "num_threads": self.num_threads,
-            "normalize": self.normalize,
-        }
-        defaults = {"precision": "auto", "num_threads": 1, "normalize": False}
+        """JSON that makes this encoder again: its ``ref``, or the arguments of :func:`load_encoder`.
+
+        All but :attr:`normalize`, which ``env.spec`` records beside.
+        """
+        options: dict[str, Any] = {"precision": self._wanted, "num_threads": self.num_threads}
+        defaults = {"precision": "auto", "num_threads": 1}
         if self.backend != _choose_backend("auto", "auto") or self.device != "cpu":
             options |= {"backend": self.backend, "device": self.device}
         return self.ref if options == defaults else {"ref": self.ref, **options}
@@ -341,7 +340,7 @@ def resolve_auto(source: FrameSource) -> str:
             f"keeps. Train one (latent-obs demo --env {source.env_id or 'ENV'}) and pass its folder as "
             f"encoder=, or name {name} yourself.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return name
 

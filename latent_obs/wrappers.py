@@ -16,8 +16,9 @@ from latent_obs.frames import FrameSource, check_frame_space, frame_source, prep
 
 EncoderLike = str | Path | Encoder | Mapping[str, Any]
 
-# What `normalize=None` means, here and wherever latents are handed to an agent.
-NORMALIZE = False
+# What `normalize=None` means, here and wherever latents are handed to an agent: PPO's MlpPolicy learns faster
+# on normalised ones (benchmarks/rl/normalize.py).
+NORMALIZE = True
 
 
 class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -33,14 +34,14 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         encoder: Name of a bundled encoder, path of an encoder folder, ``hf://USER/NAME`` for one on the
             Hugging Face Hub (``hf://USER/NAME@COMMIT`` for the same weights for ever), a dictionary of
             :func:`~latent_obs.load_encoder`'s arguments such as ``{"ref": "pong-v0", "precision":
-            "float32"}``, or a loaded :class:`~latent_obs.Encoder`; ``"auto"`` takes the bundled
-            one that was trained on this environment.
+            "float32"}``, or a loaded :class:`~latent_obs.Encoder`; ``"auto"`` takes the most
+            specific bundled one.
         stack: Latents of the last ``stack`` observations, oldest first, concatenated to
             ``(32 * stack,)``; velocity is visible then. A reset fills all of them.
         key: The entry of a ``Dict`` observation to encode; the others stay as they are.
         normalize: Scale latents to zero mean and unit variance over the encoder's training frames, as
             :func:`~latent_obs.load_encoder` does. ``None`` leaves it to ``encoder``, and without a word
-            there they stay as the VAE has them.
+            there they are scaled.
 
     Raises:
         ValueError: If the observations are no RGB images, ``key`` does not fit, the encoder

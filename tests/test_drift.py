@@ -119,7 +119,7 @@ def test_vector_and_sb3_monitors_share_one_window(trained: Path, tmp_path: Path)
     envs = vector.LatentDriftMonitor(
         vector.LatentObservationWrapper(SyncVectorEnv(make), trained, stack=2), window=30
     )
-    expected = Drift(load_encoder(trained), window=30)
+    expected = Drift(load_encoder(trained, normalize=True), window=30)
     obs, infos = envs.reset(seed=0)
     for step in range(12):
         assert infos["latent_drift"] == expected.update(obs[:, 32:])
@@ -128,7 +128,7 @@ def test_vector_and_sb3_monitors_share_one_window(trained: Path, tmp_path: Path)
 
     watched = VecLatentDriftMonitor(VecLatentObservation(DummyVecEnv(make), trained), window=30)
     venv = VecMonitor(watched, str(tmp_path / "log"), info_keywords=("latent_drift",))
-    expected = Drift(load_encoder(trained), window=30)
+    expected = Drift(load_encoder(trained, normalize=True), window=30)
     expected.update(venv.reset())  # type: ignore[arg-type]
     for step in range(12):
         live, _, _, each = venv.step(np.full(3, step % 4))

@@ -120,7 +120,8 @@ def test_strided_frames_are_encoded_as_what_they_show(encoder: Path, frames: Any
 
 def by_spec(encoder: Encoder) -> Encoder:
     spec = json.loads(json.dumps(encoder.spec))
-    return load_encoder(spec) if isinstance(spec, str) else load_encoder(**spec)
+    options = {"ref": spec} if isinstance(spec, str) else spec
+    return load_encoder(**options, normalize=encoder.normalize)
 
 
 @pytest.mark.parametrize("backend", ["openvino", "torch"])

@@ -29,7 +29,7 @@ from torch import nn
 from latent_obs.sb3 import VecLatentObservation
 from latent_obs.sources import open_env
 
-Arm = Literal["pixels", "latents", "latents-normalized"]
+Arm = Literal["pixels", "latents", "latents-raw"]
 Family = Literal["atari", "car_racing"]
 
 N_ENVS = 8
@@ -136,8 +136,7 @@ def make_venv(game: str, arm: Arm, encoder: str = "auto", n_envs: int = N_ENVS) 
     make = make_pixels if arm == "pixels" else make_env
     venv: VecEnv = DummyVecEnv([lambda: make(game)] * n_envs)
     if arm != "pixels":
-        options: dict[str, Any] = {"normalize": True} if arm == "latents-normalized" else {}
-        venv = VecLatentObservation(venv, encoder, **options)
+        venv = VecLatentObservation(venv, encoder, normalize=arm != "latents-raw")
     if family(game) == "car_racing":
         venv = VecNormalize(venv, norm_obs=False, norm_reward=True)
     return VecFrameStack(venv, STACK[family(game)])

@@ -54,7 +54,7 @@ def drift(frames: FramesFolder, encoder: str) -> float:
 
 def collect_with(run: Path, encoder: str, out: Path, args: Args) -> FramesFolder:
     """Collect frames of a finished run's agent, in the environment in which it was trained."""
-    game = json.loads((run / RUN).read_text())["settings"]["game"]
+    settings = json.loads((run / RUN).read_text())["settings"]
     return collect_frames(
         CollectConfig(
             "agents:AsTrained-v0",
@@ -63,7 +63,8 @@ def collect_with(run: Path, encoder: str, out: Path, args: Args) -> FramesFolder
             workers=args.workers,
             policy=str(run / MODEL),
             policy_encoder=encoder,
-            env_kwargs={"game": game},
+            policy_normalize=settings["arm"] != "latents-raw",
+            env_kwargs={"game": settings["game"]},
         )
     )
 

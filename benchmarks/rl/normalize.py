@@ -2,9 +2,9 @@
 
 $ python benchmarks/rl/normalize.py --games Pong Breakout --seeds 0 1 2 3 --steps 200000 --out runs
 
-Trains PPO on the latents as they are and on normalised ones, and prints the interquartile mean of the return
-at a quarter, half and all of the steps. The runs are those of run.py with the arms latents and
-latents-normalized, in the same folders.
+Trains PPO on the latents as the VAE has them and on normalised ones, and prints the interquartile mean of the
+return at a quarter, half and all of the steps. The runs are those of run.py with the arms latents-raw and
+latents, in the same folders.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    arms: tuple[Arm, ...] = ("latents", "latents-normalized")
+    arms: tuple[Arm, ...] = ("latents-raw", "latents")
     try:
         configs = all_runs(
             RunArgs(args.games, arms, args.seeds, args.steps, args.out, encoders=args.encoders)

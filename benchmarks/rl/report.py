@@ -34,7 +34,7 @@ from latent_obs.encoder_folder import write_atomically
 
 Floats = npt.NDArray[np.float64]
 
-COLORS = {"pixels": "#c2571a", "latents": "#1f6fb2", "latents-normalized": "#2f8f5b"}
+COLORS = {"pixels": "#c2571a", "latents": "#1f6fb2", "latents-raw": "#2f8f5b"}
 RESAMPLES = 2000
 POINTS = 100  # of a curve
 

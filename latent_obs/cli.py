@@ -49,7 +49,7 @@ class CardConfig:
     """Show the card of an encoder: its report card, how it was made, and what it gets wrong."""
 
     encoder: str | Path
-    """name of a bundled encoder, or encoder folder"""
+    """name of a bundled encoder, encoder folder, or hf://USER/NAME"""
 
 
 @dataclass(frozen=True)

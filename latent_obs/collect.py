@@ -87,7 +87,7 @@ class CollectConfig:
         if self.policy_normalize != NORMALIZE and self.policy_encoder is None:
             raise ValueError(
                 f"policy_normalize={self.policy_normalize} is about the latents of the policy's encoder, but "
-                "there is none: name it with --policy-encoder, or leave --policy-normalize out."
+                "there is none: name it with --policy-encoder, or leave --no-policy-normalize out."
             )
         self.frame_spec  # noqa: B018  # an invalid crop is reported here
 

@@ -64,8 +64,7 @@ def make_env(
         **kwargs: For the environment with images.
 
     Raises:
-        ValueError: If ``encoder="auto"`` and no bundled encoder was trained on this environment, or
-            ``encoder`` says otherwise than ``normalize``.
+        ValueError: If ``encoder`` is damaged, or says otherwise than ``normalize``.
         ImportError: If the environment's package is not installed.
 
     Example:
@@ -113,8 +112,7 @@ def make_vec_env(
         **kwargs: For the environments with images, and ``autoreset_mode``.
 
     Raises:
-        ValueError: If ``encoder="auto"`` and no bundled encoder was trained on this environment, or
-            ``encoder`` says otherwise than ``normalize``.
+        ValueError: If ``encoder`` is damaged, or says otherwise than ``normalize``.
         ImportError: If the environment's package is not installed.
 
     Example:

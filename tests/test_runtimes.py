@@ -9,11 +9,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from latent_obs import FrameSpec, LatentObservationWrapper, load_encoder, preprocess, runtimes
+from latent_obs import LatentObservationWrapper, load_encoder, runtimes
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder import PRETRAINED
 from latent_obs.encoder_folder import read_calibration
 from latent_obs.graph import has_bfloat16, has_int8
+from latent_obs.probe import collect_probe_frames
 from latent_obs.runtimes import PARITY, parity_error
 from tests.conftest import save_encoder
 
@@ -25,24 +26,10 @@ def reference(pong_frames: FramesFolder) -> tuple[Any, Any]:
     return frames, load_encoder("pong-v0", backend="torch")(frames)
 
 
-def play(env_id: str, count: int) -> Any:
-    env = gym.make(env_id)
-    env.action_space.seed(0)
-    obs, _ = env.reset(seed=0)
-    frames: list[Any] = []
-    while len(frames) < count:
-        frames.append(preprocess(obs, FrameSpec()))
-        obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
-        if terminated or truncated:
-            obs, _ = env.reset()
-    env.close()
-    return np.stack(frames)
-
-
 @pytest.mark.filterwarnings("error:.*fails the parity gate:RuntimeWarning")
 def test_auto_takes_the_fastest_that_the_cpu_computes_exactly() -> None:
     """Without VNNI, int8 overflows on an x86; that is no news to warn of."""
-    frames = play("ALE/SpaceInvaders-v5", 256)
+    frames = collect_probe_frames("ALE/SpaceInvaders-v5", count=256).frames
     encode = load_encoder("space_invaders-v0")  # pong-v0 fails the gate in int8
     assert encode.precision == ("int8" if has_int8() else "bfloat16" if has_bfloat16() else "float32")
     error = parity_error(load_encoder("space_invaders-v0", backend="torch")(frames), encode(frames))

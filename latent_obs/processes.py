@@ -108,6 +108,9 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], fabric: Fabr
         outcome = function(fabric, *arguments)
     except Exception as error:
         outcome = error
+    # Left to the interpreter's exit, a group whose other members are gone by then may abort the process.
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     return pickle.dumps(outcome)
 
 

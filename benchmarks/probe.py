@@ -5,8 +5,9 @@ $ python benchmarks/probe.py --reader paper --frames 50000
 
 Class-weighted F1 averaged over variables, then categories, on other episodes of a random agent: of
 always naming the most frequent value, the untrained network, PCA with 32 components, all 4,096 gray
-pixels, and the bundled encoders that know the game. With the paper's reader the pixels are left out and
-a random Nature CNN at full resolution comes in, which scored 0.17; 0.51; 0.49; 0.41 in AtariARI's paper.
+pixels, the bundled encoders that know the game, and the state itself, each probed variable as one number:
+what a linear classifier makes of a code that lacks nothing. With the paper's reader the pixels are left out
+and a random Nature CNN at full resolution comes in, which scored 0.17; 0.51; 0.49; 0.41 in AtariARI's paper.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from latent_obs import FrameSpec, load_encoder
 from latent_obs.encoder import list_encoders
 from latent_obs.encoder_folder import VAEConfig
 from latent_obs.evaluate import floors
-from latent_obs.probe import collect_probe_frames, probe, probe_ball
+from latent_obs.probe import ProbeFrames, collect_probe_frames, probe, probe_ball, probed_variables
 
 _FLOORS = {"random conv-32": "random", "PCA-32": "pca"}
 
@@ -44,6 +45,13 @@ class Args:
 
 def gray(frames: Any) -> Any:
     return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+
+
+def state(data: ProbeFrames) -> Any:
+    """Return the variables that the probe asks for, each scaled to zero mean and unit variance, (N, K)."""
+    addresses = sorted({at for group in probed_variables(data).values() for at in group.values()})
+    values = data.ram[:, addresses].astype(np.float32)
+    return (values - values.mean(0)) / values.std(0)
 
 
 def nature_cnn() -> nn.Module:
@@ -83,6 +91,7 @@ def main(args: Args) -> None:
         for name, config in list_encoders().items():
             if config.source.emulator.get("game") == data.game and config.frame_spec == FrameSpec():
                 columns[name] = encode(name, data.frames)
+        columns["the state itself"] = state(data)
         if args.pixels and args.reader == "converged":
             columns["4,096 gray pixels"] = gray(data.frames).reshape(len(data.frames), -1)
         print(f"\n{env_id}: {train.sum():,} frames to fit, {test.sum():,} to test")

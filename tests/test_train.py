@@ -266,8 +266,8 @@ def test_it_can_be_watched(quick: TrainConfig) -> None:
 def test_two_processes_take_the_steps_of_one(quick: TrainConfig, how: str) -> None:
     """Batches of 31, so that the shares differ.
 
-    Where a gradient is all but zero Adam steps by the sign of a rounding error: which weights that moves depends
-    on the CPU. Normalised gradients, of which many are so, have a test in test_batch_norm.py.
+    Where a gradient is all but zero Adam steps by the sign of a rounding error: which weights those are
+    depends on the CPU. Normalised gradients, of which many are so, have a test in test_batch_norm.py.
     """
     one = replace(quick, steps=12, batch_size=31, evaluate_every=4, batch_norm=False)
     two = replace(one, out=quick.out.with_name("two"), devices=2)
@@ -292,8 +292,8 @@ def test_two_processes_take_the_steps_of_one(quick: TrainConfig, how: str) -> No
     assert result.provenance["processes"] == 2
     for a, b in zip(history(one.out), history(two.out), strict=True):
         assert a == pytest.approx(b, rel=1e-4, nan_ok=True)
-    a, b = (np.concatenate([t.ravel() for t in tensors(out).values()]) for out in (one.out, two.out))
-    assert np.mean(np.abs(a - b) > 1e-4) < 1e-3
+    weights = [np.concatenate([t.ravel() for t in tensors(c.out).values()]) for c in (one, two)]
+    assert np.mean(np.abs(weights[0] - weights[1]) > 1e-4) < 1e-3
 
 
 def test_processes_report_their_errors(quick: TrainConfig) -> None:

@@ -224,3 +224,14 @@ def test_collect_opens_an_environment_as_it_was_trained(tmp_path: Path) -> None:
         "agents:AsTrained-v0", tmp_path / "frames", frames=60, workers=1, env_kwargs={"game": GAME}
     )
     assert len(collect_frames(settings, progress=False)) == 60
+
+
+def test_an_agent_is_evaluated_on_whole_games(tmp_path: Path, encoder: Path) -> None:
+    """As many as were asked for, with true rewards: at most 3 for each of at most 40 steps."""
+    folder = train_agent.train(config(tmp_path, encoder, steps=256))
+    agent, out = folder / "model.zip", tmp_path / "trials"
+    result = car_racing.run(car_racing.Args(str(encoder), out, agent=agent, test_env=GAME, trials=11))
+    assert len(result["returns"]) == result["trials"] == 11
+    assert all(value == int(value) and 0 <= value <= 120 for value in result["returns"])
+    assert len(set(result["returns"])) > 1
+    assert json.loads((out / "result.json").read_text())["mean"] == pytest.approx(np.mean(result["returns"]))

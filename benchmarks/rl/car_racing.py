@@ -277,7 +277,14 @@ def evaluate_agent(args: Args) -> list[float]:
     venv = make_venv(args.test_env, arm, args.encoder, n_envs=min(8, args.trials))
     venv.seed(2**30)
     model = PPO.load(args.agent, venv, device="cpu")
-    returns, _ = evaluate_policy(model, venv, args.trials, return_episode_rewards=True)
+    with stop_on_signals() as stop, progress_bar("trials", args.trials, "episodes", True) as bar:
+
+        def follow(values: dict[str, Any], _: dict[str, Any]) -> None:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            bar.advance(int(values["done"]))
+
+        returns, _ = evaluate_policy(model, venv, args.trials, callback=follow, return_episode_rewards=True)
     venv.close()
     return [float(value) for value in returns]  # type: ignore[union-attr]
 

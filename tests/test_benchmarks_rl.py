@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import importlib.util
 import json
 import math
@@ -11,15 +12,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from latent_obs.collect import CollectConfig, collect_frames
+from latent_obs.sources import open_env
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks" / "rl"
 sys.path.append(str(SCRIPTS))
 
 PPO = pytest.importorskip("stable_baselines3").PPO
+SAC = pytest.importorskip("stable_baselines3").SAC
 
 import agents  # noqa: E402
 import car_racing  # noqa: E402
@@ -235,3 +239,108 @@ def test_an_agent_is_evaluated_on_whole_games(tmp_path: Path, encoder: Path) -> 
     assert all(value == int(value) and 0 <= value <= 120 for value in result["returns"])
     assert len(set(result["returns"])) > 1
     assert json.loads((out / "result.json").read_text())["mean"] == pytest.approx(np.mean(result["returns"]))
+
+
+needs_car_racing = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs Box2D")
+
+
+@needs_car_racing
+def test_leaving_out_frames_that_nobody_sees_changes_nothing() -> None:
+    """The same frames, rewards and ends as repeating the action oneself, and a frame drawn for four."""
+    skipping = agents.FrameSkip(open_env("CarRacing-v3"), 4)
+    plain, rng = open_env("CarRacing-v3"), np.random.default_rng(0)
+    np.testing.assert_array_equal(skipping.reset(seed=3)[0], plain.reset(seed=3)[0])
+    for _ in range(20):
+        action = np.array([rng.uniform(-1, 1), 1.0, 0.0], np.float32)
+        frame, total, *ends = skipping.step(action)
+        steps = [plain.step(action) for _ in range(4)]
+        np.testing.assert_array_equal(frame, steps[-1][0])
+        assert float(total) == pytest.approx(sum(float(step[1]) for step in steps))
+        assert ends[:2] == list(steps[-1][2:4])
+    car: Any = skipping.unwrapped
+    draws, draw = [], type(car)._render
+
+    def count(self: Any, mode: str) -> Any:
+        draws.append(mode)
+        return draw(self, mode)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(car), "_render", count)
+        skipping.step(action)
+    assert draws == ["state_pixels"]
+
+
+def test_an_agent_that_gives_up_is_charged() -> None:
+    class Idle(gym.Env[Any, Any]):
+        action_space = gym.spaces.Box(np.array([-1, 0, 0], np.float32), np.ones(3, np.float32))
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            return action, 3.0 if action[1] > 0 else -0.1, False, False, {}
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            return None, {}
+
+    env = agents.Pedals(agents.GiveUp(Idle(), 3, 20.0))
+    env.reset()
+    brake, gas = np.array([0.5, -1.0]), np.array([0.5, 1.0])
+    np.testing.assert_allclose(env.step(brake)[0], [0.5, 0.0, 0.5])
+    assert env.step(brake)[1:3] == (-0.1, False)
+    np.testing.assert_allclose(env.step(gas)[0], [0.5, 1.0, 0.0])
+    assert [env.step(brake)[2] for _ in range(3)] == [False, False, True]
+    env.reset()
+    assert [env.step(brake)[1] for _ in range(3)] == pytest.approx([-0.1, -0.1, -20.1])
+
+
+@needs_car_racing
+def test_an_interrupted_sac_run_goes_on_with_what_it_remembers(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = '{"learning_starts": 8, "batch_size": 8, "buffer_size": 400, "gradient_steps": 1}'
+    settings = train_agent.RunConfig(
+        "CarRacing",
+        "latents",
+        steps=60,
+        encoder=str(encoder),
+        changes=small,
+        algorithm="sac",
+        progress=False,
+        checkpoint_seconds=0.0,
+        out=tmp_path / "runs",
+    )
+    meant = json.loads(json.dumps(agents.SAC_ARGUMENTS))
+    on_step, update, remembered = train_agent.Recorder._on_step, SAC.train, []
+
+    def die_once(recorder: train_agent.Recorder) -> bool:
+        if recorder.num_timesteps == 40 and not (settings.folder / "died").exists():
+            (settings.folder / "died").touch()
+            raise SystemExit
+        return on_step(recorder)
+
+    def train(model: Any, *args: Any, **options: Any) -> None:
+        update(model, *args, **options)
+        remembered.append(model.replay_buffer.size() * model.n_envs)
+
+    monkeypatch.setattr(train_agent.Recorder, "_on_step", die_once)
+    monkeypatch.setattr(SAC, "train", train)
+    with pytest.raises(SystemExit):
+        train_agent.train(settings)
+    folder = train_agent.train(settings)
+    about = json.loads((folder / "run.json").read_text())
+    assert (about["parts"], about["finished"]["steps"]) == (2, 60)
+    assert about["settings"]["algorithm"] == "sac"
+    assert meant == agents.SAC_ARGUMENTS, "SB3 changed them, so that another process would refuse to go on"
+    assert about["observation_shape"] == [3 * 32]
+    assert remembered == [*range(12, 61, 4)]
+    with pytest.raises(ValueError, match="begun with"):
+        train_agent.train(dataclasses.replace(settings, algorithm="ppo"))
+
+    # Trials are whole games: one that stands still is not given up.
+    trials = car_racing.Args(str(encoder), tmp_path / "trials", agent=folder / "model.zip", trials=1)
+    result = car_racing.run(trials)
+    assert result["name"].startswith("SAC on stacked latents")
+    assert -100.0 <= result["mean"] < 950.0
+
+
+def test_sac_is_refused_for_other_games(tmp_path: Path, encoder: Path) -> None:
+    with pytest.raises(ValueError, match="CarRacing only"):
+        train_agent.train(config(tmp_path, encoder, algorithm="sac"))

@@ -4,16 +4,21 @@ Both arms have the same environment objects, the same number of them in one proc
 differ in what is above: the field's standard preprocessing and ``CnnPolicy``, or ``VecLatentObservation``
 and ``MlpPolicy``. The hyperparameters are the RL Zoo's tuned ones (``hyperparams/ppo.yml`` of
 DLR-RM/rl-baselines3-zoo), and ``LATENT_CHANGES`` has all that latents may have otherwise.
+
+CarRacing can be trained with SAC too, which needs fewer steps; its replay buffer has room for latents.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from typing import Any, Literal, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.wrappers import GrayscaleObservation, ResizeObservation
-from stable_baselines3 import PPO
+from gymnasium.wrappers import GrayscaleObservation, ResizeObservation, TransformReward
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.atari_wrappers import (
     ClipRewardEnv,
     EpisodicLifeEnv,
@@ -31,9 +36,10 @@ from latent_obs.sources import open_env
 
 Arm = Literal["pixels", "latents", "latents-raw"]
 Family = Literal["atari", "car_racing"]
+Algorithm = Literal["ppo", "sac"]
+MODELS: dict[Algorithm, type[PPO] | type[SAC]] = {"ppo": PPO, "sac": SAC}
 
-N_ENVS = 8
-STACK: dict[Family, int] = {"atari": 4, "car_racing": 2}
+N_ENVS: dict[Algorithm, int] = {"ppo": 8, "sac": 4}
 
 # "lin_x" falls from x to zero over the run, as the zoo writes it.
 PPO_ARGUMENTS: dict[Family, dict[str, Any]] = {
@@ -68,6 +74,22 @@ PPO_ARGUMENTS: dict[Family, dict[str, Any]] = {
     },
 }
 
+# An update is two gradient steps, after a step of each of the four environments. Ours, not tuned.
+SAC_ARGUMENTS: dict[str, Any] = {
+    "learning_rate": "lin_7e-4",
+    "buffer_size": 100_000,
+    "batch_size": 128,
+    "learning_starts": 600,
+    "train_freq": 1,
+    "gradient_steps": 2,
+    "tau": 0.02,
+    "gamma": 0.98,
+    "ent_coef": "auto_0.1",
+    "policy_kwargs": {"net_arch": [256, 256]},
+}
+SAC_SKIP, PPO_SKIP = 4, 2
+PATIENCE, GIVEN_UP, SAC_REWARD_SCALE = 100, 20.0, 0.1
+
 # MlpPolicy has two layers of 64 by default; the head above CnnPolicy's convolutions is 512 wide.
 LATENT_CHANGES: dict[Family, dict[str, Any]] = {
     "atari": {"policy_kwargs": {"net_arch": [256, 256]}},
@@ -76,7 +98,11 @@ LATENT_CHANGES: dict[Family, dict[str, Any]] = {
 
 
 class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
-    """Repeats each action and sums the rewards, as the RL Zoo's wrapper of that name."""
+    """Repeats each action and sums the rewards, as the RL Zoo's wrapper of that name.
+
+    Gymnasium's CarRacing spends most of a step on drawing; frames in between, which nobody sees, are not
+    drawn. An episode that ends in between returns the last frame that was.
+    """
 
     def __init__(self, env: gym.Env[Any, Any], skip: int) -> None:
         super().__init__(env)
@@ -84,12 +110,60 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         total = 0.0
-        for _ in range(self.skip):
-            obs, reward, terminated, truncated, info = self.env.step(action)
+        for left in reversed(range(self.skip)):
+            with undrawn(self.env.unwrapped) if left else nullcontext():
+                obs, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
             if terminated or truncated:
                 break
         return obs, total, terminated, truncated, info
+
+
+@contextmanager
+def undrawn(env: gym.Env[Any, Any]) -> Iterator[None]:
+    """Let Gymnasium's CarRacing keep its last frame; other environments are left alone."""
+    if env.spec is None or not env.spec.id.startswith("CarRacing-"):
+        yield
+        return
+    car: Any = env
+    frame = car.state
+    car._render = lambda mode: frame.copy()
+    try:
+        yield
+    finally:
+        del car._render  # the method of its class is there again
+
+
+class Pedals(gym.ActionWrapper[Any, Any, Any]):
+    """CarRacing with two actions: steering, and one axis for gas and brake that prefers gas."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+    def action(self, action: Any) -> Any:
+        pedal = 0.75 * action[1] + 0.25
+        return np.array([action[0], max(pedal, 0.0), max(-pedal, 0.0)], np.float32)
+
+
+class GiveUp(gym.Wrapper[Any, Any, Any, Any]):
+    """Ends an episode after so many steps without a reward, and charges what standing still is worth."""
+
+    def __init__(self, env: gym.Env[Any, Any], patience: int, charge: float) -> None:
+        super().__init__(env)
+        self.patience, self.charge = patience, charge
+        self._idle = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self._idle = 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._idle = 0 if float(reward) > 0 else self._idle + 1
+        if self._idle >= self.patience and not (terminated or truncated):
+            return obs, float(reward) - self.charge, True, False, info
+        return obs, reward, terminated, truncated, info
 
 
 def env_id(game: str) -> str:
@@ -104,17 +178,30 @@ def family(game: str) -> Family:
     return "car_racing" if "CarRacing" in game else "atari"
 
 
-def make_env(game: str) -> gym.Env[Any, Any]:
+def stack(game: str, algorithm: Algorithm) -> int:
+    """Return how many observations an agent sees."""
+    if algorithm == "sac":
+        return 3
+    return {"atari": 4, "car_racing": 2}[family(game)]
+
+
+def make_env(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> gym.Env[Any, Any]:
     """Make the environment that both arms share; its observations are RGB images.
 
     ALE's v5 games repeat actions over 4 frames without pooling, and with a chance of 0.25 one action
     longer (Machado et al. 2018), which is what bundled encoders were trained on. Hence none of SB3's
     Atari wrappers skips frames here; the others are those of the RL Zoo. ``Monitor`` is below them, so
-    that what it records are whole games and true rewards.
+    that what it records are whole games and true rewards; SAC's training games in CarRacing, which end
+    where the agent gives up, are the exception.
     """
-    env: gym.Env[Any, Any] = Monitor(open_env(env_id(game)))
+    env = open_env(env_id(game))
+    if algorithm == "sac":
+        env = Monitor(GiveUp(env, PATIENCE, GIVEN_UP) if training else env)
+        env = FrameSkip(Pedals(env), SAC_SKIP)
+        return TransformReward(env, lambda reward: float(reward) * SAC_REWARD_SCALE)
+    env = Monitor(env)
     if family(game) == "car_racing":
-        return FrameSkip(env, 2)
+        return FrameSkip(env, PPO_SKIP)
     if env_id(game).startswith("ALE/"):
         env = EpisodicLifeEnv(NoopResetEnv(env, noop_max=30))
         meanings = env.unwrapped.get_action_meanings()  # type: ignore[attr-defined]
@@ -123,39 +210,59 @@ def make_env(game: str) -> gym.Env[Any, Any]:
     return env
 
 
-def make_pixels(game: str) -> gym.Env[Any, Any]:
+def make_pixels(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> gym.Env[Any, Any]:
     """Make the same with the field's standard preprocessing above."""
-    env = make_env(game)
+    env = make_env(game, algorithm, training)
     if family(game) == "car_racing":
         return GrayscaleObservation(ResizeObservation(env, (64, 64)), keep_dim=True)
     return WarpFrame(env)
 
 
-def make_venv(game: str, arm: Arm, encoder: str = "auto", n_envs: int = N_ENVS) -> VecEnv:
-    """Make the environments of one arm, all in this process."""
+def make_venv(
+    game: str,
+    arm: Arm,
+    encoder: str = "auto",
+    n_envs: int | None = None,
+    algorithm: Algorithm = "ppo",
+    training: bool = True,
+) -> VecEnv:
+    """Make the environments of one arm, all in this process.
+
+    Raises:
+        ValueError: If the algorithm is SAC and the game is not CarRacing.
+    """
+    if algorithm == "sac" and family(game) != "car_racing":
+        raise ValueError(f"SAC is set up for CarRacing only, got {game}. Use --algorithm ppo.")
     make = make_pixels if arm == "pixels" else make_env
-    venv: VecEnv = DummyVecEnv([lambda: make(game)] * n_envs)
+    venv: VecEnv = DummyVecEnv([lambda: make(game, algorithm, training)] * (n_envs or N_ENVS[algorithm]))
     if arm != "pixels":
         venv = VecLatentObservation(venv, encoder, normalize=arm != "latents-raw")
-    if family(game) == "car_racing":
+    if family(game) == "car_racing" and algorithm == "ppo":
         venv = VecNormalize(venv, norm_obs=False, norm_reward=True)
-    return VecFrameStack(venv, STACK[family(game)])
+    return VecFrameStack(venv, stack(game, algorithm))
 
 
-def hyperparameters(game: str, arm: Arm, changes: dict[str, Any]) -> dict[str, Any]:
-    """Return PPO's arguments as JSON values, with the arm's changes and those of the command line."""
+def hyperparameters(
+    game: str, arm: Arm, changes: dict[str, Any], algorithm: Algorithm = "ppo"
+) -> dict[str, Any]:
+    """Return the algorithm's arguments as JSON values, with the arm's changes and the command line's."""
+    if algorithm == "sac":
+        return {**SAC_ARGUMENTS, **changes}
     for_arm = {} if arm == "pixels" else LATENT_CHANGES[family(game)]
     return {**PPO_ARGUMENTS[family(game)], **for_arm, **changes}
 
 
-def make_model(arm: Arm, venv: VecEnv, arguments: dict[str, Any], seed: int, device: str) -> PPO:
+def make_model(
+    arm: Arm, venv: VecEnv, arguments: dict[str, Any], seed: int, device: str, algorithm: Algorithm = "ppo"
+) -> PPO | SAC:
     """Make an untrained agent from :func:`hyperparameters`."""
     policy = "CnnPolicy" if arm == "pixels" else "MlpPolicy"
-    ready = {name: _schedule(value) for name, value in arguments.items()}
+    # SAC adds to the policy_kwargs that it is given.
+    ready = {name: _schedule(deepcopy(value)) for name, value in arguments.items()}
     if "activation_fn" in arguments.get("policy_kwargs", {}):
         activation = getattr(nn, arguments["policy_kwargs"]["activation_fn"])
         ready["policy_kwargs"] = {**arguments["policy_kwargs"], "activation_fn": activation}
-    return PPO(policy, venv, seed=seed, device=device, **ready)
+    return MODELS[algorithm](policy, venv, seed=seed, device=device, **ready)
 
 
 def _schedule(value: Any) -> Any:

@@ -9,7 +9,7 @@ CMA-ES trains a linear controller on z, or one with a hidden layer of 40 tanh un
 not. Training episodes run in EnvPool's CarRacing, which takes a sixth to a ninth of the processor time of
 Gymnasium's and draws a little otherwise; the trials are in Gymnasium's. A training episode ends after 100
 steps without a new piece of track, and is charged 0.1 for each step that it leaves out, as standing still
-would be.
+would be. Agents are PPO's or SAC's, as trained by train_agent.py.
 
 Interrupted, it goes on with the last whole generation. A --generations that is already reached evaluates now.
 """
@@ -266,17 +266,23 @@ def evaluate(args: Args, players: Players, parameters: Floats) -> list[float]:
     return returns
 
 
+def _trained_as(agent: Path) -> tuple[Any, Any]:
+    """Return the arm and the algorithm of an agent."""
+    settings = json.loads(agent.with_name("run.json").read_text())["settings"]
+    return settings["arm"], settings.get("algorithm", "ppo")
+
+
 def evaluate_agent(args: Args) -> list[float]:
     """Return the returns of an agent of train_agent.py, acting deterministically as it was trained to see."""
-    from agents import make_venv
-    from stable_baselines3 import PPO
+    from agents import MODELS, make_venv
     from stable_baselines3.common.evaluation import evaluate_policy
 
     assert args.agent is not None
-    arm = json.loads(args.agent.with_name("run.json").read_text())["settings"]["arm"]
-    venv = make_venv(args.test_env, arm, args.encoder, n_envs=min(8, args.trials))
+    arm, algorithm = _trained_as(args.agent)
+    n_envs = min(8, args.trials)
+    venv = make_venv(args.test_env, arm, args.encoder, n_envs, algorithm, training=False)
     venv.seed(2**30)
-    model = PPO.load(args.agent, venv, device="cpu")
+    model = MODELS[algorithm].load(args.agent, venv, device="cpu")
     with stop_on_signals() as stop, progress_bar("trials", args.trials, "episodes", True) as bar:
 
         def follow(values: dict[str, Any], _: dict[str, Any]) -> None:
@@ -293,7 +299,8 @@ def run(args: Args) -> dict[str, Any]:
     """Train and evaluate, and return what ``result.json`` says."""
     args.out.mkdir(parents=True, exist_ok=True)
     if args.agent is not None:
-        name, paper, generations = f"PPO on stacked latents ({args.agent})", "", None
+        arm, algorithm = _trained_as(args.agent)
+        name, paper, generations = f"{algorithm.upper()} on stacked {arm} ({args.agent})", "", None
         returns = evaluate_agent(args)
     else:
         name = f"{args.controller} controller on " + ("z" if args.stack == 1 else f"{args.stack} stacked z")

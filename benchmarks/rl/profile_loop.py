@@ -133,6 +133,7 @@ def profile(game: str, arm: Arm, args: Args) -> None:
     clock = Clock()
     venv = make_venv(game, arm, args.encoder)
     model = make_model(arm, venv, hyperparameters(game, arm, {}), 0, args.device)
+    assert isinstance(model, PPO)
     attach(clock, model)
     # Both are looked up where they are called, hence for every environment of this process.
     clock.time(latent_obs.batches, "preprocess", "preprocessing")

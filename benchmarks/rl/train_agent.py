@@ -33,8 +33,18 @@ from typing import Any, TextIO
 import numpy as np
 import torch
 import tyro
-from agents import N_ENVS, STACK, Arm, derived_seed, env_id, family, hyperparameters, make_model, make_venv
-from stable_baselines3 import PPO
+from agents import (
+    MODELS,
+    Algorithm,
+    Arm,
+    derived_seed,
+    env_id,
+    hyperparameters,
+    make_model,
+    make_venv,
+    stack,
+)
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
 
@@ -48,7 +58,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from machine import machine as machine  # for the other scripts too
 
 RUN, PROGRESS, EPISODES = "run.json", "progress.csv", "episodes.csv"
-CHECKPOINT, MODEL = "checkpoint.zip", "model.zip"
+CHECKPOINT, MODEL, BUFFER = "checkpoint.zip", "model.zip", "buffer.pickle"
 PROGRESS_COLUMNS = ("steps", "seconds", "cpu_seconds", "episodes", "mean_return")
 EPISODE_COLUMNS = ("steps", "seconds", "return", "length")
 INTERRUPTED = 130  # exit status
@@ -71,7 +81,9 @@ class RunConfig:
     encoder: str = "auto"
     """the encoder of the latents: auto, a bundled one's name, or an encoder folder"""
     changes: str = "{}"
-    """hyperparameters of PPO to change, as JSON"""
+    """hyperparameters to change, as JSON"""
+    algorithm: Algorithm = "ppo"
+    """sac is set up for CarRacing only; give it an --out of its own"""
     threads: int = 1
     """threads of PyTorch"""
     device: str = "cpu"
@@ -214,6 +226,10 @@ class Recorder(BaseCallback):
         with zipfile.ZipFile(data, "w") as archive:
             archive.writestr("mark.json", json.dumps(self.mark))
             archive.writestr(MODEL, networks.getvalue())
+            if isinstance(self.model, SAC):
+                replay = io.BytesIO()
+                self.model.save_replay_buffer(replay)
+                archive.writestr(BUFFER, replay.getvalue())
         write_atomically(self.config.folder / CHECKPOINT, data.getvalue())
         self._saved, self._saved_steps = time.monotonic(), self.mark["steps"]
 
@@ -232,7 +248,7 @@ def train(config: RunConfig) -> Path:
     torch.set_num_threads(config.threads)
     with locked(config.folder), stop_on_signals() as stop:
         _check_settings(config)
-        venv = make_venv(config.game, config.arm, config.encoder)
+        venv = make_venv(config.game, config.arm, config.encoder, algorithm=config.algorithm)
         try:
             _train(config, venv, stop)
         finally:
@@ -247,7 +263,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
-    arguments = hyperparameters(config.game, config.arm, json.loads(config.changes))
+    arguments = hyperparameters(config.game, config.arm, json.loads(config.changes), config.algorithm)
     scales = unwrap_vec_wrapper(venv, VecNormalize)
     saved = config.folder / CHECKPOINT
     mark: dict[str, Any] | None = None
@@ -255,7 +271,10 @@ def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
         with zipfile.ZipFile(saved) as archive:
             mark = json.loads(archive.read("mark.json"))
             assert mark is not None
-            model = PPO.load(io.BytesIO(archive.read(MODEL)), venv, device=config.device)
+            networks = io.BytesIO(archive.read(MODEL))
+            model = MODELS[config.algorithm].load(networks, venv, device=config.device)
+            if isinstance(model, SAC):
+                model.load_replay_buffer(io.BytesIO(archive.read(BUFFER)))
         # With the first seed the first games would be played once more.
         model.set_random_seed(derived_seed(config.seed, mark["steps"]))
         if scales is not None:
@@ -264,7 +283,8 @@ def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
         about = json.loads((config.folder / RUN).read_text())
         about["parts"] += 1
     else:
-        model = make_model(config.arm, venv, arguments, derived_seed(config.seed, 0), config.device)
+        seed = derived_seed(config.seed, 0)
+        model = make_model(config.arm, venv, arguments, seed, config.device, config.algorithm)
         about = {"settings": _settings(config), "parts": 1, **_about(config, venv, arguments, model)}
     _write_json(config.folder / RUN, about)
     journal = Journal(config.folder, mark)
@@ -299,9 +319,11 @@ def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
 def _settings(config: RunConfig) -> dict[str, Any]:
     """Return what identifies a run: with other values it would be another one."""
     fields = {name: getattr(config, name) for name in ("game", "arm", "seed", "steps", "threads", "device")}
-    arguments = hyperparameters(config.game, config.arm, json.loads(config.changes))
+    arguments = hyperparameters(config.game, config.arm, json.loads(config.changes), config.algorithm)
     encoder = {} if config.arm == "pixels" else {"encoder": config.encoder}
-    return {**fields, "hyperparameters": arguments, **encoder}
+    # PPO's runs were recorded before there was another algorithm.
+    algorithm = {} if config.algorithm == "ppo" else {"algorithm": config.algorithm}
+    return {**fields, **algorithm, "hyperparameters": arguments, **encoder}
 
 
 def _check_settings(config: RunConfig) -> None:
@@ -317,7 +339,7 @@ def _check_settings(config: RunConfig) -> None:
             )
 
 
-def _about(config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: PPO) -> dict[str, Any]:
+def _about(config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: PPO | SAC) -> dict[str, Any]:
     """Return what else one must know to repeat a run."""
     wrapper = unwrap_vec_wrapper(venv, VecLatentObservation)
     device = str(model.device)
@@ -325,8 +347,8 @@ def _about(config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: PP
         device = f"{device}, {torch.cuda.get_device_name(model.device)}"
     return {
         "env_id": env_id(config.game),
-        "n_envs": N_ENVS,
-        "stack": STACK[family(config.game)],
+        "n_envs": venv.num_envs,
+        "stack": stack(config.game, config.algorithm),
         "policy": type(model.policy).__name__,
         "observation_shape": list(model.observation_space.shape or ()),
         "encoder": None if wrapper is None else encoder_cost(wrapper.encoder),

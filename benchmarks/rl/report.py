@@ -278,7 +278,8 @@ def plot(games: dict[str, dict[str, list[Run]]], costs: dict[str, float | None],
 
 def _curve(axes: Axes, runs: list[Run], axis: str, unit: float, label: str, color: str) -> None:
     grid, returns = curves(runs, axis)
-    axes.plot(grid / unit, iqm(returns), color=color, label=f"{label}, {len(runs)} seeds")
+    seeds = "1 seed" if len(runs) == 1 else f"{len(runs)} seeds"
+    axes.plot(grid / unit, iqm(returns), color=color, label=f"{label}, {seeds}")
     if len(runs) > 1:
         axes.fill_between(grid / unit, *interval(returns), color=color, alpha=0.2, linewidth=0)
 

@@ -31,6 +31,7 @@ import report  # noqa: E402
 import run  # noqa: E402
 import train_agent  # noqa: E402
 
+needs_car_racing = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs Box2D")
 GAME = "tests.quick_env:Quick-v0"
 SMALL = '{"n_steps": 16, "n_epochs": 1, "batch_size": 64}'
 
@@ -210,7 +211,7 @@ def test_controllers_have_the_papers_sizes_and_ranges() -> None:
     assert linear.act(parameters, latents)[0, 0] == pytest.approx(math.tanh(0.5))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs Box2D")
+@needs_car_racing
 def test_a_controller_drives_and_gives_up(encoder: Path) -> None:
     """Standing still without patience costs 0.1 a step; with it the rest is charged at once."""
     worker = car_racing.Worker(str(encoder), "linear", 1)
@@ -239,9 +240,6 @@ def test_an_agent_is_evaluated_on_whole_games(tmp_path: Path, encoder: Path) -> 
     assert all(value == int(value) and 0 <= value <= 120 for value in result["returns"])
     assert len(set(result["returns"])) > 1
     assert json.loads((out / "result.json").read_text())["mean"] == pytest.approx(np.mean(result["returns"]))
-
-
-needs_car_racing = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs Box2D")
 
 
 @needs_car_racing

@@ -67,6 +67,8 @@ class CollectConfig:
     """seed of environments and policies; the same seed gives the same frames"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """keyword arguments for gymnasium.make, as JSON"""
+    key: str | None = None
+    """the entry of Dict observations to collect, such as screen of ViZDoom's; a policy sees it alone"""
     crop: tuple[int, int, int, int] | None = None
     """rows and columns to keep before resizing: top bottom left right"""
     shard_rows: int = 8192
@@ -127,7 +129,7 @@ def collect_frames(config: CollectConfig, *, progress: bool = True) -> FramesFol
         20
     """
     # The dry run finds a wrong id, space or policy here, in one process, before any starts.
-    env = open_env(config.env_id, config.env_kwargs)
+    env = open_env(config.env_id, config.env_kwargs, config.key)
     try:
         check_frame_space(env.observation_space, "latent-obs collect")
         action_type(env.action_space)
@@ -160,6 +162,7 @@ def _plan(config: CollectConfig, out: Location, files: dict[str, str] | None) ->
     settings = {
         "env_id": config.env_id,
         "env_kwargs": config.env_kwargs,
+        "key": config.key,
         "frame_spec": config.frame_spec.to_json(),
         "policy": config.policy,
         "policy_encoder": config.policy_encoder,

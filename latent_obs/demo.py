@@ -42,6 +42,8 @@ class DemoConfig:
     """environment steps of PPO"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """keyword arguments for gymnasium.make, as JSON"""
+    key: str | None = None
+    """the entry of Dict observations that is the image, such as screen of ViZDoom's"""
 
     @property
     def folder(self) -> Path:
@@ -62,11 +64,16 @@ def run_demo(config: DemoConfig) -> None:
 
     console.rule(f"1/5  Collect {config.frames:,} frames of {config.env} with a random policy")
     # A random walk where actions are continuous: independent ones cancel each other out.
-    env = open_env(config.env, config.env_kwargs)
+    env = open_env(config.env, config.env_kwargs, config.key)
     policy = "brownian" if isinstance(env.action_space, gym.spaces.Box) else "random"
     env.close()
     collect = CollectConfig(
-        config.env, folder / "frames", frames=config.frames, policy=policy, env_kwargs=config.env_kwargs
+        config.env,
+        folder / "frames",
+        frames=config.frames,
+        policy=policy,
+        env_kwargs=config.env_kwargs,
+        key=config.key,
     )
     found = _frames_in(folder / "frames")
     frames = collect_frames(collect)
@@ -158,13 +165,13 @@ def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
     pictures.traversals(vae, spec, lively[len(lively) // 2], paths[1])
     pictures.loss_curves(encoder / "history.csv", paths[2])
 
-    pictures.filmstrip(vae, spec, play(config.env, config.env_kwargs), paths[3])
+    pictures.filmstrip(vae, spec, play(config.env, config.env_kwargs, config.key), paths[3])
     return paths
 
 
-def play(env_id: str, env_kwargs: dict[str, Any]) -> list[Any]:
+def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None) -> list[Any]:
     """Return ten observations of a game in progress, three steps apart."""
-    env = open_env(env_id, env_kwargs)
+    env = open_env(env_id, env_kwargs, key)
     policy = make_policy("sticky", env)
     policy.reset(123)
     observations = [env.reset(seed=123)[0]]
@@ -180,7 +187,8 @@ def play(env_id: str, env_kwargs: dict[str, Any]) -> list[Any]:
 def _train_ppo(console: Console, config: DemoConfig, encoder: Path) -> dict[str, Any]:
     """Train PPO on stacked latents, or return the result of the run that did."""
     result = config.folder / RESULT
-    settings: dict[str, Any] = {"env": config.env, "env_kwargs": config.env_kwargs, "steps": config.ppo_steps}
+    settings: dict[str, Any] = {"env": config.env, "env_kwargs": config.env_kwargs, "key": config.key}
+    settings["steps"] = config.ppo_steps
     settings["encoder"] = json.loads((encoder / "config.json").read_text(encoding="utf-8"))["provenance"]
     if result.exists():
         saved = json.loads(result.read_text(encoding="utf-8"))
@@ -194,7 +202,7 @@ def _train_ppo(console: Console, config: DemoConfig, encoder: Path) -> dict[str,
     from latent_obs.wrappers import LatentObservationWrapper
 
     def make() -> gym.Env[Any, Any]:
-        env = open_env(config.env, config.env_kwargs)
+        env = open_env(config.env, config.env_kwargs, config.key)
         return LatentObservationWrapper(env, encoder, stack=4)
 
     class Advance(BaseCallback):

@@ -229,7 +229,8 @@ def check_frame_space(space: gym.Space[Any], who: str) -> None:
     elif isinstance(space, gym.spaces.Dict):
         images = [k for k, s in space.items() if isinstance(s, gym.spaces.Box) and s.dtype == np.uint8]
         got = f"a Dict with the keys {sorted(space)}"
-        cure = f"Name the entry to encode with key=..., such as key={(images or sorted(space))[0]!r}."
+        name = (images or sorted(space))[0]
+        cure = f"Name the entry to encode: key={name!r}, on the command line --key {name}."
     else:
         got = f"{space}"
         cure = "If the environment renders, put gymnasium.wrappers.AddRenderObservation before it."

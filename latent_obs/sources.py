@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import Any
 
 import gymnasium as gym
@@ -10,15 +11,18 @@ import numpy as np
 ENVPOOL = "envpool/"
 
 
-def open_env(env_id: str, env_kwargs: dict[str, Any] | None = None) -> gym.Env[Any, Any]:
+def open_env(
+    env_id: str, env_kwargs: dict[str, Any] | None = None, key: str | None = None
+) -> gym.Env[Any, Any]:
     """Make an environment, registering ALE's games or EnvPool's tasks when the id asks for one.
 
     Args:
         env_id: Gymnasium id, or ``envpool/`` and a task of EnvPool, such as ``envpool/CarRacing-v3``.
         env_kwargs: Keyword arguments for ``gymnasium.make``.
+        key: The entry of ``Dict`` observations that alone is left of them, such as ``screen`` of ViZDoom's.
 
     Raises:
-        ValueError: If the id is unknown or its arguments are wrong.
+        ValueError: If the id is unknown, its arguments are wrong, or its observations have no such entry.
         ImportError: If the package behind the environment is not installed.
     """
     try:
@@ -31,13 +35,21 @@ def open_env(env_id: str, env_kwargs: dict[str, Any] | None = None) -> gym.Env[A
             gym.register(
                 env_id, "latent_obs.sources:EnvPoolEnv", kwargs={"task": env_id.removeprefix(ENVPOOL)}
             )
-        return gym.make(env_id, **(env_kwargs or {}))
+        env = gym.make(env_id, **(env_kwargs or {}))
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ImportError(f"The environment {env_id} needs a package that is missing: {error}") from error
     except gym.error.Error as error:
         raise ValueError(f"Gymnasium cannot make the environment {env_id!r}: {error}") from error
     except TypeError as error:
         raise ValueError(f"The environment {env_id!r} refuses env_kwargs {env_kwargs}: {error}") from error
+    if key is None:
+        return env
+    entries = env.observation_space
+    if not isinstance(entries, gym.spaces.Dict) or key not in entries.spaces:
+        env.close()
+        kind = f"the keys {sorted(entries)}" if isinstance(entries, gym.spaces.Dict) else "no keys"
+        raise ValueError(f"The observations of {env_id!r} have no key {key!r}: they have {kind}.")
+    return gym.wrappers.TransformObservation(env, itemgetter(key), entries[key])
 
 
 class EnvPoolEnv(gym.Env[Any, Any]):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,39 @@ def test_frames_of_envpool_are_what_it_returns_for_these_actions(tmp_path: Path)
             image = envs.reset()[0] if step == 0 else envs.step(np.array([action], np.float32))[0]
             assert frame == preprocess(image[0], FrameSpec()).tobytes()
         assert max(rows["step"]) > 0
+
+
+def test_one_entry_of_dict_observations_is_collected(tmp_path: Path) -> None:
+    """Rows equal stepping MiniGrid by hand, whose observations also hold a direction and a mission."""
+    pytest.importorskip("minigrid")
+    config = CollectConfig("minigrid:MiniGrid-Empty-6x6-v0", tmp_path, frames=60, key="image")
+    folder = collect_frames(replace(config, workers=1), progress=False)
+    env = open_env(config.env_id)
+    with folder.shards[0].open() as file:
+        rows = file.read().to_pydict()
+    seed = int(np.random.SeedSequence((0, 0, 0)).generate_state(2)[0])
+    obs, _ = env.reset(seed=seed)
+    for number, (frame, step, action) in enumerate(
+        zip(rows["frame"], rows["step"], rows["action"], strict=True)
+    ):
+        if number:
+            obs = env.reset()[0] if step == 0 else env.step(action)[0]
+        assert frame == preprocess(obs["image"], FrameSpec()).tobytes()
+    assert len(set(rows["frame"])) > 5
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("env_id", "found"),
+    [
+        ("minigrid:MiniGrid-Empty-6x6-v0", r"the keys \['direction', 'image', 'mission'\]"),
+        ("ALE/Pong-v5", "no keys"),
+    ],
+)
+def test_an_entry_that_is_not_there_is_refused(env_id: str, found: str) -> None:
+    pytest.importorskip("minigrid")
+    with pytest.raises(ValueError, match=f"have no key 'screen': they have {found}"):
+        open_env(env_id, key="screen")
 
 
 @needs_envpool

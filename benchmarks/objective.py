@@ -24,8 +24,9 @@ from latent_obs.probe import collect_probe_frames, probe, probe_ball
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "no normalisation": {"batch_norm": False},
-    "no emphasis": {"foreground_weight": 0.0},
-    "neither": {"batch_norm": False, "foreground_weight": 0.0},
+    "no emphasis on rare colours": {"rarity_weight": 0.0},
+    "no emphasis": {"foreground_weight": 0.0, "rarity_weight": 0.0},
+    "neither": {"batch_norm": False, "foreground_weight": 0.0, "rarity_weight": 0.0},
     "learning rate 3e-3": {"learning_rate": 3e-3},
     "four convolutions": {"channels": (16, 32, 64, 128)},
     "World Models' sse": {"objective": "sse", "batch_norm": False},

@@ -136,7 +136,8 @@ def _summary(report: dict[str, Any]) -> str:
 <p>1 means that everything that moves is where it should be; 0, that the reconstruction shows it no better
 than the median frame would. It is 1 - residual energy / energy over the pixels that differ from the per-pixel
 median, {report["foreground"]:.1%} of them here. PSNR hides a lost ball; here it shows, unless larger things
-outweigh it, such as a score: then the R² of what changes shows it. PCA with as many dimensions and the same
+outweigh it, such as a score: then the R² of what changes shows it, and under a moving camera that of rare
+colours. PCA with as many dimensions and the same
 network untrained are the floors: an encoder below them has no reason to exist.</p>
 </section>
 """
@@ -159,6 +160,7 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     for name, key, form in (
         ("moving-object R²", "moving_r2", "{:.3f}"),
         ("R² of what changes", "changing_r2", "{:.3f}"),
+        ("R² of rare colours", "rare_r2", "{:.3f}"),
         ("PSNR, dB", "psnr", "{:.2f}"),
     ):
         cells = [form.format(own[key]) for own in (report, floors["pca"], floors["random"])]

@@ -139,6 +139,7 @@ def find_faults(report: dict[str, Any]) -> list[str]:
     scores = {
         "moving-object R²": (report["moving_r2"], report["floors"]["pca"]["moving_r2"]),
         "R² of what changes": (report["changing_r2"], report["floors"]["pca"]["changing_r2"]),
+        "R² of rare colours": (report["rare_r2"], report["floors"]["pca"]["rare_r2"]),
         "PSNR": (report["psnr"], report["floors"]["pca"]["psnr"]),
     }
     for reader, table in ((report["probe"] or {}).get("readers") or {}).items():
@@ -256,8 +257,11 @@ def evaluate_vae(
           decoding is no better than showing the median. Frames that differ in more than half
           of their pixels (a flash, another scene) are left out where they are the exception:
           one of them outweighs thousands of balls.
-        - ``foreground``: the share of such pixels. Where the camera moves it is large, and the
-          median frame, hence ``moving_r2``, means little.
+        - ``rare_r2``: the same over pixels whose colour, at three bits a channel, at most one
+          pixel in 2,000 of these frames has. A monster that is lost in front of walls shows here,
+          wherever the camera looks.
+        - ``foreground``: the share of pixels that differ from the median frame. Where the camera
+          moves it is large, and the median frame, hence ``moving_r2``, means little.
     """
     sampled = _all_terms(vae, frames, sample=True)
     variance = vae.decoder_variance.cpu().double()

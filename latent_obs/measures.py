@@ -19,6 +19,9 @@ MIN_MSE = 1 / 12
 MAX_SHIFT = 0.5
 MAX_SPREAD = 1.5
 
+# A colour is rare, to the full, where its bin has at most this share of all pixels.
+RARE_SHARE = 1 / 2000
+
 Decode = Callable[[Frames], Frames]
 
 
@@ -55,23 +58,64 @@ def reconstruction_metrics(
         foreground: Theirs, where it is known already.
 
     Returns:
-        ``psnr``, ``moving_r2`` and ``foreground``, as in :func:`latent_obs.evaluate.evaluate_vae`.
+        ``psnr``, ``moving_r2``, ``rare_r2`` and ``foreground``, as in
+        :func:`latent_obs.evaluate.evaluate_vae`.
     """
-    known = foreground or Foreground.of(frames)
-    residual = energy = squared = 0.0
+    known, rarity = foreground or Foreground.of(frames), color_rarity(frames)
+    residual = energy = squared = rare_residual = rare_energy = 0.0
     for start in range(0, len(frames), 256):
         batch = frames[start : start + 256].astype(np.float32)
         error = np.square(decoded(frames[start : start + 256]).astype(np.float32) - batch)
-        moving = (batch != known.median).any(-1) & known.usual[start : start + 256, None, None]
+        usual = known.usual[start : start + 256, None, None]
+        moving = (batch != known.median).any(-1) & usual
+        rare = (rarity[color_bins(frames[start : start + 256])] == 1) & usual
         squared += float(error.sum(dtype=np.float64))
         residual += float(error[moving].sum(dtype=np.float64))
-        energy += float(np.square(batch - known.median)[moving].sum(dtype=np.float64))
+        distance = np.square(batch - known.median)
+        energy += float(distance[moving].sum(dtype=np.float64))
+        rare_residual += float(error[rare].sum(dtype=np.float64))
+        rare_energy += float(distance[rare].sum(dtype=np.float64))
     mse = max(squared / frames.size, MIN_MSE)
     return {
         "psnr": 10 * math.log10(255**2 / mse),
         "moving_r2": 1 - residual / energy if energy else 1.0,
+        "rare_r2": 1 - rare_residual / rare_energy if rare_energy else 1.0,
         "foreground": float(known.share[known.usual].mean()),
     }
+
+
+def color_rarity(frames: Frames) -> npt.NDArray[np.float32]:
+    """Tell how rare each colour is among the pixels of some frames.
+
+    What is small and seldom seen, such as a monster in front of walls, mostly has colours that little else
+    has, wherever the camera looks.
+
+    Args:
+        frames: ``uint8``, shape (N, 64, 64, 3).
+
+    Returns:
+        For each of :func:`color_bins` a number in (0, 1]: 1 for colours of at most one pixel in 2,000,
+        falling with the share of those more common; shape (512,).
+
+    Example:
+        >>> frames = np.zeros((100, 64, 64, 3), np.uint8)
+        >>> frames[0, :4, :4] = 255  # 16 of 409,600 pixels
+        >>> rarity = color_rarity(frames)
+        >>> round(float(rarity[0]), 4), float(rarity[511])
+        (0.0005, 1.0)
+    """
+    counts = np.zeros(512, np.int64)
+    for start in range(0, len(frames), 256):
+        counts += np.bincount(color_bins(frames[start : start + 256]).ravel(), minlength=512)
+    rarity: npt.NDArray[np.float32] = RARE_SHARE / np.maximum(counts / counts.sum(), RARE_SHARE)
+    return rarity.astype(np.float32)
+
+
+def color_bins(frames: Frames) -> npt.NDArray[np.int64]:
+    """Return the number of each pixel's colour, three bits a channel; shape (N, 64, 64)."""
+    red, green, blue = np.moveaxis((frames >> 5).astype(np.int64), -1, 0)
+    bins: npt.NDArray[np.int64] = (red << 6) | (green << 3) | blue
+    return bins
 
 
 def changing_r2(stretches: Sequence[Frames], decoded: Decode) -> float:

@@ -71,6 +71,9 @@ class TrainConfig:
     foreground_weight: float = 20.0
     """extra weight of pixels that differ from the median frame, and again of those that are about to change
     or just did, so that small objects survive"""
+    rarity_weight: float = 60.0
+    """extra weight of pixels whose colour is rare in the frames, so that small objects survive in front of a
+    moving camera too"""
     batch_norm: bool = True
     """normalise activations while training, which learns small objects in fewer steps; it is folded into
     the weights in the end"""
@@ -98,7 +101,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "evaluate_every", "devices", "num_nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        for name in ("beta", "kl_warmup", "free_bits", "foreground_weight", "patience"):
+        for name in ("beta", "kl_warmup", "free_bits", "foreground_weight", "rarity_weight", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
         if not 0 < self.learning_rate < 1:

@@ -22,10 +22,19 @@ from latent_obs.checkpoint import (
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder_folder import ACTIVE_VARIANCE
 from latent_obs.evaluate import load_vae, reconstruct
+from latent_obs.measures import color_rarity
 from latent_obs.monitor import Monitor, Row
 from latent_obs.processes import keep_freed_memory, share, sum_over_processes
 from latent_obs.progress import Bar
-from latent_obs.vae import MIN_VARIANCE, VAE, Terms, floored_kl, gaussian_nll, init_output_bias, terms
+from latent_obs.vae import (
+    MIN_VARIANCE,
+    VAE,
+    Terms,
+    floored_kl,
+    gaussian_nll,
+    init_output_bias,
+    terms,
+)
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -96,6 +105,7 @@ class TrainingRun:
         self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
         self.generator = torch.Generator(device)
         self.medians = folder.medians()
+        self.rarity = torch.from_numpy(color_rarity(sample)).to(device)
         # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
         count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))
         counts = folder.episodes()
@@ -210,6 +220,8 @@ class TrainingRun:
                 frames,
                 foreground=foreground,
                 foreground_weight=self.config.foreground_weight,
+                rarity=self.rarity,
+                rarity_weight=self.config.rarity_weight,
                 noise=noise,
             )
 

@@ -176,6 +176,8 @@ def terms(
     *,
     foreground: Tensor | None = None,
     foreground_weight: float = 0.0,
+    rarity: Tensor | None = None,
+    rarity_weight: float = 0.0,
     sample: bool = True,
     generator: torch.Generator | None = None,
     noise: Tensor | None = None,
@@ -190,6 +192,9 @@ def terms(
         foreground_weight: Weight that each kind of foreground adds to the 1 of all pixels' errors;
             lowered in frames with more than 5% of that kind in proportion, so that a scene that
             changes as a whole does not drown the small objects of all others.
+        rarity: Value of :func:`~latent_obs.measures.color_rarity` for the frames to train on.
+        rarity_weight: Weight that a rare colour adds in the same way; no camera that moves makes the
+            background rare.
         sample: Decode a sample of the posterior rather than its mean.
         generator: Source of that sample.
         noise: That sample before it is scaled, standard normal of shape (N, latent_dim), where the
@@ -206,7 +211,10 @@ def terms(
     squared_error = weighted_error = error.sum((1, 2, 3))
     if foreground_weight and foreground is not None:
         emphasis = _emphasis(foreground).sum(1)
-        weighted_error = squared_error + foreground_weight * (error.sum(1) * emphasis).sum((1, 2))
+        weighted_error = weighted_error + foreground_weight * (error.sum(1) * emphasis).sum((1, 2))
+    if rarity_weight and rarity is not None:
+        emphasis = _emphasis(rarity[_color_bins(frames)])
+        weighted_error = weighted_error + rarity_weight * (error.sum(1) * emphasis).sum((1, 2))
     kl = 0.5 * (mean.square() + variance - 1 - log_variance)
     return Terms(squared_error, weighted_error, kl, mean)
 
@@ -230,10 +238,16 @@ def bounded_exp(log_variance: Tensor, power: float = 1.0) -> Tensor:
 
 
 def _emphasis(foreground: Tensor) -> Tensor:
-    """Return 1 on the foreground, less where it is more than 5% of a frame; float32, of its shape."""
+    """Return the foreground, in [0, 1], lowered where it is more than 5% of a frame; of its shape."""
     foreground = foreground.float()
     share = foreground.mean((-2, -1), keepdim=True)
     return foreground * (EMPHASIS_SHARE / share.clamp(min=EMPHASIS_SHARE))
+
+
+def _color_bins(frames: Tensor) -> Tensor:
+    """Return the bins of :func:`latent_obs.measures.color_bins`, shape (N, 64, 64)."""
+    red, green, blue = (frames >> 5).long().unbind(-1)
+    return (red << 6) | (green << 3) | blue
 
 
 def floored_kl(kl: Tensor, free_bits: float) -> tuple[Tensor, Tensor]:

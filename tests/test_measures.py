@@ -67,3 +67,18 @@ def test_latents_that_moved_by_one_deviation_have_drifted() -> None:
     wider = compare_latents(trained, {**trained, "std": [2.0, 4.0, 0.01]})
     assert wider["drift"]["drifted"]
     assert wider["drift"]["spread"] == pytest.approx(2)
+
+
+def test_a_lost_object_shows_in_the_r2_of_rare_colours_under_a_moving_camera() -> None:
+    """Stripes scroll behind a dot: to lose the dot costs nothing elsewhere, and the dot alone here."""
+    frames = np.zeros((200, 64, 64, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        frame[:, i % 64 :: 16] = 160
+        frame[i % 60, 30] = (255, 0, 0)
+    lost = frames.copy()
+    lost[(frames == (255, 0, 0)).all(-1)] = 0
+    table = {frame.tobytes(): seen for frame, seen in zip(frames, lost, strict=True)}
+    metrics = reconstruction_metrics(frames, lambda batch: np.stack([table[f.tobytes()] for f in batch]))
+    assert metrics["moving_r2"] > 0.95
+    assert metrics["rare_r2"] == pytest.approx(0)
+    assert reconstruction_metrics(frames, lambda batch: batch)["rare_r2"] == 1

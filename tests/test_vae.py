@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from latent_obs.encoder_folder import VAEConfig
+from latent_obs.measures import RARE_SHARE, color_rarity
 from latent_obs.vae import (
     EMPHASIS_SHARE,
     MAX_LOG_VARIANCE,
@@ -76,6 +77,28 @@ def test_foreground_pixels_weigh_more_up_to_a_bound(frames: Any) -> None:
     error = (decoded - batch / 255.0) ** 2
     extra = [0.0, 20 * error[1, 10:12, 20:24].sum(), 20 * EMPHASIS_SHARE * error[2].sum()]
     np.testing.assert_allclose(parts.weighted_error, error.sum((1, 2, 3)) + extra, rtol=1e-4)
+    np.testing.assert_allclose(parts.squared_error, error.sum((1, 2, 3)), rtol=1e-4)
+
+
+def test_rare_colours_weigh_more_up_to_a_bound() -> None:
+    """A camera that moves makes everything foreground; what has colours of its own still stands out."""
+    vae = VAE.from_tensors(TINY_VAE, random_tensors(TINY_VAE))
+    batch = np.full((200, 64, 64, 3), 100, np.uint8)
+    batch[0, 10:12, 20:24] = 200  # 8 of 819,200 pixels
+    batch[1] = 250  # 4,096 of them
+    rarity = torch.from_numpy(color_rarity(batch))
+    whites, usual = RARE_SHARE / (4096 / 819_200), RARE_SHARE / (1 - 4104 / 819_200)
+    parts = terms(vae, torch.from_numpy(batch[:4]), rarity=rarity, rarity_weight=60.0, sample=False)
+    decoded = vae.decode(vae.encode(torch.from_numpy(batch[:4]))[0]).numpy()
+    error = (decoded - batch[:4] / 255.0) ** 2
+    weights = np.full((4, 64, 64, 1), usual)
+    weights[0, 10:12, 20:24] = 1.0
+    weights[1] = whites
+    share = weights.mean((1, 2, 3), keepdims=True)
+    assert share[0] < EMPHASIS_SHARE < share[1], "one below the bound, one above"
+    weights *= EMPHASIS_SHARE / np.maximum(share, EMPHASIS_SHARE)
+    wanted = error.sum((1, 2, 3)) + 60 * (weights * error).sum((1, 2, 3))
+    np.testing.assert_allclose(parts.weighted_error, wanted, rtol=1e-4)
     np.testing.assert_allclose(parts.squared_error, error.sum((1, 2, 3)), rtol=1e-4)
 
 

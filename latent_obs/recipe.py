@@ -47,6 +47,8 @@ class Collection:
         policy: What acts.
         seed: Seed of environments and policies.
         workers: A part of the recipe: other workers collect other frames.
+        env_kwargs: Keyword arguments for ``gymnasium.make``.
+        key: The entry of ``Dict`` observations to collect.
     """
 
     env_ids: tuple[str, ...]
@@ -54,6 +56,8 @@ class Collection:
     policy: str = "random:0.5,sticky:0.5"
     seed: int = 0
     workers: int = 2
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -237,10 +241,8 @@ def _collect_all(collections: tuple[Collection, ...], folder: Path, progress: bo
     for each in collections:
         for env_id in each.env_ids:
             path = folder / env_id.replace("/", "-").replace(":", "-")
-            collect = CollectConfig(
-                env_id, path, each.frames, workers=each.workers, policy=each.policy, seed=each.seed
-            )
-            collect_frames(collect, progress=progress)
+            options = {name: value for name, value in asdict(each).items() if name != "env_ids"}
+            collect_frames(CollectConfig(env_id, path, **options), progress=progress)
             paths.append(path)
     return paths
 

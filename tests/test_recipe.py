@@ -47,6 +47,17 @@ def config(folder: Path) -> BuildConfig:
     return BuildConfig(str(folder / "dots-v3.json"), folder / "encoders", folder / "scratch")
 
 
+def test_a_collection_may_name_an_entry_and_arguments(tmp_path: Path) -> None:
+    pytest.importorskip("minigrid")
+    value = {**QUICK, "collect": [{**QUICK["collect"][0], "frames": 30, "key": "image"}]}
+    value["collect"][0] |= {"env_ids": ["minigrid:MiniGrid-Empty-6x6-v0"], "env_kwargs": {"max_steps": 7}}
+    collections = recipes.Recipe.from_json("rooms-v0", value).collect
+    (path,) = recipes._collect_all(collections, tmp_path, progress=False)
+    settings = FramesFolder(path).shards[0].metadata
+    assert settings["key"] == "image"
+    assert settings["env_kwargs"] == {"max_steps": 7}
+
+
 def test_a_build_leaves_an_encoder_with_its_card(built: Path) -> None:
     out = built / "encoders" / "dots-v3"
     encoder = load_encoder(out, precision="float32")

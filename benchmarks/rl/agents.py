@@ -35,7 +35,7 @@ from latent_obs.sb3 import VecLatentObservation
 from latent_obs.sources import open_env
 
 Arm = Literal["pixels", "latents", "latents-raw"]
-Family = Literal["atari", "car_racing"]
+Family = Literal["atari", "car_racing", "vizdoom"]
 Algorithm = Literal["ppo", "sac"]
 MODELS: dict[Algorithm, type[PPO] | type[SAC]] = {"ppo": PPO, "sac": SAC}
 
@@ -87,13 +87,16 @@ SAC_ARGUMENTS: dict[str, Any] = {
     "ent_coef": "auto_0.1",
     "policy_kwargs": {"net_arch": [256, 256]},
 }
-SAC_SKIP, PPO_SKIP = 4, 2
-PATIENCE, GIVEN_UP, SAC_REWARD_SCALE = 100, 20.0, 0.1
+# ViZDoom's have no entry in the zoo.
+PPO_ARGUMENTS["vizdoom"] = PPO_ARGUMENTS["atari"]
+SAC_SKIP, PPO_SKIP, VIZDOOM_SKIP = 4, 2, 4
+PATIENCE, GIVEN_UP, SAC_REWARD_SCALE, VIZDOOM_REWARD_SCALE = 100, 20.0, 0.1, 0.01
 
 # MlpPolicy has two layers of 64 by default; the head above CnnPolicy's convolutions is 512 wide.
 LATENT_CHANGES: dict[Family, dict[str, Any]] = {
     "atari": {"policy_kwargs": {"net_arch": [256, 256]}},
     "car_racing": {},
+    "vizdoom": {"policy_kwargs": {"net_arch": [256, 256]}},
 }
 
 
@@ -170,11 +173,15 @@ def env_id(game: str) -> str:
     """Return the Gymnasium id of a game: ``Pong`` is ALE's, ids stay as they are."""
     if game == "CarRacing":
         return "CarRacing-v3"
+    if game.startswith("Vizdoom"):
+        return f"vizdoom.gymnasium_wrapper:{game}"
     return game if "/" in game or ":" in game or "-v" in game else f"ALE/{game}-v5"
 
 
 def family(game: str) -> Family:
-    """Return whose hyperparameters a game takes; Atari's are for everything that is not CarRacing."""
+    """Return what a game is treated as; everything that is neither CarRacing nor ViZDoom's is as Atari."""
+    if game.startswith("Vizdoom"):
+        return "vizdoom"
     return "car_racing" if "CarRacing" in game else "atari"
 
 
@@ -182,7 +189,7 @@ def stack(game: str, algorithm: Algorithm) -> int:
     """Return how many observations an agent sees."""
     if algorithm == "sac":
         return 3
-    return {"atari": 4, "car_racing": 2}[family(game)]
+    return 2 if family(game) == "car_racing" else 4
 
 
 def make_env(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> gym.Env[Any, Any]:
@@ -194,6 +201,9 @@ def make_env(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> 
     that what it records are whole games and true rewards; SAC's training games in CarRacing, which end
     where the agent gives up, are the exception.
     """
+    if family(game) == "vizdoom":
+        doom = Monitor(open_env(env_id(game), {"frame_skip": VIZDOOM_SKIP}, "screen"))
+        return TransformReward(doom, lambda reward: float(reward) * VIZDOOM_REWARD_SCALE)
     env = open_env(env_id(game))
     if algorithm == "sac":
         env = Monitor(GiveUp(env, PATIENCE, GIVEN_UP) if training else env)

@@ -144,7 +144,7 @@ def write_run(
     """Write a run whose rows are 100 steps apart."""
     path = folder / "Pong" / arm / str(seed)
     path.mkdir(parents=True)
-    encoder = None if cost is None else {"collect_seconds": None, "train_seconds": cost}
+    encoder = None if cost is None else {"ref": "x/dots", "collect_seconds": None, "train_seconds": cost}
     settings = {"game": "Pong", "arm": arm, "seed": seed}
     about = {"settings": settings, "encoder": encoder, "device": "cpu", "finished": {}}
     (path / "run.json").write_text(json.dumps(about))
@@ -161,7 +161,7 @@ def test_the_report_finds_the_iqm_and_the_time_to_the_pixels_return(tmp_path: Pa
         write_run(tmp_path / "runs", "latents", seed, [10, 20, 40, 80], [1.0, 5.0, 11.0, 20.0], 60.0)
     runs = report.read_runs(tmp_path / "runs")
     arms = {arm: [r for r in runs if r.arm == arm] for arm in ("pixels", "latents")}
-    pixels, latents = report.summarise("Pong", arms, 60.0)
+    pixels, latents = report.summarise("Pong", arms, {"latents": 60.0})
     assert pixels["iqm"] == 11.0
     assert (pixels["low"], pixels["high"]) == (8.0, 90.0) or 8.0 <= pixels["low"] < 11.0 < pixels[
         "high"
@@ -177,11 +177,12 @@ def test_the_report_finds_the_iqm_and_the_time_to_the_pixels_return(tmp_path: Pa
     assert latents["seconds_with_encoder_share"] == 0.25
 
     out = tmp_path / "results"
-    text = report.report(report.Args(tmp_path / "runs", out, encoder_seconds=("Pong=200",)))
+    text = report.report(report.Args(tmp_path / "runs", out, encoder_seconds=("dots=200",)))
     assert "| 40 (0.10 of pixels') | 240 (0.60 of pixels') |" in text
+    assert "| Pong | latents, dots | 4, 4 |" in text
     assert (out / "curves.png").stat().st_size > 1000
-    assert report.report(report.Args(out, out, encoder_seconds=("Pong=200",))) == text, "of what it kept"
-    with pytest.raises(ValueError, match="GAME=SECONDS"):
+    assert report.report(report.Args(out, out, encoder_seconds=("dots=200",))) == text, "of what it kept"
+    with pytest.raises(ValueError, match="ENCODER=SECONDS"):
         report.report(report.Args(tmp_path / "runs", out, encoder_seconds=("200",)))
 
 

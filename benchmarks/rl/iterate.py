@@ -14,6 +14,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import tyro
 from agents import env_id
@@ -52,6 +53,21 @@ def drift(frames: FramesFolder, encoder: str) -> float:
     return Drift(loaded, window=max(2, len(latents)), threshold=1e9).update(latents)
 
 
+def like(encoder: str) -> dict[str, Any]:
+    """Return the sizes and the objective of an encoder, so that nothing but the frames differs."""
+    config = load_encoder(encoder).config
+    settings = config.provenance.get("run", {}).get("config", {})
+    objective = {
+        name: settings[name] for name in ("objective", "beta", "foreground_weight") if name in settings
+    }
+    return {
+        "latent_dim": config.vae.latent_dim,
+        "channels": config.vae.channels,
+        **objective,
+        "rarity_weight": settings.get("rarity_weight", 0.0),
+    }
+
+
 def collect_with(run: Path, encoder: str, out: Path, args: Args) -> FramesFolder:
     """Collect frames of a finished run's agent, in the environment in which it was trained."""
     settings = json.loads((run / RUN).read_text())["settings"]
@@ -64,7 +80,7 @@ def collect_with(run: Path, encoder: str, out: Path, args: Args) -> FramesFolder
             policy=str(run / MODEL),
             policy_encoder=encoder,
             policy_normalize=settings["arm"] != "latents-raw",
-            env_kwargs={"game": settings["game"]},
+            env_kwargs={"game": settings["game"], "algorithm": settings.get("algorithm", "ppo")},
         )
     )
 
@@ -87,7 +103,16 @@ def iterate(args: Args) -> list[str]:
     merged = args.out / "merged"
     if not merged.exists():
         merge_frames(MergeConfig((args.frames, args.out / "frames"), merged))
-    train_vae(TrainConfig(merged, new, init_from=old, kl_warmup=0.0, steps=args.encoder_steps))
+    train_vae(
+        TrainConfig(
+            merged,
+            new,
+            init_from=old,
+            kl_warmup=0.0,
+            steps=args.encoder_steps,
+            **like(old),
+        )
+    )
     config = RunConfig(
         game,
         settings["arm"],
@@ -96,6 +121,7 @@ def iterate(args: Args) -> list[str]:
         args.out / "runs",
         encoder=str(new),
         changes=json.dumps(settings["hyperparameters"]),
+        algorithm=settings.get("algorithm", "ppo"),
         threads=settings["threads"],
         device=settings["device"],
     )

@@ -18,6 +18,7 @@ seeds got.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -34,7 +35,8 @@ from latent_obs.encoder_folder import write_atomically
 
 Floats = npt.NDArray[np.float64]
 
-COLORS = {"pixels": "#c2571a", "latents": "#1f6fb2", "latents-raw": "#2f8f5b"}
+ARMS = ("pixels", "latents", "latents-raw")
+PIXELS, COLORS = "#c2571a", ("#1f6fb2", "#2f8f5b", "#8a4fb5")
 RESAMPLES = 2000
 POINTS = 100  # of a curve
 
@@ -47,7 +49,7 @@ class Args:
     """what run.py wrote"""
     out: Path = Path("benchmarks/rl/results")
     encoder_seconds: tuple[str, ...] = ()
-    """GAME=SECONDS of collecting frames and training the encoder, where the encoder does not remember them"""
+    """ENCODER=SECONDS of collecting frames and training, where an encoder does not remember them"""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,17 @@ class Run:
     @property
     def finished(self) -> bool:
         return "finished" in self.about
+
+    @property
+    def encoder(self) -> str | None:
+        """Name of the encoder, without the folder that it was in."""
+        known = self.about.get("encoder")
+        return None if known is None else Path(known["ref"]).name
+
+    @property
+    def label(self) -> str:
+        """What the run is summarised with: its arm, and the encoder if there is one."""
+        return self.arm if self.encoder is None else f"{self.arm}, {self.encoder}"
 
     @property
     def encoder_seconds(self) -> float | None:
@@ -159,8 +172,10 @@ def rate(runs: list[Run], clock: str) -> float:
     return float(sum(run.steps[-1] for run in runs) / sum(getattr(run, clock)[-1] for run in runs))
 
 
-def summarise(game: str, arms: dict[str, list[Run]], encoder_seconds: float | None) -> list[dict[str, Any]]:
-    """Return a row of the table for every arm of a game."""
+def summarise(
+    game: str, arms: dict[str, list[Run]], encoder_seconds: dict[str, float | None]
+) -> list[dict[str, Any]]:
+    """Return a row of the table for every arm of a game; seconds are by arm too."""
     rows = []
     pixels = arms.get("pixels", [])
     final = {arm: np.array([run.mean_return[-1] for run in runs]) for arm, runs in arms.items()}
@@ -188,9 +203,9 @@ def summarise(game: str, arms: dict[str, list[Run]], encoder_seconds: float | No
             row["cpu_speedup"] = row["steps_per_cpu_second"] / rate(pixels, "cpu_seconds")
         reached = row["seconds_to_pixels"]
         if arm != "pixels":
-            row["encoder_seconds"] = encoder_seconds
-            if reached is not None and encoder_seconds is not None:
-                row["seconds_with_encoder"] = reached + encoder_seconds
+            cost = encoder_seconds[arm]
+            if reached is not None and cost is not None:
+                row["seconds_with_encoder"] = reached + cost
         for name in ("seconds_to_pixels", "seconds_with_encoder"):
             if row.get(name) is not None and pixel_seconds:
                 row[f"{name}_share"] = row[name] / pixel_seconds
@@ -202,8 +217,8 @@ def cost_of_encoder(runs: list[Run], given: float | None) -> tuple[float | None,
     """Return the seconds that the encoder of some runs took, and how that is known."""
     if given is not None:
         return given, "as given"
-    known = next((run for run in runs if run.encoder_seconds is not None), None)
-    if known is None:
+    known = runs[0]
+    if known.encoder_seconds is None:
         return None, "unknown"
     whole = known.about["encoder"].get("collect_seconds") is not None
     return known.encoder_seconds, "collection and training" if whole else "training only"
@@ -241,37 +256,41 @@ def _number(value: float | None, ratio: float | None, unit: str) -> str:
 
 def keep(run: Run, out: Path) -> None:
     """Copy what the report needs of a run."""
-    folder = out / run.game.replace("/", "_").replace(":", "_") / run.arm / str(run.seed)
+    arm = run.label.replace(", ", "-")
+    folder = out / run.game.replace("/", "_").replace(":", "_") / arm / str(run.seed)
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != run.folder.resolve():
         for name in ("run.json", "progress.csv"):
             write_atomically(folder / name, (run.folder / name).read_bytes())
 
 
-def plot(games: dict[str, dict[str, list[Run]]], costs: dict[str, float | None], path: Path) -> None:
+def plot(
+    games: dict[str, dict[str, list[Run]]], costs: dict[str, dict[str, float | None]], path: Path
+) -> None:
     """Draw learning curves, a row for each game: against steps and against wall-clock time."""
     figure = Figure(figsize=(9, 2.9 * len(games)), layout="constrained", facecolor="white")
     axes = figure.subplots(len(games), 2, sharey="row", squeeze=False)
     for (game, arms), (by_steps, by_time) in zip(games.items(), axes, strict=True):
+        others = itertools.cycle(COLORS)
         for arm, runs in arms.items():
+            color = PIXELS if arm == "pixels" else next(others)
             if any(np.isnan(run.mean_return[-1]) for run in runs):
                 continue  # a run without one finished game has no curve
-            _curve(by_steps, runs, "steps", 1e6, arm, COLORS[arm])
-            _curve(by_time, runs, "seconds", 3600, arm, COLORS[arm])
-            if arm != "pixels" and (cost := costs[game]) is not None:
+            _curve(by_steps, runs, "steps", 1e6, arm, color)
+            _curve(by_time, runs, "seconds", 3600, arm, color)
+            if arm != "pixels" and (cost := costs[game][arm]) is not None:
                 grid, returns = curves(runs, "seconds")
-                label = f"{arm}, encoder's cost included"
-                by_time.plot(
-                    (grid + cost) / 3600, iqm(returns), color=COLORS[arm], linestyle=":", label=label
-                )
+                by_time.plot((grid + cost) / 3600, iqm(returns), color=color, linestyle=":")
         by_steps.set(title=game, ylabel="return, last 100 games", xlabel="million steps of the agent")
         by_time.set(title=game, xlabel="hours, wall-clock")
         for axis in (by_steps, by_time):
             axis.grid(alpha=0.3)
             axis.spines[["top", "right"]].set_visible(False)
-        by_time.legend(frameon=False, fontsize="small")
+        by_steps.legend(frameon=False, fontsize="small")
     figure.suptitle(
-        "PPO on pixels and on latents: IQM over seeds, 95% bootstrap intervals", fontsize="medium"
+        "PPO on pixels and on latents: IQM over seeds, 95% bootstrap intervals\n"
+        "Dotted: collecting frames and training the encoder are counted",
+        fontsize="medium",
     )
     figure.savefig(path, dpi=110)
 
@@ -294,22 +313,24 @@ def report(args: Args) -> str:
     for run in read_runs(args.runs):
         keep(run, args.out)
     games: dict[str, dict[str, list[Run]]] = {}
-    for run in read_runs(args.out):
-        games.setdefault(run.game, {}).setdefault(run.arm, []).append(run)
-    games = {game: {arm: arms[arm] for arm in COLORS if arm in arms} for game, arms in games.items()}
+    for run in sorted(read_runs(args.out), key=lambda run: (run.game, ARMS.index(run.arm), run.label)):
+        games.setdefault(run.game, {}).setdefault(run.label, []).append(run)
     try:
-        given = {game: float(value) for game, value in (pair.split("=", 1) for pair in args.encoder_seconds)}
+        given = {name: float(value) for name, value in (pair.split("=", 1) for pair in args.encoder_seconds)}
     except ValueError:
         raise ValueError(
-            f"--encoder-seconds takes GAME=SECONDS, got {' '.join(args.encoder_seconds)}."
+            f"--encoder-seconds takes ENCODER=SECONDS, got {' '.join(args.encoder_seconds)}."
         ) from None
-    rows, costs, notes = [], {}, []
+    rows, costs, notes = [], dict[str, dict[str, float | None]](), []
     for game, arms in games.items():
-        latents = [run for arm, runs in arms.items() if arm != "pixels" for run in runs]
-        costs[game], how = cost_of_encoder(latents, given.get(game))
-        if costs[game] is not None:
-            notes.append(f"- {game}: the encoder took {costs[game]:,.0f} s ({how}).")
+        costs[game] = {}
+        for arm, runs in arms.items():
+            if (encoder := runs[0].encoder) is not None:
+                costs[game][arm], how = cost_of_encoder(runs, given.get(encoder))
+                if costs[game][arm] is not None:
+                    notes.append(f"- {encoder} took {costs[game][arm]:,.0f} s ({how}).")
         rows += summarise(game, arms, costs[game])
+    notes = list(dict.fromkeys(notes))
     machines = {run.about.get("machine") for arms in games.values() for runs in arms.values() for run in runs}
     notes += [f"- {machine}" for machine in sorted(map(str, machines))]
     text = table(rows, notes)

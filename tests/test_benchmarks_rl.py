@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from latent_obs.collect import CollectConfig, collect_frames
+from latent_obs.encoder import load_encoder
 from latent_obs.sources import open_env
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks" / "rl"
@@ -27,6 +28,7 @@ SAC = pytest.importorskip("stable_baselines3").SAC
 
 import agents  # noqa: E402
 import car_racing  # noqa: E402
+import iterate  # noqa: E402
 import report  # noqa: E402
 import run  # noqa: E402
 import train_agent  # noqa: E402
@@ -230,6 +232,27 @@ def test_collect_opens_an_environment_as_it_was_trained(tmp_path: Path) -> None:
         "agents:AsTrained-v0", tmp_path / "frames", frames=60, workers=1, env_kwargs={"game": GAME}
     )
     assert len(collect_frames(settings, progress=False)) == 60
+
+
+def test_iterating_trains_the_encoder_and_the_agent_again(tmp_path: Path, trained: Path) -> None:
+    """On the agent's frames too, with the encoder's own sizes; a second call finds everything done."""
+    run_folder = train_agent.train(config(tmp_path, trained, steps=256))
+    old = tmp_path / "frames"
+    collect_frames(CollectConfig(GAME, old, frames=300, workers=1), progress=False)
+    args = iterate.Args(run_folder, str(old), tmp_path / "out", new_frames=150, encoder_steps=3)
+    lines = iterate.iterate(args)
+    assert [line.split()[0] for line in lines[2:4]] == ["old", "iterated"]
+    assert all("nats per dimension" in line for line in lines[2:4])
+    before, after = (load_encoder(ref).config for ref in (trained, tmp_path / "out" / "encoder"))
+    assert before.vae == after.vae
+    assert after.provenance["run"]["data"]["frames"] == 450
+    settings = json.loads(
+        (tmp_path / "out" / "runs" / run_folder.relative_to(tmp_path / "runs") / "run.json").read_text()
+    )
+    assert settings["settings"]["encoder"] == str(tmp_path / "out" / "encoder")
+    assert iterate.iterate(args) == lines
+    with pytest.raises(ValueError, match="no finished run"):
+        iterate.iterate(dataclasses.replace(args, run=tmp_path / "none"))
 
 
 def test_an_agent_is_evaluated_on_whole_games(tmp_path: Path, encoder: Path) -> None:

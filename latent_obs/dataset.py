@@ -19,7 +19,7 @@ from latent_obs.storage import Location, list_files, parse_location, shown
 
 # The settings of a collection, and what else tells where frames come from where it applies.
 _SETTINGS = ("env_id", "env_kwargs", "frame_spec", "policy", "seed", "workers", "shard_rows")
-_ORIGIN = ("minari", "split")
+_OPTIONAL = ("key", "minari", "split")
 
 
 class FramesFolder:
@@ -75,7 +75,8 @@ class FramesFolder:
         found: dict[str, dict[str, Any]] = {}
         for shard in self.shards:
             settings = {name: shard.metadata.get(name) for name in _SETTINGS}
-            settings |= {name: shard.metadata[name] for name in _ORIGIN if name in shard.metadata}
+            optional = (name for name in _OPTIONAL if shard.metadata.get(name) is not None)
+            settings |= {name: shard.metadata[name] for name in optional}
             collection = found.setdefault(json.dumps(settings, sort_keys=True), {"frames": 0, **settings})
             collection["frames"] += shard.rows
         return list(found.values())

@@ -62,6 +62,7 @@ def test_one_entry_of_dict_observations_is_collected(tmp_path: Path) -> None:
             obs = env.reset()[0] if step == 0 else env.step(action)[0]
         assert frame == preprocess(obs["image"], FrameSpec()).tobytes()
     assert len(set(rows["frame"])) > 5
+    assert folder.identity["key"] == "image"
     env.close()
 
 

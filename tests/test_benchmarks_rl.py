@@ -182,6 +182,8 @@ def test_the_report_finds_the_iqm_and_the_time_to_the_pixels_return(tmp_path: Pa
     text = report.report(report.Args(tmp_path / "runs", out, encoder_seconds=("dots=200",)))
     assert "| 40 (0.10 of pixels') | 240 (0.60 of pixels') |" in text
     assert "| Pong | latents, dots | 4, 4 |" in text
+    kept = json.loads((out / "Pong" / "latents-dots" / "0" / "run.json").read_text())
+    assert kept["encoder"]["ref"] == "dots", "not where it was"
     assert (out / "curves.png").stat().st_size > 1000
     assert report.report(report.Args(out, out, encoder_seconds=("dots=200",))) == text, "of what it kept"
     with pytest.raises(ValueError, match="ENCODER=SECONDS"):

@@ -260,8 +260,11 @@ def keep(run: Run, out: Path) -> None:
     folder = out / run.game.replace("/", "_").replace(":", "_") / arm / str(run.seed)
     folder.mkdir(parents=True, exist_ok=True)
     if folder.resolve() != run.folder.resolve():
-        for name in ("run.json", "progress.csv"):
-            write_atomically(folder / name, (run.folder / name).read_bytes())
+        about = run.about
+        if run.encoder is not None:  # the folder that it was in is nobody else's
+            about = {**about, "encoder": {**about["encoder"], "ref": run.encoder}}
+        write_atomically(folder / "run.json", (json.dumps(about, indent=1) + "\n").encode())
+        write_atomically(folder / "progress.csv", (run.folder / "progress.csv").read_bytes())
 
 
 def plot(

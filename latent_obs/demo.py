@@ -48,7 +48,8 @@ class DemoConfig:
     @property
     def folder(self) -> Path:
         """Where the demo's files go."""
-        return self.out or Path("demo") / self.env.rpartition("/")[2].lower()
+        name = self.env.rpartition("/")[2].rpartition(":")[2]
+        return self.out or Path("demo") / name.lower()
 
 
 def run_demo(config: DemoConfig) -> None:

@@ -10,6 +10,8 @@ import cv2
 import pytest
 from stable_baselines3 import PPO
 
+from latent_obs.demo import DemoConfig
+
 SMALL = ["--frames", "2500", "--steps", "40", "--ppo-steps", "1024"]
 
 
@@ -40,3 +42,15 @@ def test_the_demo_makes_what_it_promises_and_reuses_it(env_id: str, tmp_path: Pa
     assert len(re.findall("finished by an earlier run, reused", second)) == 3
     assert (out / "encoder" / "model.safetensors").stat().st_mtime_ns == encoder
     assert json.loads((out / "ppo.json").read_text()) == ppo
+
+
+@pytest.mark.parametrize(
+    ("env_id", "name"),
+    [
+        ("ALE/Pong-v5", "pong-v5"),
+        ("CarRacing-v3", "carracing-v3"),
+        ("vizdoom.gymnasium_wrapper:VizdoomBasic-v1", "vizdoombasic-v1"),
+    ],
+)
+def test_the_demo_has_a_folder_for_each_environment(env_id: str, name: str) -> None:
+    assert DemoConfig(env_id).folder == Path("demo") / name

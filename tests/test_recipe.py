@@ -26,7 +26,7 @@ gym.register("Quick2-v0", "tests.quick_env:QuickEnv", disable_env_checker=True)
 QUICK: dict[str, Any] = {
     "about": "Dots.",
     "collect": [{"env_ids": ["Quick-v0"], "frames": 600, "policy": "random", "seed": 0, "workers": 1}],
-    "train": {"channels": [4, 8], "steps": 30},
+    "train": {"channels": [4, 8], "steps": 60},
     "evaluate": [
         {"env_ids": ["Quick-v0", "Quick2-v0"], "frames": 300, "policy": "random", "seed": 7, "workers": 1}
     ],

@@ -32,11 +32,13 @@ class Foreground:
     Attributes:
         median: The per-pixel median frame, shape (64, 64, 3).
         share: For each frame, the share of its pixels that differ from the median, shape (N,).
+        rarity: How rare each colour is in them, as :func:`color_rarity` tells.
         usual: Which frames are no flash: their share is at most a half, or a half is usual; shape (N,).
     """
 
     median: npt.NDArray[np.float64]
     share: npt.NDArray[np.float64]
+    rarity: npt.NDArray[np.float32]
     usual: npt.NDArray[np.bool_]
 
     @classmethod
@@ -44,7 +46,7 @@ class Foreground:
         """Find it."""
         median = np.median(frames, 0)
         share = foreground_share(frames, median)
-        return cls(median, share, usual_frames(share))
+        return cls(median, share, color_rarity(frames), usual_frames(share))
 
 
 def reconstruction_metrics(
@@ -61,14 +63,14 @@ def reconstruction_metrics(
         ``psnr``, ``moving_r2``, ``rare_r2`` and ``foreground``, as in
         :func:`latent_obs.evaluate.evaluate_vae`.
     """
-    known, rarity = foreground or Foreground.of(frames), color_rarity(frames)
+    known = foreground or Foreground.of(frames)
     residual = energy = squared = rare_residual = rare_energy = 0.0
     for start in range(0, len(frames), 256):
         batch = frames[start : start + 256].astype(np.float32)
         error = np.square(decoded(frames[start : start + 256]).astype(np.float32) - batch)
         usual = known.usual[start : start + 256, None, None]
         moving = (batch != known.median).any(-1) & usual
-        rare = (rarity[color_bins(frames[start : start + 256])] == 1) & usual
+        rare = (known.rarity[color_bins(frames[start : start + 256].astype(np.int64))] == 1) & usual
         squared += float(error.sum(dtype=np.float64))
         residual += float(error[moving].sum(dtype=np.float64))
         distance = np.square(batch - known.median)
@@ -106,16 +108,26 @@ def color_rarity(frames: Frames) -> npt.NDArray[np.float32]:
     """
     counts = np.zeros(512, np.int64)
     for start in range(0, len(frames), 256):
-        counts += np.bincount(color_bins(frames[start : start + 256]).ravel(), minlength=512)
+        counts += np.bincount(color_bins(frames[start : start + 256].astype(np.int64)).ravel(), minlength=512)
     rarity: npt.NDArray[np.float32] = RARE_SHARE / np.maximum(counts / counts.sum(), RARE_SHARE)
     return rarity.astype(np.float32)
 
 
-def color_bins(frames: Frames) -> npt.NDArray[np.int64]:
-    """Return the number of each pixel's colour, three bits a channel; shape (N, 64, 64)."""
-    red, green, blue = np.moveaxis((frames >> 5).astype(np.int64), -1, 0)
-    bins: npt.NDArray[np.int64] = (red << 6) | (green << 3) | blue
-    return bins
+def color_bins(frames: Any) -> Any:
+    """Return the number of each pixel's colour, three bits a channel.
+
+    Args:
+        frames: Levels 0 to 255, shape (N, 64, 64, 3); an array or a tensor of integers wider than a byte.
+
+    Returns:
+        Of the same kind, in [0, 511], shape (N, 64, 64).
+
+    Example:
+        >>> int(color_bins(np.array([[[[255, 0, 32]]]]))[0, 0, 0])
+        449
+    """
+    levels = frames >> 5
+    return levels[..., 0] * 64 + levels[..., 1] * 8 + levels[..., 2]
 
 
 def changing_r2(stretches: Sequence[Frames], decoded: Decode) -> float:

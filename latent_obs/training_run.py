@@ -26,15 +26,7 @@ from latent_obs.measures import color_rarity
 from latent_obs.monitor import Monitor, Row
 from latent_obs.processes import keep_freed_memory, share, sum_over_processes
 from latent_obs.progress import Bar
-from latent_obs.vae import (
-    MIN_VARIANCE,
-    VAE,
-    Terms,
-    floored_kl,
-    gaussian_nll,
-    init_output_bias,
-    terms,
-)
+from latent_obs.vae import MIN_VARIANCE, VAE, Terms, floored_kl, gaussian_nll, init_output_bias, terms
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

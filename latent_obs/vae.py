@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from latent_obs.batch_norm import BatchNorm
 from latent_obs.encoder_folder import Tensors, VAEConfig
 from latent_obs.frames import FRAME_BYTES
+from latent_obs.measures import color_bins
 
 # A pixel is known to 1/255, so a variance below a rounding error's says nothing (1/12 level^2).
 MIN_VARIANCE = (1 / 255) ** 2 / 12
@@ -209,12 +210,13 @@ def terms(
         latents = mean + noise * bounded_exp(log_variance, 0.5)
     error = (vae.decode_logits(latents).sigmoid() - as_images(frames)).square()  # (N, 3, 64, 64)
     squared_error = weighted_error = error.sum((1, 2, 3))
+    pixel_error = error.sum(1)  # (N, 64, 64)
     if foreground_weight and foreground is not None:
         emphasis = _emphasis(foreground).sum(1)
-        weighted_error = weighted_error + foreground_weight * (error.sum(1) * emphasis).sum((1, 2))
+        weighted_error = weighted_error + foreground_weight * (pixel_error * emphasis).sum((1, 2))
     if rarity_weight and rarity is not None:
-        emphasis = _emphasis(rarity[_color_bins(frames)])
-        weighted_error = weighted_error + rarity_weight * (error.sum(1) * emphasis).sum((1, 2))
+        emphasis = _emphasis(rarity[color_bins(frames.long())])
+        weighted_error = weighted_error + rarity_weight * (pixel_error * emphasis).sum((1, 2))
     kl = 0.5 * (mean.square() + variance - 1 - log_variance)
     return Terms(squared_error, weighted_error, kl, mean)
 
@@ -242,12 +244,6 @@ def _emphasis(foreground: Tensor) -> Tensor:
     foreground = foreground.float()
     share = foreground.mean((-2, -1), keepdim=True)
     return foreground * (EMPHASIS_SHARE / share.clamp(min=EMPHASIS_SHARE))
-
-
-def _color_bins(frames: Tensor) -> Tensor:
-    """Return the bins of :func:`latent_obs.measures.color_bins`, shape (N, 64, 64)."""
-    red, green, blue = (frames >> 5).long().unbind(-1)
-    return (red << 6) | (green << 3) | blue
 
 
 def floored_kl(kl: Tensor, free_bits: float) -> tuple[Tensor, Tensor]:

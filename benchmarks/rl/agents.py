@@ -74,6 +74,9 @@ PPO_ARGUMENTS: dict[Family, dict[str, Any]] = {
     },
 }
 
+# The zoo has none for ViZDoom.
+PPO_ARGUMENTS["vizdoom"] = PPO_ARGUMENTS["atari"]
+
 # An update is two gradient steps, after a step of each of the four environments. Ours, not tuned.
 SAC_ARGUMENTS: dict[str, Any] = {
     "learning_rate": "lin_7e-4",
@@ -87,8 +90,6 @@ SAC_ARGUMENTS: dict[str, Any] = {
     "ent_coef": "auto_0.1",
     "policy_kwargs": {"net_arch": [256, 256]},
 }
-# ViZDoom's have no entry in the zoo.
-PPO_ARGUMENTS["vizdoom"] = PPO_ARGUMENTS["atari"]
 SAC_SKIP, PPO_SKIP, VIZDOOM_SKIP = 4, 2, 4
 PATIENCE, GIVEN_UP, SAC_REWARD_SCALE, VIZDOOM_REWARD_SCALE = 100, 20.0, 0.1, 0.01
 
@@ -96,8 +97,8 @@ PATIENCE, GIVEN_UP, SAC_REWARD_SCALE, VIZDOOM_REWARD_SCALE = 100, 20.0, 0.1, 0.0
 LATENT_CHANGES: dict[Family, dict[str, Any]] = {
     "atari": {"policy_kwargs": {"net_arch": [256, 256]}},
     "car_racing": {},
-    "vizdoom": {"policy_kwargs": {"net_arch": [256, 256]}},
 }
+LATENT_CHANGES["vizdoom"] = LATENT_CHANGES["atari"]
 
 
 class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):

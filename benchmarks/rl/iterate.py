@@ -57,14 +57,13 @@ def like(encoder: str) -> dict[str, Any]:
     """Return the sizes and the objective of an encoder, so that nothing but the frames differs."""
     config = load_encoder(encoder).config
     settings = config.provenance.get("run", {}).get("config", {})
-    objective = {
-        name: settings[name] for name in ("objective", "beta", "foreground_weight") if name in settings
-    }
+    names = ("objective", "beta", "foreground_weight", "rarity_weight")
+    objective = {name: settings[name] for name in names if name in settings}
     return {
         "latent_dim": config.vae.latent_dim,
         "channels": config.vae.channels,
+        "rarity_weight": 0.0,  # of those that were trained before there was one
         **objective,
-        "rarity_weight": settings.get("rarity_weight", 0.0),
     }
 
 
@@ -103,16 +102,7 @@ def iterate(args: Args) -> list[str]:
     merged = args.out / "merged"
     if not merged.exists():
         merge_frames(MergeConfig((args.frames, args.out / "frames"), merged))
-    train_vae(
-        TrainConfig(
-            merged,
-            new,
-            init_from=old,
-            kl_warmup=0.0,
-            steps=args.encoder_steps,
-            **like(old),
-        )
-    )
+    train_vae(TrainConfig(merged, new, init_from=old, kl_warmup=0.0, steps=args.encoder_steps, **like(old)))
     config = RunConfig(
         game,
         settings["arm"],

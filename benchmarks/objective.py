@@ -25,6 +25,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "no normalisation": {"batch_norm": False},
     "no emphasis on rare colours": {"rarity_weight": 0.0},
+    "linear positions": {"position_weight": 1000.0},
     "no emphasis": {"foreground_weight": 0.0, "rarity_weight": 0.0},
     "neither": {"batch_norm": False, "foreground_weight": 0.0, "rarity_weight": 0.0},
     "learning rate 3e-3": {"learning_rate": 3e-3},
@@ -52,7 +53,7 @@ def main(args: Args) -> None:
     print(f"# {machine('torch', 'ale-py')}")
     print(f"# {len(folder):,} frames of {env_id}, {args.steps:,} steps of 64 frames, seed {args.seed}")
     columns = ("R2", "PSNR", "KL", "active", "F1", "ball: ridge x, y; MLP x, y")
-    print(f"{'':20}" + "".join(f"{name:>10}" for name in columns))
+    print(f"{'':30}" + "".join(f"{name:>10}" for name in columns))
     with tempfile.TemporaryDirectory() as scratch:
         for name in args.recipes:
             out = Path(scratch) / name.replace(" ", "-")
@@ -64,7 +65,7 @@ def main(args: Args) -> None:
             read = "".join(f"{ball[how][axis]:7.3f}" for how in ball for axis in "xy") if ball else ""
             row = [f"{result['moving_r2']:10.3f}", f"{result['psnr']:10.1f}"]
             row += [f"{result['kl']:10.0f}", f"{result['active_units']:10d}"]
-            print(f"{name:20}{''.join(row)}{f1:10.3f}{read}", flush=True)
+            print(f"{name:30}{''.join(row)}{f1:10.3f}{read}", flush=True)
 
 
 if __name__ == "__main__":

@@ -165,6 +165,9 @@ def table_rows(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     ):
         cells = [form.format(own[key]) for own in (report, floors["pca"], floors["random"])]
         rows.append((name, cells[0], cells[1], cells[2]))
+    if report["position_r2"] is not None:
+        places = [f"{own['position_r2']:.3f}" for own in (report, floors["pca"], floors["random"])]
+        rows.append(("R² of positions, linear", places[0], places[1], places[2]))
     for reader, scores in ((report["probe"] or {}).get("readers") or {}).items():
         cells = [f"{scores[code]['f1']:.3f}" for code in _COLUMNS]
         rows.append((f"probe F1, {reader}", cells[0], cells[1], cells[2]))

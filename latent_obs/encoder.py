@@ -325,10 +325,11 @@ def resolve_auto(source: FrameSource) -> str:
     """
     bundled = list_encoders()
     game = source.emulator.get("game")
-    for name, config in reversed(bundled.items()):
-        if (game and game == config.source.emulator.get("game")) or config.source.env_ids == (source.env_id,):
-            return name
     families = {_family_and_version(name)[0]: name for name in bundled}  # the newest of each
+    for name in families.values():  # "pong" comes before variants such as "pong-linear"
+        source_of = bundled[name].source
+        if (game and game == source_of.emulator.get("game")) or source_of.env_ids == (source.env_id,):
+            return name
     name = families["atari" if game else "general"]
     env_id = source.env_id or "an environment without an id"
     if env_id not in _told:

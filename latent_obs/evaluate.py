@@ -21,6 +21,7 @@ from latent_obs.encoder_folder import ACTIVE_VARIANCE, EncoderConfig, VAEConfig,
 from latent_obs.floors import Code, pca_code, random_code
 from latent_obs.frames import FRAME_BYTES
 from latent_obs.measures import Foreground, changing_r2, compare_latents, reconstruction_metrics
+from latent_obs.positions import position_r2
 from latent_obs.vae import VAE, gaussian_nll, terms
 
 # Consecutive frames read of an episode to see what changes.
@@ -74,8 +75,10 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[
     fitted, measured = evaluation_split(config.encoder, folder)
     frames = folder.sample(config.limit, measured, config.seed)
     stretches = [folder.load([episode], STRETCH) for episode in measured[:8]]
-    codes = floors(folder.sample(config.limit, fitted, config.seed), encoder.vae)
-    foreground = Foreground.of(frames)
+    others = folder.sample(config.limit, fitted, config.seed)
+    codes, foreground = floors(others, encoder.vae), Foreground.of(frames)
+    encodings = {"encoder": partial(latents, vae)} | {name: code.encode for name, code in codes.items()}
+    positions = position_r2(others, frames, encodings)
     report = {
         "format": "latent_obs.report_card",
         "version": 1,
@@ -91,10 +94,12 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[
         },
         **evaluate_vae(vae, frames, foreground),
         "changing_r2": changing_r2(stretches, partial(reconstruct, vae)),
+        "position_r2": positions["encoder"],
         "floors": {
             name: {
                 **reconstruction_metrics(frames, code.reconstruct, foreground),
                 "changing_r2": changing_r2(stretches, code.reconstruct),
+                "position_r2": positions[name],
             }
             for name, code in codes.items()
         },
@@ -107,7 +112,6 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[
         "provenance": encoder.provenance,
     }
     if config.probe:
-        encodings = {"encoder": partial(latents, vae)} | {name: code.encode for name, code in codes.items()}
         report["probe"] = probe_codes(
             source, encoder.frame_spec, encodings, config.probe_frames, progress=progress
         )
@@ -142,6 +146,8 @@ def find_faults(report: dict[str, Any]) -> list[str]:
         "R² of rare colours": (report["rare_r2"], report["floors"]["pca"]["rare_r2"]),
         "PSNR": (report["psnr"], report["floors"]["pca"]["psnr"]),
     }
+    if report["position_r2"] is not None:
+        scores["linear R² of positions"] = report["position_r2"], report["floors"]["pca"]["position_r2"]
     for reader, table in ((report["probe"] or {}).get("readers") or {}).items():
         scores[f"the {reader} probe's F1"] = table["encoder"]["f1"], table["pca"]["f1"]
     lost = [f"{name} ({own:.3g} against {pca:.3g})" for name, (own, pca) in scores.items() if own <= pca]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latent_obs.batch_norm import unfold
 from latent_obs.checkpoint import (
@@ -22,8 +22,9 @@ from latent_obs.checkpoint import (
 from latent_obs.dataset import FramesFolder
 from latent_obs.encoder_folder import ACTIVE_VARIANCE
 from latent_obs.evaluate import load_vae, reconstruct
-from latent_obs.measures import color_rarity
+from latent_obs.measures import color_bins, color_rarity
 from latent_obs.monitor import Monitor, Row
+from latent_obs.positions import PositionReadout
 from latent_obs.processes import keep_freed_memory, share, sum_over_processes
 from latent_obs.progress import Bar
 from latent_obs.vae import MIN_VARIANCE, VAE, Terms, floored_kl, gaussian_nll, init_output_bias, terms
@@ -56,6 +57,7 @@ class TrainingRun:
 
     Attributes:
         vae: The model as it is now.
+        positions: What reads positions from its latents while it trains.
         step: Optimiser steps taken.
         seconds: Time that they took.
         best: State of the lowest held-out loss, when there is ``patience``; else empty.
@@ -94,7 +96,9 @@ class TrainingRun:
             keep_freed_memory()
         # Oblivious to the order of memory, but convolutions are faster in this one.
         self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
+        self.positions = PositionReadout(sample, config.latent_dim).to(device)
+        self.trained = nn.ModuleDict({"vae": self.vae, "positions": self.positions})
+        self.optimizer = torch.optim.Adam(self.trained.parameters(), config.learning_rate, fused=True)
         self.generator = torch.Generator(device)
         self.medians = folder.medians()
         self.rarity = torch.from_numpy(color_rarity(sample)).to(device)
@@ -153,12 +157,16 @@ class TrainingRun:
         warmup = config.kl_warmup * config.steps
         beta = config.beta * (min(1.0, self.step / warmup) if warmup else 1.0)
         # What running the model changes, to put it back where the step is not taken.
-        norms = {buffer: buffer.clone() for name, buffer in vae.named_buffers() if ".norm" in name}
-        parts = self._terms(frames, foreground, self._noise(config.batch_size, self.step))
+        changed = [self.positions.variance, *(b for name, b in vae.named_buffers() if ".norm" in name)]
+        before = {buffer: buffer.clone() for buffer in changed}
+        colors = color_bins(frames.int())
+        parts = self._terms(frames, colors, foreground, self._noise(config.batch_size, self.step))
+        misread, counted = self.positions(parts.mean, colors)
         sums, stops = _sums(parts), torch.tensor(float(stop.is_set()), device=frames.device)
-        sum_over_processes(self.fabric, [sums, stops])
+        reads = [misread.detach().sum(0), counted.sum(0)]
+        sum_over_processes(self.fabric, [sums, stops, *reads])
         if stops:
-            _restore(norms)
+            _restore(before)
             return None
         means = Means.of(sums, config.batch_size)
         # The decoder variances move towards this batch's optimum, the mean squared error.
@@ -171,10 +179,11 @@ class TrainingRun:
             )
         }
         reconstruction, kl, loss = self._objective(means, variances[self.weighted_variance], beta)
-        self._backward(parts, means, variances[self.weighted_variance], beta)
+        self.positions.update(*reads)
+        self._backward(parts, means, variances[self.weighted_variance], beta, (misread, counted))
         norm = torch.stack([p.grad.norm() for p in vae.parameters() if p.grad is not None]).norm()
         if not math.isfinite(loss) or not norm.isfinite():
-            _restore(norms)
+            _restore(before)
             self.save_checkpoint()
             what = f"loss became {loss}" if not math.isfinite(loss) else "gradient of the loss overflowed"
             raise FloatingPointError(
@@ -205,14 +214,14 @@ class TrainingRun:
             "learning_rate": rate,
         }
 
-    def _terms(self, frames: Tensor, foreground: Tensor, noise: Tensor) -> Terms:
+    def _terms(self, frames: Tensor, colors: Tensor, foreground: Tensor, noise: Tensor) -> Terms:
         with self.fabric.autocast():
             return terms(
                 self.vae,
                 frames,
                 foreground=foreground,
                 foreground_weight=self.config.foreground_weight,
-                rarity=self.rarity,
+                rarity=self.rarity[colors],
                 rarity_weight=self.config.rarity_weight,
                 noise=noise,
             )
@@ -226,17 +235,20 @@ class TrainingRun:
         kl, _ = floored_kl(means.kl, self.config.free_bits)
         return reconstruction, float(means.kl.sum()), reconstruction + beta * float(kl)
 
-    def _backward(self, parts: Terms, means: Means, variance: Tensor, beta: float) -> None:
-        """Set the gradients of the loss over the whole batch."""
+    def _backward(
+        self, parts: Terms, means: Means, variance: Tensor, beta: float, read: tuple[Tensor, Tensor]
+    ) -> None:
+        """Set the gradients of the loss over the whole batch, and of how well positions are read."""
         if self.config.objective == "sse":
             reconstruction = parts.squared_error
         else:
             reconstruction = gaussian_nll(parts.weighted_error, variance)
+            reconstruction = reconstruction + self.config.position_weight * self.positions.loss(*read)
         _, charged = floored_kl(means.kl, self.config.free_bits)
         loss = (reconstruction + beta * (parts.kl * charged).sum(1)).sum() / self.config.batch_size
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        sum_over_processes(self.fabric, [p.grad for p in self.vae.parameters() if p.grad is not None])
+        sum_over_processes(self.fabric, [p.grad for p in self.trained.parameters() if p.grad is not None])
 
     def _noise(self, rows: int, seed: int) -> Tensor:
         """Return this process's share of standard normal noise for ``rows`` frames."""
@@ -258,7 +270,7 @@ class TrainingRun:
             batch, kinds = (part.to(self.fabric.device) for part in rows_of)
             noise = self._noise(rows, -1 - start)
             if len(batch):
-                sums += _sums(self._terms(batch, kinds, noise))
+                sums += _sums(self._terms(batch, color_bins(batch.int()), kinds, noise))
         self.vae.train()
         sum_over_processes(self.fabric, [sums])
         means = Means.of(sums, len(frames))
@@ -280,9 +292,9 @@ class TrainingRun:
         if not self.fabric.is_global_zero:
             return
         assert self.monitor is not None
-        tensors = {f"vae.{name}": tensor for name, tensor in self.vae.state_dict().items()}
+        tensors = dict(self.trained.state_dict())
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        tensors |= optimizer_tensors(self.vae, self.optimizer)
+        tensors |= optimizer_tensors(self.trained, self.optimizer)
         tensors |= {"weighted_variance": self.weighted_variance, "gradient_norm": self.gradient_norm}
         progress = {name: getattr(self, name) for name in _PROGRESS}
         progress["history"] = self.monitor.history
@@ -297,8 +309,8 @@ class TrainingRun:
         if found is None:
             return []
         tensors, progress = found
-        self.vae.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("vae.")})
-        load_optimizer_tensors(self.vae, self.optimizer, tensors)
+        self.trained.load_state_dict({name: tensors[name] for name in self.trained.state_dict()})
+        load_optimizer_tensors(self.trained, self.optimizer, tensors)
         self.weighted_variance.copy_(tensors["weighted_variance"])
         self.gradient_norm.copy_(tensors["gradient_norm"])
         self.best = {k[5:]: v.to(self.fabric.device) for k, v in tensors.items() if k.startswith("best.")}

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from latent_obs.batch_norm import BatchNorm
 from latent_obs.encoder_folder import Tensors, VAEConfig
 from latent_obs.frames import FRAME_BYTES
-from latent_obs.measures import color_bins
 
 # A pixel is known to 1/255, so a variance below a rounding error's says nothing (1/12 level^2).
 MIN_VARIANCE = (1 / 255) ** 2 / 12
@@ -193,7 +192,8 @@ def terms(
         foreground_weight: Weight that each kind of foreground adds to the 1 of all pixels' errors;
             lowered in frames with more than 5% of that kind in proportion, so that a scene that
             changes as a whole does not drown the small objects of all others.
-        rarity: Value of :func:`~latent_obs.measures.color_rarity` for the frames to train on.
+        rarity: How rare each pixel's colour is (:func:`~latent_obs.measures.color_rarity`), in [0, 1], of
+            shape (N, 64, 64).
         rarity_weight: Weight that a rare colour adds in the same way; no camera that moves makes the
             background rare.
         sample: Decode a sample of the posterior rather than its mean.
@@ -215,8 +215,7 @@ def terms(
         emphasis = _emphasis(foreground).sum(1)
         weighted_error = weighted_error + foreground_weight * (pixel_error * emphasis).sum((1, 2))
     if rarity_weight and rarity is not None:
-        emphasis = _emphasis(rarity[color_bins(frames.long())])
-        weighted_error = weighted_error + rarity_weight * (pixel_error * emphasis).sum((1, 2))
+        weighted_error = weighted_error + rarity_weight * (pixel_error * _emphasis(rarity)).sum((1, 2))
     kl = 0.5 * (mean.square() + variance - 1 - log_variance)
     return Terms(squared_error, weighted_error, kl, mean)
 

@@ -133,12 +133,14 @@ def test_floors_and_encoder_are_measured_on_frames_that_fitted_none(
 def test_faults_are_found_one_by_one(card: tuple[dict[str, Any], Path]) -> None:
     low = {"moving_r2": 0.1, "changing_r2": 0.1, "rare_r2": 0.1, "psnr": 10.0}
     good = {**card[0], "moving_r2": 0.9, "changing_r2": 0.9, "rare_r2": 0.9, "psnr": 40.0, "active_units": 32}
-    good |= {"floors": {"pca": low}, "probe": None, "foreground": 0.1}
+    good |= {"floors": {"pca": {**low, "position_r2": 0.1}}, "probe": None, "foreground": 0.1}
+    good["position_r2"] = 0.9
     good |= {"drift": {"shift": 0.0, "spread": 1.0, "drifted": False}}
     assert find_faults(good) == []
     for change, word in (
         ({"active_units": 1}, "COLLAPSED"),
         ({"psnr": 9.0}, r"PSNR \(9 against 10\)"),
+        ({"position_r2": 0.0}, r"linear R² of positions \(0 against 0.1\)"),
         ({"drift": {"shift": 2.0, "spread": 1.0, "drifted": True}}, "DRIFT"),
         ({"foreground": 0.8}, "MOVING CAMERA"),
         ({"probe": {"readers": {"paper": {"encoder": {"f1": 0.3}, "pca": {"f1": 0.4}}}}}, "paper probe"),

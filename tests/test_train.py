@@ -25,6 +25,7 @@ from latent_obs.encoder import load_encoder
 from latent_obs.encoder_folder import read_config, read_tensors
 from latent_obs.evaluate import load_vae, reconstruct
 from latent_obs.frames import FrameSpec
+from latent_obs.measures import color_bins
 from latent_obs.processes import make_fabric
 from latent_obs.train import TrainConfig, train_vae
 from latent_obs.training_run import HELD_OUT, Means, TrainingRun, _sums
@@ -37,7 +38,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*(COLLAPSE|collapsed in trainin
 @pytest.fixture
 def quick(pong_frames: FramesFolder, tmp_path: Path) -> TrainConfig:
     return TrainConfig(
-        pong_frames.path, tmp_path / "encoder", steps=60, channels=(8, 8), batch_size=32, precision="float32"
+        pong_frames.path,
+        tmp_path / "encoder",
+        steps=60,
+        channels=(8, 8),
+        batch_size=32,
+        precision="float32",
+        position_weight=1000.0,
     )
 
 
@@ -95,7 +102,7 @@ import latent_obs.training_run
 from pathlib import Path
 latent_obs.training_run.CHECKPOINT_SECONDS = 0.2
 t.train_vae(t.TrainConfig(Path({str(config.data)!r}), Path({str(config.out)!r}), steps=200,
-    channels=(8, 8), batch_size=32, precision="float32"), progress=False)
+    channels=(8, 8), batch_size=32, precision="float32", position_weight=1000.0), progress=False)
 """
     process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -286,6 +293,7 @@ def test_two_processes_take_the_steps_of_one(quick: TrainConfig, how: str) -> No
             "--precision",
             "float32",
             "--no-batch-norm",
+            "--position-weight=1000",
         ]
         subprocess.run(command, check=True, capture_output=True)
         result = read_config(two.out)
@@ -317,8 +325,10 @@ def test_a_flash_does_not_throw_training_back(quick: TrainConfig) -> None:
             frames = torch.from_numpy(
                 np.random.default_rng(0).integers(0, 256, frames.shape).astype(np.uint8)
             )
-        parts = run._terms(frames, foreground, run._noise(32, run.step))
-        run._backward(parts, Means.of(_sums(parts), 32), run.weighted_variance, 1.0)
+        colors = color_bins(frames.int())
+        parts = run._terms(frames, colors, foreground, run._noise(32, run.step))
+        read = run.positions(parts.mean, colors)
+        run._backward(parts, Means.of(_sums(parts), 32), run.weighted_variance, 1.0, read)
         norms.append(float(torch.stack([w.grad.norm() for w in weights]).norm()))  # type: ignore[union-attr]
         run.take_step(frames, foreground, stop)
         taken = float(torch.stack([w.grad.norm() for w in weights]).norm())  # type: ignore[union-attr]

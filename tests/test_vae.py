@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latent_obs.encoder_folder import VAEConfig
-from latent_obs.measures import RARE_SHARE, color_rarity
+from latent_obs.measures import RARE_SHARE, color_bins, color_rarity
 from latent_obs.vae import (
     EMPHASIS_SHARE,
     MAX_LOG_VARIANCE,
@@ -88,7 +88,8 @@ def test_rare_colours_weigh_more_up_to_a_bound() -> None:
     batch[1] = 250  # 4,096 of them
     rarity = torch.from_numpy(color_rarity(batch))
     whites, usual = RARE_SHARE / (4096 / 819_200), RARE_SHARE / (1 - 4104 / 819_200)
-    parts = terms(vae, torch.from_numpy(batch[:4]), rarity=rarity, rarity_weight=60.0, sample=False)
+    inputs = torch.from_numpy(batch[:4])
+    parts = terms(vae, inputs, rarity=rarity[color_bins(inputs.int())], rarity_weight=60.0, sample=False)
     decoded = vae.decode(vae.encode(torch.from_numpy(batch[:4]))[0]).numpy()
     error = (decoded - batch[:4] / 255.0) ** 2
     weights = np.full((4, 64, 64, 1), usual)

@@ -310,8 +310,8 @@ def list_encoders() -> dict[str, EncoderConfig]:
 def resolve_auto(source: FrameSource) -> str:
     """Name the most specific bundled encoder for an environment.
 
-    That is the newest one trained on this environment alone, else for ALE games the newest general one
-    for Atari, else the newest for any image.
+    That is the newest one trained on this environment alone (``pong`` before variants such as
+    ``pong-linear``), else for ALE games the newest general one for Atari, else the newest for any image.
 
     Args:
         source: The environment to be wrapped. An ALE game is known by its name, whatever the id.
@@ -326,7 +326,7 @@ def resolve_auto(source: FrameSource) -> str:
     bundled = list_encoders()
     game = source.emulator.get("game")
     families = {_family_and_version(name)[0]: name for name in bundled}  # the newest of each
-    for name in families.values():  # "pong" comes before variants such as "pong-linear"
+    for name in families.values():
         source_of = bundled[name].source
         if (game and game == source_of.emulator.get("game")) or source_of.env_ids == (source.env_id,):
             return name

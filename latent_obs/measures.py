@@ -109,7 +109,7 @@ def color_rarity(frames: Frames) -> npt.NDArray[np.float32]:
     counts = np.zeros(512, np.int64)
     for start in range(0, len(frames), 256):
         counts += np.bincount(color_bins(frames[start : start + 256].astype(np.int64)).ravel(), minlength=512)
-    rarity: npt.NDArray[np.float32] = RARE_SHARE / np.maximum(counts / counts.sum(), RARE_SHARE)
+    rarity: npt.NDArray[np.float32] = RARE_SHARE / np.maximum(counts / max(counts.sum(), 1), RARE_SHARE)
     return rarity.astype(np.float32)
 
 

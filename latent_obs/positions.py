@@ -1,6 +1,6 @@
 """Where the small objects of a frame are: a linear readout that shapes the latents, and a measure of it.
 
-A VAE that keeps an object may curl its position: an MLP then reads it from the latents, and a linear policy
+A VAE that keeps an object may curl its position: an MLP then reads it from the latents, and ridge regression
 does not. While training, a linear layer has to tell from the latent where each rare colour is. It is thrown
 away at the end; what stays is an encoder whose latents are linear in those positions.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,7 +36,8 @@ class PositionReadout(nn.Module):
     """Reads the position of each rare colour linearly from latents.
 
     Args:
-        frames: Some of the frames to train on, ``uint8`` of shape (N, 64, 64, 3), to choose colours from.
+        frames: Some of the frames to train on, ``uint8`` of shape (N, 64, 64, 3), to choose colours from;
+            of no frames it reads no colours.
         latent_dim: Size of the latent.
 
     Attributes:
@@ -85,11 +85,21 @@ class PositionReadout(nn.Module):
             latents: float32, shape (N, latent_dim).
             colors: Number of each pixel's colour (:func:`~latent_obs.measures.color_bins`), (N, 64, 64).
         """
-        positions, seen = color_positions(colors, self.slots, self.colors)
-        read = GAIN * F.linear(latents, self.weight, self.bias).view_as(positions)
-        error = read - (positions - self.mean) / self.std
+        if not self.colors:  # looking for none would cost 2% of a step
+            return latents.new_zeros(len(latents), 0, 2), latents.new_zeros(len(latents), 0, 1)
+        wanted, seen = self.standard_positions(colors)
+        read = GAIN * F.linear(latents, self.weight, self.bias).view_as(wanted)
         counted = seen[..., None].float()
-        return error.square() * counted, counted
+        return (read - wanted).square() * counted, counted
+
+    def standard_positions(self, colors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x and y of each colour in standard deviations, (N, colors, 2), and where it is seen.
+
+        Args:
+            colors: As :meth:`forward` takes them.
+        """
+        positions, seen = color_positions(colors, self.slots, self.colors)
+        return (positions - self.mean) / self.std, seen
 
     def update(self, error: Tensor, count: Tensor) -> None:
         """Move the variances towards a batch's mean squared errors.
@@ -170,7 +180,10 @@ def position_r2(
         {'column': 1.0}
     """
     readout = PositionReadout(fitted, latent_dim=0)
-    (known, fits), (truth, shown) = (_standard_positions(readout, frames) for frames in (fitted, measured))
+    (known, fits), (truth, shown) = (
+        (part.numpy() for part in readout.standard_positions(color_bins(torch.from_numpy(frames).int())))
+        for frames in (fitted, measured)
+    )
     scores: dict[str, float | None] = {}
     for name, encode in codes.items():
         features, read = whiten(encode(fitted), encode(measured))
@@ -186,11 +199,3 @@ def position_r2(
             energy += float(np.square(truth[here, color] - offset).sum())
         scores[name] = 1 - residual / energy if energy else None
     return scores
-
-
-def _standard_positions(
-    readout: PositionReadout, frames: Frames
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    colors = color_bins(torch.from_numpy(frames).int())
-    positions, seen = color_positions(colors, readout.slots, readout.colors)
-    return ((positions - readout.mean) / readout.std).numpy(), seen.numpy()

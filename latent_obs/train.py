@@ -76,7 +76,7 @@ class TrainConfig:
     moving camera too"""
     position_weight: float = 0.0
     """weight of telling the position of each rare colour from the latent by a linear layer, which is thrown
-    away in the end, so that a linear policy finds small objects; 1000 does, PPO gains nothing"""
+    away in the end, so that ridge regression reads small objects; 1000 does, and PPO gains nothing"""
     batch_norm: bool = True
     """normalise activations while training, which learns small objects in fewer steps; it is folded into
     the weights in the end"""

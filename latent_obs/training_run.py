@@ -96,7 +96,8 @@ class TrainingRun:
             keep_freed_memory()
         # Oblivious to the order of memory, but convolutions are faster in this one.
         self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.positions = PositionReadout(sample, config.latent_dim).to(device)
+        reads = config.objective == "calibrated" and config.position_weight > 0
+        self.positions = PositionReadout(sample if reads else sample[:0], config.latent_dim).to(device)
         self.trained = nn.ModuleDict({"vae": self.vae, "positions": self.positions})
         self.optimizer = torch.optim.Adam(self.trained.parameters(), config.learning_rate, fused=True)
         self.generator = torch.Generator(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import multiprocessing
 import os
@@ -73,6 +74,7 @@ def launch(fabric: Fabric, function: Callable[..., T], *arguments: Any) -> T:
     from torch.multiprocessing.spawn import ProcessExitedException
 
     if not isinstance(fabric.strategy.launcher, _MultiProcessingLauncher):
+        atexit.register(_leave_group)  # not sooner, for the group cannot be made twice in one place
         result: T = fabric.launch(function, *arguments)
         return result
     # Our children stop when told to and say so; here the signals only have to reach them.
@@ -108,10 +110,14 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], fabric: Fabr
         outcome = function(fabric, *arguments)
     except Exception as error:
         outcome = error
-    # Left to the interpreter's exit, a group whose other members are gone by then may abort the process.
+    _leave_group()
+    return pickle.dumps(outcome)
+
+
+def _leave_group() -> None:
+    """Left to the interpreter's exit, a group whose other members are gone by then may abort the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return pickle.dumps(outcome)
 
 
 def sum_over_processes(fabric: Fabric, tensors: list[torch.Tensor]) -> None:

@@ -295,7 +295,8 @@ def test_two_processes_take_the_steps_of_one(quick: TrainConfig, how: str) -> No
             "--no-batch-norm",
             "--position-weight=1000",
         ]
-        subprocess.run(command, check=True, capture_output=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
         result = read_config(two.out)
     assert result.provenance["processes"] == 2
     for a, b in zip(history(one.out), history(two.out), strict=True):

@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/latent-obs demo
 
 test: .venv/installed chromium
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadfile
 
 # As root, or with sudo where it asks for no password.
 chromium:

@@ -45,7 +45,8 @@ def reconstructions(vae: VAE, frames: Frames, path: Path) -> None:
         path: PNG to write.
     """
     decoded = reconstruct(vae, frames)
-    figure, axes = _grid(2, len(frames), title="Frames it was not trained on, and what 32 numbers keep")
+    title = f"Frames it was not trained on, and what {vae.config.latent_dim} numbers keep"
+    figure, axes = _grid(2, len(frames), title=title)
     for column in range(len(frames)):
         _image(axes[0, column], frames[column])
         _image(axes[1, column], decoded[column])

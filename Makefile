@@ -8,8 +8,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/latent-obs demo
 
+# A process on each core, hence one thread in each.
 test: .venv/installed chromium
-	$(BIN)/pytest --numprocesses auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 # As root, or with sudo where it asks for no password.
 chromium:

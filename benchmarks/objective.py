@@ -59,15 +59,16 @@ def main(args: Args) -> None:
     print(f"# {len(folder):,} frames of {env_id}, {args.steps:,} steps of 64 frames, seed {args.seed}")
     columns = ("R2", "PSNR", "KL", "active", "F1", "paper's", "  ball: ridge x, y; MLP x, y")
     print(f"{'':30}" + "".join(f"{name:>10}" for name in columns))
-    sizes = {TrainConfig(args.frames, **RECIPES[name]).latent_dim for name in args.recipes}
-    for dims in sorted(sizes):
-        pca = pca_code(folder.sample(4096, folder.split(0.1, args.seed)[0], args.seed), dims)
+    small = TrainConfig(args.frames, channels=(16, 32, 64), steps=args.steps, seed=args.seed)
+    configs = {
+        name: replace(small, out=args.out / name.replace(" ", "-"), **RECIPES[name]) for name in args.recipes
+    }
+    for dims in sorted({config.latent_dim for config in configs.values()}):
+        pca = pca_code(folder.sample(4096, folder.split(small.validation, args.seed)[0], args.seed), dims)
         print(f"{f'PCA-{dims}':70}{read(data, pca.encode(data.frames))}", flush=True)
-    for name in args.recipes:
-        out = args.out / name.replace(" ", "-")
-        plain = TrainConfig(args.frames, out, channels=(16, 32, 64), steps=args.steps, seed=args.seed)
-        result = train_vae(replace(plain, **RECIPES[name])).metrics
-        latents = load_encoder(out, precision="float32")(data.frames)
+    for name, config in configs.items():
+        result = train_vae(config).metrics
+        latents = load_encoder(config.out, precision="float32")(data.frames)
         row = [f"{result['moving_r2']:10.3f}", f"{result['psnr']:10.1f}"]
         row += [f"{result['kl']:10.0f}", f"{result['active_units']:10d}"]
         print(f"{name:30}{''.join(row)}{read(data, latents)}", flush=True)

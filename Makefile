@@ -23,7 +23,7 @@ chromium:
 # What touches Gymnasium, against the oldest version that is supported.
 oldest: .venv/oldest/installed
 	PYTHONPATH=.venv/oldest $(BIN)/python -c "import gymnasium as g; assert g.__version__ == '1.0.0', g"
-	PYTHONPATH=.venv/oldest $(BIN)/pytest tests/test_frames.py tests/test_policies.py tests/test_wrappers.py
+	PYTHONPATH=.venv/oldest $(BIN)/pytest tests/test_frames.py tests/collecting/test_policies.py tests/test_wrappers.py
 
 .venv/oldest/installed: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/oldest gymnasium==1.0.0 ale-py==0.10.2

@@ -34,7 +34,7 @@ import tyro
 from machine import machine
 
 from latent_obs import CollectConfig, FramesFolder, FrameSpec, collect_frames, preprocess
-from latent_obs.shards import ROW_GROUP, ShardWriter, action_type
+from latent_obs.data.shards import ROW_GROUP, ShardWriter, action_type
 
 PONG = "ALE/Pong-v5"
 

@@ -23,9 +23,9 @@ import tyro
 from machine import machine
 
 from latent_obs import LatentDriftMonitor, LatentObservationWrapper, load_encoder
+from latent_obs.collecting.policies import make_policy
 from latent_obs.drift import Drift
-from latent_obs.encoder import Encoder
-from latent_obs.policies import make_policy
+from latent_obs.encoders.encoder import Encoder
 
 gym.register_envs(ale_py)
 

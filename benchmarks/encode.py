@@ -21,12 +21,12 @@ from machine import machine
 from openvino import Tensor
 
 from latent_obs import FrameSpec, load_encoder, preprocess
-from latent_obs.encoder import PRETRAINED
-from latent_obs.encoder_folder import Precision, read_calibration, read_config, read_tensors
-from latent_obs.evaluate import load_vae
-from latent_obs.graph import activation_ranges, build_graph, compile_graph, has_bfloat16
-from latent_obs.runtimes import PARITY, parity_error
-from latent_obs.sources import open_env
+from latent_obs.collecting.sources import open_env
+from latent_obs.encoders.folder import Precision, read_calibration, read_config, read_tensors
+from latent_obs.encoders.graph import activation_ranges, build_graph, compile_graph, has_bfloat16
+from latent_obs.encoders.resolve import PRETRAINED
+from latent_obs.encoders.runtimes import PARITY, parity_error
+from latent_obs.vae import load_vae
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ import tyro
 from machine import machine
 
 from latent_obs import FramesFolder, FrameSpec, TrainConfig, load_encoder, preprocess, train_vae
-from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
-from latent_obs.readers import mlp, ridge, whiten
+from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
+from latent_obs.evaluation.readers import mlp, ridge, whiten
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},

@@ -26,7 +26,7 @@ import tyro
 from machine import machine
 
 from latent_obs import FrameSpec, preprocess
-from latent_obs.sources import open_env
+from latent_obs.collecting.sources import open_env
 
 gym.register_envs(ale_py)
 

@@ -19,8 +19,8 @@ import tyro
 from machine import machine
 
 from latent_obs import FramesFolder, TrainConfig, load_encoder, train_vae
-from latent_obs.floors import pca_code
-from latent_obs.probe import ProbeFrames, collect_probe_frames, probe, probe_ball
+from latent_obs.evaluation.baselines import pca_code
+from latent_obs.evaluation.probe import ProbeFrames, collect_probe_frames, probe, probe_ball
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},

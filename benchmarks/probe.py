@@ -24,10 +24,10 @@ from machine import machine
 from torch import nn
 
 from latent_obs import FrameSpec, load_encoder
-from latent_obs.encoder import list_encoders
-from latent_obs.encoder_folder import VAEConfig
-from latent_obs.evaluate import floors
-from latent_obs.probe import ProbeFrames, collect_probe_frames, probe, probe_ball, probed_variables
+from latent_obs.encoders.folder import VAEConfig
+from latent_obs.encoders.resolve import list_encoders
+from latent_obs.evaluation.evaluate import floors
+from latent_obs.evaluation.probe import ProbeFrames, collect_probe_frames, probe, probe_ball, probed_variables
 
 _FLOORS = {"random conv-32": "random", "PCA-32": "pca"}
 

@@ -25,8 +25,8 @@ import tyro
 from machine import machine
 
 from latent_obs import FramesFolder
-from latent_obs.shards import ROW_GROUP, frames_schema, writer_options
-from latent_obs.tables import TableWriter
+from latent_obs.data.parquet import TableWriter
+from latent_obs.data.shards import ROW_GROUP, frames_schema, writer_options
 
 
 @dataclass(frozen=True)

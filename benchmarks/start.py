@@ -39,7 +39,7 @@ CASES = {
     "eager PyTorch, first observation": ENV
     + """
 import cv2, torch
-from latent_obs.evaluate import load_vae
+from latent_obs.evaluation.evaluate import load_vae
 vae, _ = load_vae("pong-v0")
 obs, _ = env.reset(seed=0)
 with torch.no_grad():

@@ -36,13 +36,15 @@ import tyro
 from machine import machine
 from torch import Tensor, nn
 
-from latent_obs.collect import CollectConfig, collect_frames
-from latent_obs.dataset import FramesFolder
-from latent_obs.encoder_folder import VAEConfig
-from latent_obs.processes import has_fast_bfloat16, make_fabric
-from latent_obs.train import TrainConfig
-from latent_obs.training_run import TrainingRun
-from latent_obs.vae import VAE, terms
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
+from latent_obs.data.folder import FramesFolder
+from latent_obs.encoders.folder import VAEConfig
+from latent_obs.training.config import TrainConfig
+from latent_obs.training.distributed import has_fast_bfloat16, make_fabric
+from latent_obs.training.objective import terms
+from latent_obs.training.run import TrainingRun
+from latent_obs.vae import VAE
 
 LATENT_DIM = 32
 

@@ -25,7 +25,7 @@ import tyro
 from machine import machine
 
 from latent_obs import LatentObservationWrapper, load_encoder, vector
-from latent_obs.runtimes import PARITY, parity_error
+from latent_obs.encoders.runtimes import PARITY, parity_error
 
 ENCODER = "pong-v0"
 
@@ -56,7 +56,7 @@ def eager(num_threads: int | None) -> Any:
     import torch  # only in workers that use it
     from wrapper_step import EagerWrapper
 
-    from latent_obs.evaluate import load_vae
+    from latent_obs.vae import load_vae
 
     if num_threads:
         torch.set_num_threads(num_threads)
@@ -132,7 +132,7 @@ def added_cost(many: int, rounds: int) -> None:
     """Compare what encoding adds to a step of many environments, per frame."""
     import torch
 
-    from latent_obs.evaluate import load_vae
+    from latent_obs.vae import load_vae
 
     torch.set_num_threads(1)
     vae, encode = load_vae(ENCODER)[0], load_encoder(ENCODER)

@@ -26,8 +26,7 @@ import tyro
 from machine import machine
 from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 
-from latent_obs.encoder import PRETRAINED
-from latent_obs.encoder_folder import (
+from latent_obs.encoders.folder import (
     EncoderConfig,
     VAEConfig,
     read_calibration,
@@ -35,8 +34,8 @@ from latent_obs.encoder_folder import (
     read_tensors,
     write_encoder_folder,
 )
-from latent_obs.evaluate import load_vae, to_frames
-from latent_obs.vae import VAE
+from latent_obs.encoders.resolve import PRETRAINED
+from latent_obs.vae import VAE, load_vae, to_frames
 from latent_obs.visualizer import VisualizeConfig, visualize_encoder
 
 

@@ -26,8 +26,8 @@ from encode import played
 from machine import machine
 
 from latent_obs import LatentObservationWrapper, load_encoder
-from latent_obs.evaluate import load_vae
-from latent_obs.runtimes import PARITY, parity_error
+from latent_obs.encoders.runtimes import PARITY, parity_error
+from latent_obs.vae import load_vae
 
 gym.register_envs(ale_py)
 

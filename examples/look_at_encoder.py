@@ -12,8 +12,8 @@ import tyro
 
 from latent_obs import preprocess
 from latent_obs.demo import play
-from latent_obs.evaluate import load_vae
-from latent_obs.pictures import filmstrip, traversals
+from latent_obs.evaluation.pictures import filmstrip, traversals
+from latent_obs.vae import load_vae
 
 
 @dataclass(frozen=True)

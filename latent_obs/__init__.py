@@ -20,20 +20,24 @@ from typing import TYPE_CHECKING, Any
 from latent_obs import envs as _envs
 
 if TYPE_CHECKING:
-    from latent_obs.check import check_frames
-    from latent_obs.collect import CollectConfig, CollectError, collect_frames
-    from latent_obs.curate import MergeConfig, SplitConfig, merge_frames, split_frames
-    from latent_obs.dataset import FramesFolder
+    from latent_obs.collecting.collect import CollectError, collect_frames
+    from latent_obs.collecting.config import CollectConfig
+    from latent_obs.collecting.encode import EncodeConfig, encode_frames
+    from latent_obs.data.check import check_frames
+    from latent_obs.data.curate import MergeConfig, SplitConfig, merge_frames, split_frames
+    from latent_obs.data.folder import FramesFolder
+    from latent_obs.data.latents import LatentsFolder
     from latent_obs.drift import LatentDriftMonitor
-    from latent_obs.encode import EncodeConfig, encode_frames
-    from latent_obs.encoder import Encoder, list_encoders, load_encoder
-    from latent_obs.encoder_folder import VAEConfig
-    from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
-    from latent_obs.export import ExportConfig, export_encoder
+    from latent_obs.encoders.encoder import Encoder, load_encoder
+    from latent_obs.encoders.export import ExportConfig, export_encoder
+    from latent_obs.encoders.folder import VAEConfig
+    from latent_obs.encoders.hub import PullConfig, pull_encoder
+    from latent_obs.encoders.resolve import list_encoders
+    from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
     from latent_obs.frames import FrameSpec, preprocess
-    from latent_obs.hub import PullConfig, PushConfig, pull_encoder, push_encoder
-    from latent_obs.latents import LatentsFolder
-    from latent_obs.train import TrainConfig, train_vae
+    from latent_obs.push import PushConfig, push_encoder
+    from latent_obs.training.config import TrainConfig
+    from latent_obs.training.train import train_vae
     from latent_obs.vae import VAE
     from latent_obs.visualizer import VisualizeConfig, visualize_encoder
     from latent_obs.wrappers import LatentObservationWrapper
@@ -77,20 +81,24 @@ __all__ = [
 ]
 
 _HOME = {
-    "check": ("check_frames",),
-    "collect": ("CollectConfig", "CollectError", "collect_frames"),
-    "curate": ("MergeConfig", "SplitConfig", "merge_frames", "split_frames"),
-    "dataset": ("FramesFolder",),
+    "collecting.collect": ("CollectError", "collect_frames"),
+    "collecting.config": ("CollectConfig",),
+    "collecting.encode": ("EncodeConfig", "encode_frames"),
+    "data.check": ("check_frames",),
+    "data.curate": ("MergeConfig", "SplitConfig", "merge_frames", "split_frames"),
+    "data.folder": ("FramesFolder",),
+    "data.latents": ("LatentsFolder",),
     "drift": ("LatentDriftMonitor",),
-    "encode": ("EncodeConfig", "encode_frames"),
-    "encoder": ("Encoder", "list_encoders", "load_encoder"),
-    "evaluate": ("EvaluateConfig", "evaluate_encoder"),
-    "export": ("ExportConfig", "export_encoder"),
+    "encoders.encoder": ("Encoder", "load_encoder"),
+    "encoders.export": ("ExportConfig", "export_encoder"),
+    "encoders.folder": ("VAEConfig",),
+    "encoders.hub": ("PullConfig", "pull_encoder"),
+    "encoders.resolve": ("list_encoders",),
+    "evaluation.evaluate": ("EvaluateConfig", "evaluate_encoder"),
     "frames": ("FrameSpec", "preprocess"),
-    "hub": ("PullConfig", "PushConfig", "pull_encoder", "push_encoder"),
-    "latents": ("LatentsFolder",),
-    "train": ("TrainConfig", "train_vae"),
-    "encoder_folder": ("VAEConfig",),
+    "push": ("PushConfig", "push_encoder"),
+    "training.config": ("TrainConfig",),
+    "training.train": ("train_vae",),
     "vae": ("VAE",),
     "visualizer": ("VisualizeConfig", "visualize_encoder"),
     "wrappers": ("LatentObservationWrapper",),

@@ -19,20 +19,21 @@ from rich.table import Table
 if TYPE_CHECKING:
     import tyro
 
-    from latent_obs.check import CheckConfig, InfoConfig
-    from latent_obs.collect import CollectConfig
-    from latent_obs.curate import MergeConfig, SplitConfig
-    from latent_obs.dataset import FramesFolder
+    from latent_obs.collecting.config import CollectConfig
+    from latent_obs.collecting.encode import EncodeConfig
+    from latent_obs.data.check import CheckConfig, InfoConfig
+    from latent_obs.data.curate import MergeConfig, SplitConfig
+    from latent_obs.data.folder import FramesFolder
+    from latent_obs.data.minari import ExportMinariConfig, ImportMinariConfig
+    from latent_obs.data.show import ShowConfig
     from latent_obs.demo import DemoConfig
-    from latent_obs.encode import EncodeConfig
-    from latent_obs.encoder_folder import EncoderConfig
-    from latent_obs.evaluate import EvaluateConfig
-    from latent_obs.export import ExportConfig
-    from latent_obs.hub import PullConfig, PushConfig
-    from latent_obs.minari import ExportMinariConfig, ImportMinariConfig
+    from latent_obs.encoders.export import ExportConfig
+    from latent_obs.encoders.folder import EncoderConfig
+    from latent_obs.encoders.hub import PullConfig
+    from latent_obs.evaluation.evaluate import EvaluateConfig
+    from latent_obs.push import PushConfig
     from latent_obs.recipe import BuildConfig
-    from latent_obs.show import ShowConfig
-    from latent_obs.train import TrainConfig
+    from latent_obs.training.config import TrainConfig
     from latent_obs.visualizer import VisualizeConfig
 
 
@@ -119,7 +120,7 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
 
 def _load(name: str) -> tuple[Callable[[Any], None], Any]:
     run, config_name = _COMMANDS[name]
-    module = importlib.import_module(f"latent_obs.{_MODULES.get(name, name)}")
+    module = importlib.import_module(f"latent_obs.{_MODULES[name]}")
     return run, getattr(module, config_name)
 
 
@@ -146,7 +147,7 @@ def _json_argument(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 
 
 def _collect(config: CollectConfig) -> None:
-    from latent_obs.collect import collect_frames
+    from latent_obs.collecting.collect import collect_frames
 
     _say_frames(collect_frames(config))
 
@@ -158,7 +159,7 @@ def _demo(config: DemoConfig) -> None:
 
 
 def _train(config: TrainConfig) -> None:
-    from latent_obs.train import train_vae
+    from latent_obs.training.train import train_vae
 
     result = train_vae(config)
     if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, one speaks
@@ -166,8 +167,8 @@ def _train(config: TrainConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from latent_obs.card import table_rows, write_card
-    from latent_obs.evaluate import evaluate_encoder
+    from latent_obs.evaluation.evaluate import evaluate_encoder
+    from latent_obs.evaluation.page import table_rows, write_card
 
     report = evaluate_encoder(config, progress=True)
     paths = write_card(report, config)
@@ -188,7 +189,7 @@ def _evaluate(config: EvaluateConfig) -> None:
 
 
 def _export(config: ExportConfig) -> None:
-    from latent_obs.export import TOLERANCE, export_encoder
+    from latent_obs.encoders.export import TOLERANCE, export_encoder
 
     report = export_encoder(config)
     title = f"{config.encoder} in {config.out}, compared on {report.pop('frames')} frames"
@@ -202,7 +203,7 @@ def _export(config: ExportConfig) -> None:
 
 
 def _encode(config: EncodeConfig) -> None:
-    from latent_obs.encode import encode_frames
+    from latent_obs.collecting.encode import encode_frames
 
     latents = encode_frames(config)
     encoder = latents.metadata["encoder"]
@@ -219,8 +220,7 @@ def _visualize(config: VisualizeConfig) -> None:
 
 
 def _pull(config: PullConfig) -> None:
-    from latent_obs.encoder import HUB_PREFIX
-    from latent_obs.hub import pull_encoder
+    from latent_obs.encoders.hub import HUB_PREFIX, pull_encoder
 
     folder, commit = pull_encoder(config)
     repo = config.repo.removeprefix(HUB_PREFIX).partition("@")[0]
@@ -228,8 +228,8 @@ def _pull(config: PullConfig) -> None:
 
 
 def _push(config: PushConfig) -> None:
-    from latent_obs.encoder import HUB_PREFIX
-    from latent_obs.hub import push_encoder
+    from latent_obs.encoders.hub import HUB_PREFIX
+    from latent_obs.push import push_encoder
 
     url, commit = push_encoder(config)
     repo = config.repo.removeprefix(HUB_PREFIX)
@@ -252,9 +252,9 @@ def _short(value: Any) -> str:
 
 
 def _frames_info(config: InfoConfig) -> None:
-    from latent_obs.check import frames_info
-    from latent_obs.dataset import FramesFolder
-    from latent_obs.storage import name_of
+    from latent_obs.data.check import frames_info
+    from latent_obs.data.folder import FramesFolder
+    from latent_obs.data.storage import name_of
 
     folder = FramesFolder(config.folder)
     _report(str(config.folder), {k: v for k, v in frames_info(folder).items() if k != "collections"})
@@ -272,7 +272,7 @@ def _frames_info(config: InfoConfig) -> None:
 
 
 def _frames_check(config: CheckConfig) -> None:
-    from latent_obs.check import check_frames
+    from latent_obs.data.check import check_frames
 
     problems = check_frames(config.folder)
     for name, found in sorted(problems.items()):
@@ -287,33 +287,33 @@ def _frames_check(config: CheckConfig) -> None:
 
 
 def _frames_show(config: ShowConfig) -> None:
-    from latent_obs.show import show_frames
+    from latent_obs.data.show import show_frames
 
     for path in show_frames(config):
         Console().print(str(path), highlight=False, soft_wrap=True)
 
 
 def _frames_merge(config: MergeConfig) -> None:
-    from latent_obs.curate import merge_frames
+    from latent_obs.data.curate import merge_frames
 
     _say_frames(merge_frames(config))
 
 
 def _frames_split(config: SplitConfig) -> None:
-    from latent_obs.curate import split_frames
+    from latent_obs.data.curate import split_frames
 
     for part in split_frames(config):
         _say_frames(part)
 
 
 def _import_minari(config: ImportMinariConfig) -> None:
-    from latent_obs.minari import import_minari
+    from latent_obs.data.minari import import_minari
 
     _say_frames(import_minari(config))
 
 
 def _export_minari(config: ExportMinariConfig) -> None:
-    from latent_obs.minari import export_minari
+    from latent_obs.data.minari import export_minari
 
     dataset = export_minari(config)
     line = f"{dataset.id}: {dataset.total_episodes:,} episodes, {dataset.total_steps:,} steps"
@@ -331,7 +331,7 @@ def _recipe_build(config: BuildConfig) -> None:
 def _card(config: CardConfig) -> None:
     from rich.markdown import Markdown
 
-    from latent_obs.card_text import read_card
+    from latent_obs.evaluation.markdown import read_card
 
     text = read_card(config.encoder).partition("---\n")[2].partition("---\n")[2]  # after the front matter
     text = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
@@ -349,8 +349,8 @@ def _say_frames(folder: FramesFolder) -> None:
 
 
 def _list(config: ListConfig) -> None:
-    from latent_obs.encoder import PRETRAINED, list_encoders
-    from latent_obs.encoder_folder import read_config
+    from latent_obs.encoders.folder import read_config
+    from latent_obs.encoders.resolve import PRETRAINED, list_encoders
 
     found: dict[str, EncoderConfig] = dict(list_encoders())
     if not config.folder.is_dir():
@@ -393,7 +393,7 @@ _LISTED = {
 }
 
 _GROUPS = ("frames", "recipe")  # commands of two words
-# Each command's options are a dataclass in the module of the same name, or in that of _MODULES.
+# Each command's options are a dataclass in the module that _MODULES names.
 _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "demo": (_demo, "DemoConfig"),
     "collect": (_collect, "CollectConfig"),
@@ -417,21 +417,26 @@ _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "frames import-minari": (_import_minari, "ImportMinariConfig"),
     "frames export-minari": (_export_minari, "ExportMinariConfig"),
 }
-# The module of a command's options, where its name is another.
 _MODULES = {
-    "list": "cli",
-    "push": "hub",
-    "pull": "hub",
+    "demo": "demo",
+    "collect": "collecting.config",
+    "train": "training.config",
+    "evaluate": "evaluation.evaluate",
+    "export": "encoders.export",
+    "encode": "collecting.encode",
     "visualize": "visualizer",
+    "push": "push",
+    "pull": "encoders.hub",
+    "list": "cli",
     "card": "cli",
     "recipe": "cli",
     "recipe build": "recipe",
     "frames": "cli",
-    "frames info": "check",
-    "frames check": "check",
-    "frames show": "show",
-    "frames merge": "curate",
-    "frames split": "curate",
-    "frames import-minari": "minari",
-    "frames export-minari": "minari",
+    "frames info": "data.check",
+    "frames check": "data.check",
+    "frames show": "data.show",
+    "frames merge": "data.curate",
+    "frames split": "data.curate",
+    "frames import-minari": "data.minari",
+    "frames export-minari": "data.minari",
 }

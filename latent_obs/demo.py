@@ -16,12 +16,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from latent_obs.collect import CollectConfig, collect_frames
-from latent_obs.dataset import FramesFolder
-from latent_obs.encoder_folder import write_atomically
-from latent_obs.policies import make_policy
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
+from latent_obs.collecting.policies import make_policy
+from latent_obs.collecting.sources import open_env
+from latent_obs.data.folder import FramesFolder
+from latent_obs.encoders.resolve import resolve
+from latent_obs.files import write_atomically
 from latent_obs.progress import progress_bar
-from latent_obs.sources import open_env
 
 RESULT = "ppo.json"
 
@@ -83,8 +85,9 @@ def run_demo(config: DemoConfig) -> None:
 
     console.rule("2/5  Train a VAE on them")
     # Imported when needed: workers and --help should not wait for torch.
-    from latent_obs.checkpoint import CHECKPOINT
-    from latent_obs.train import TrainConfig, train_vae
+    from latent_obs.training.checkpoint import CHECKPOINT
+    from latent_obs.training.config import TrainConfig
+    from latent_obs.training.train import train_vae
 
     train = TrainConfig(folder / "frames", folder / "encoder", steps=config.steps)
     finished = (train.out / "config.json").exists()  # by the same settings, else train_vae refuses
@@ -94,7 +97,7 @@ def run_demo(config: DemoConfig) -> None:
         _say_reused(console, "encoder", finished, "training was begun")
 
     console.rule("3/5  Evaluate it on held-out episodes and draw what it keeps")
-    from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
+    from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
 
     report = evaluate_encoder(EvaluateConfig(train.out, train.data))
     write_atomically(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
@@ -151,12 +154,14 @@ def _frames_in(path: Path) -> int:
 
 def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
     """Write the four pictures of the demo and return their paths."""
-    from latent_obs import pictures
-    from latent_obs.evaluate import held_out_episodes, load_vae
+    from latent_obs.evaluation import pictures
+    from latent_obs.evaluation.evaluate import held_out_episodes
+    from latent_obs.vae import load_vae
 
-    vae, spec = load_vae(encoder)
+    found = resolve(encoder)
+    vae, spec = load_vae(found)
     folder = FramesFolder(config.folder / "frames")
-    frames = folder.sample(1000, held_out_episodes(encoder, folder))
+    frames = folder.sample(1000, held_out_episodes(found, folder))
     out = config.folder / "pictures"
     out.mkdir(exist_ok=True)
     names = ("reconstructions", "traversals", "loss", "filmstrip")

@@ -17,8 +17,8 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.encoder import Encoder
-from latent_obs.encoder_folder import ACTIVE_VARIANCE, Latents
+from latent_obs.encoders.encoder import Encoder
+from latent_obs.encoders.folder import ACTIVE_VARIANCE, Latents
 from latent_obs.wrappers import LatentObservationWrapper
 
 INFO_KEY = "latent_drift"

@@ -15,7 +15,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 if TYPE_CHECKING:
-    from latent_obs.wrappers import EncoderLike
+    from latent_obs.adapter import EncoderLike
 
 NAMESPACE = "LatentObs"
 # Games of several players only: ale-py has their ROMs, but registers no environment for them.
@@ -121,8 +121,8 @@ def make_vec_env(
         (8, 32)
     """
     from latent_obs import vector
+    from latent_obs.adapter import open_encoder
     from latent_obs.frames import frame_source
-    from latent_obs.wrappers import open_encoder
 
     spec = _base_spec(env_id)
     loaded = open_encoder(encoder, frame_source(spec), normalize)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latent_obs.encoder_folder import ACTIVE_VARIANCE
+from latent_obs.encoders.folder import ACTIVE_VARIANCE
 from latent_obs.frames import Frames
 
 # A reconstruction below a rounding error is as good as exact (1/12 level^2).
@@ -61,7 +61,7 @@ def reconstruction_metrics(
 
     Returns:
         ``psnr``, ``moving_r2``, ``rare_r2`` and ``foreground``, as in
-        :func:`latent_obs.evaluate.evaluate_vae`.
+        :func:`latent_obs.evaluation.evaluate.evaluate_vae`.
     """
     known = foreground or Foreground.of(frames)
     residual = energy = squared = rare_residual = rare_energy = 0.0

@@ -8,9 +8,8 @@ import gymnasium as gym
 from pettingzoo import ParallelEnv
 from pettingzoo.utils.wrappers import BaseParallelWrapper
 
-from latent_obs.batches import encode_images
-from latent_obs.encoder_folder import Latents
-from latent_obs.wrappers import EncoderLike, latent_space, open_named_encoder
+from latent_obs.adapter import EncoderLike, encode_images, latent_space, open_named_encoder
+from latent_obs.encoders.folder import Latents
 
 
 class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):

@@ -17,19 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from latent_obs.card_text import card_text, probed
-from latent_obs.collect import CollectConfig, collect_frames
-from latent_obs.curate import MergeConfig, merge_frames
-from latent_obs.dataset import FramesFolder
-from latent_obs.encoder_folder import (
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
+from latent_obs.data.curate import MergeConfig, merge_frames
+from latent_obs.data.folder import FramesFolder
+from latent_obs.encoders.folder import (
     EncoderConfig,
     Tensors,
     read_calibration,
     read_config,
     read_tensors,
-    write_atomically,
     write_encoder_folder,
 )
+from latent_obs.evaluation.markdown import card_text, probed
+from latent_obs.files import write_atomically
 
 RECIPES = Path(__file__).parent / "recipes"
 # Rounding weights to half precision may move a latent by this much of its standard deviation (rms).
@@ -188,7 +189,8 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
         ValueError: If the recipe or something that it asks for is wrong, or weights of another recipe
             are in the way.
     """
-    from latent_obs.train import TrainConfig, train_vae
+    from latent_obs.training.config import TrainConfig
+    from latent_obs.training.train import train_vae
 
     recipe = read_recipe(config.recipe)
     work, out = config.scratch / recipe.name, config.out / recipe.name
@@ -252,8 +254,7 @@ def _round_weights(trained: Path, rounded: Path) -> EncoderConfig:
 
     What is measured afterwards is hence what is shipped.
     """
-    from latent_obs.evaluate import latents
-    from latent_obs.vae import VAE
+    from latent_obs.vae import VAE, latents
 
     config, calibration = read_config(trained), read_calibration(trained)
     exact = read_tensors(trained, config)
@@ -282,7 +283,7 @@ def _stored_tensors(folder: Path) -> Tensors:
 
 def _report(recipe: Recipe, work: Path, frames: Path, env_id: str, progress: bool) -> dict[str, Any]:
     """Return the report card on fresh frames, from an earlier call where the weights are the same."""
-    from latent_obs.evaluate import EvaluateConfig, evaluate_encoder
+    from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
 
     path = work / "reports" / f"{frames.name}.json"
     created = read_config(work / "rounded").provenance["created"]
@@ -320,8 +321,8 @@ def _short(value: Any) -> Any:
 
 def _draw(encoder: Path, fresh: list[Path], out: Path) -> None:
     """Draw frames of all environments above what the encoder keeps of them."""
-    from latent_obs.evaluate import load_vae
-    from latent_obs.pictures import liveliest, reconstructions
+    from latent_obs.evaluation.pictures import liveliest, reconstructions
+    from latent_obs.vae import load_vae
 
     each = max(1, _PICTURE_FRAMES // len(fresh))
     picked = [liveliest(FramesFolder(path).sample(512), each) for path in fresh]

@@ -8,8 +8,14 @@ import gymnasium as gym
 import numpy as np
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 
-from latent_obs.batches import arrangement, as_rgb, encode_images
-from latent_obs.wrappers import EncoderLike, latent_space, open_named_encoder
+from latent_obs.adapter import (
+    EncoderLike,
+    arrangement,
+    as_rgb,
+    encode_images,
+    latent_space,
+    open_named_encoder,
+)
 
 
 class LatentObservationConnector(ConnectorV2):

@@ -9,10 +9,17 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_wrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from latent_obs.batches import arrangement, as_rgb, encode_images
+from latent_obs.adapter import (
+    EncoderLike,
+    arrangement,
+    as_rgb,
+    encode_images,
+    latent_space,
+    open_encoder,
+    warn_of_other_source,
+)
 from latent_obs.drift import INFO_KEY, Drift, newest
 from latent_obs.frames import FrameSource, frame_source
-from latent_obs.wrappers import EncoderLike, latent_space, open_encoder, warn_of_other_source
 
 
 class VecLatentObservation(VecEnvWrapper):

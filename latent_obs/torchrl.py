@@ -13,9 +13,8 @@ from torchrl.data import Composite, TensorSpec, Unbounded
 from torchrl.envs.transforms import ObservationTransform
 from torchrl.envs.transforms.utils import _set_missing_tolerance
 
-from latent_obs.batches import arrangement, as_rgb, encode_images
+from latent_obs.adapter import EncoderLike, arrangement, as_rgb, encode_images, open_named_encoder
 from latent_obs.frames import check_frame_space
-from latent_obs.wrappers import EncoderLike, open_named_encoder
 
 
 class LatentTransform(ObservationTransform):

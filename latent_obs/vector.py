@@ -8,11 +8,18 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from latent_obs.batches import arrangement, as_rgb, encode_images
+from latent_obs.adapter import (
+    EncoderLike,
+    arrangement,
+    as_rgb,
+    encode_images,
+    latent_space,
+    open_encoder,
+    warn_of_other_source,
+)
 from latent_obs.drift import INFO_KEY, Drift, find_wrapper, newest
-from latent_obs.encoder_folder import Latents
+from latent_obs.encoders.folder import Latents
 from latent_obs.frames import frame_source
-from latent_obs.wrappers import EncoderLike, latent_space, open_encoder, warn_of_other_source
 
 _VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 

@@ -10,10 +10,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from latent_obs.collect import CollectConfig, collect_frames
-from latent_obs.dataset import FramesFolder
-from latent_obs.encoder import load_encoder
-from latent_obs.encoder_folder import EncoderConfig, VAEConfig, write_encoder_folder
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
+from latent_obs.data.folder import FramesFolder
+from latent_obs.encoders.encoder import load_encoder
+from latent_obs.encoders.folder import EncoderConfig, VAEConfig, write_encoder_folder
 from latent_obs.frames import FrameSpec, preprocess
 
 TINY_VAE = VAEConfig(latent_dim=32, channels=(4, 8))

@@ -16,9 +16,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from latent_obs.collect import CollectConfig, collect_frames
-from latent_obs.encoder import load_encoder
-from latent_obs.sources import open_env
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
+from latent_obs.collecting.sources import open_env
+from latent_obs.encoders.encoder import load_encoder
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks" / "rl"
 sys.path.append(str(SCRIPTS))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from latent_obs.cli import main
-from latent_obs.dataset import FramesFolder
+from latent_obs.data.folder import FramesFolder
 
 
 def test_help_lists_every_command() -> None:

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 from latent_obs import LatentDriftMonitor, LatentObservationWrapper, load_encoder, vector
 from latent_obs.drift import Drift
-from latent_obs.encoder_folder import EncoderConfig, write_encoder_folder
+from latent_obs.encoders.folder import EncoderConfig, write_encoder_folder
 from latent_obs.frames import FrameSpec
 from latent_obs.sb3 import VecLatentDriftMonitor, VecLatentObservation
 from tests.conftest import TINY_VAE, DictEnv, FrameEnv, random_tensors

@@ -109,7 +109,7 @@ def test_make_vec_loads_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
         loaded.append(options)
         return load_encoder(**options)
 
-    monkeypatch.setattr("latent_obs.wrappers.load_encoder", load)
+    monkeypatch.setattr("latent_obs.adapter.load_encoder", load)
     gym.make_vec("LatentObs/Pong-v5", num_envs=4)
     assert [options["ref"] for options in loaded] == ["pong-v0"]
 
@@ -147,7 +147,7 @@ def test_the_time_limit_can_be_set(game: str, encoder: Path) -> None:
 
 
 def test_a_game_without_an_encoder_of_its_own_gets_the_general_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latent_obs.encoder._told", set())
+    monkeypatch.setattr("latent_obs.encoders.resolve._told", set())
     with pytest.warns(UserWarning, match="latent-obs demo --env ALE/Tennis-v5"):
         env = gym.make("LatentObs/Tennis-v5")
     envs = gym.make_vec("LatentObs/Tennis-v5", num_envs=2)  # told once

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from latent_obs.dataset import FramesFolder
+from latent_obs.data.folder import FramesFolder
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from latent_obs import recipe as recipes
-from latent_obs.card_text import card_text, read_card
 from latent_obs.cli import main
-from latent_obs.dataset import FramesFolder
-from latent_obs.encoder import PRETRAINED, list_encoders, load_encoder
-from latent_obs.encoder_folder import read_calibration, read_tensors
+from latent_obs.data.folder import FramesFolder
+from latent_obs.encoders.encoder import load_encoder
+from latent_obs.encoders.folder import read_calibration, read_tensors
+from latent_obs.encoders.resolve import PRETRAINED, list_encoders
+from latent_obs.evaluation.markdown import card_text, read_card
 from latent_obs.frames import FrameSpec, preprocess
 from latent_obs.recipe import BuildConfig, build_recipe, list_recipes, read_recipe
 from latent_obs.scenes import RENDERED
@@ -90,7 +91,9 @@ def test_the_frames_measured_are_no_frames_trained_on(built: Path) -> None:
 def test_building_again_goes_on_from_what_is_there(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = built / "encoders" / "dots-v3"
     weights, card = (out / "model.safetensors").read_bytes(), json.loads((out / "reports.json").read_text())
-    monkeypatch.setattr("latent_obs.evaluate.evaluate_encoder", None)  # would fail if it measured again
+    monkeypatch.setattr(
+        "latent_obs.evaluation.evaluate.evaluate_encoder", None
+    )  # would fail if it measured again
     build_recipe(config(built), progress=False)
     assert (out / "model.safetensors").read_bytes() == weights
     assert json.loads((out / "reports.json").read_text()) == card
@@ -111,8 +114,7 @@ def test_half_precision_is_kept_only_where_latents_stay_the_same(built: Path) ->
     assert exact["decoder_variance"] == half["decoder_variance"]
     calibration = read_calibration(rounded)
     assert calibration is not None
-    from latent_obs.evaluate import latents
-    from latent_obs.vae import VAE
+    from latent_obs.vae import VAE, latents
 
     a, b = (latents(VAE.from_tensors(encoder.config.vae, tensors), calibration) for tensors in (exact, half))
     moved = np.sqrt(np.square(a - b).mean(0)) / np.maximum(encoder.config.latents["std"], 0.1)

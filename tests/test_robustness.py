@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from latent_obs import storage
-from latent_obs.collect import CollectConfig, collect_frames
-from latent_obs.dataset import FramesFolder
-from latent_obs.shards import read_shard
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
+from latent_obs.data import storage
+from latent_obs.data.folder import FramesFolder
+from latent_obs.data.shards import read_shard
 
 ROOT = Path(__file__).parents[1]
 QUICK = CollectConfig("tests.quick_env:Quick-v0", frames=6000, workers=2, shard_rows=500)
@@ -32,7 +33,7 @@ def start(config: CollectConfig, **options: Any) -> subprocess.Popen[str]:
     code = f"""
 import sys
 from pathlib import Path, PosixPath
-from latent_obs.collect import CollectConfig, collect_frames
+from latent_obs.collecting.collect import CollectConfig, collect_frames
 if __name__ == "__main__":
     collect_frames({config!r}, progress=False)
 """
@@ -157,7 +158,7 @@ def test_a_read_only_folder_is_refused_before_anything_is_collected(read_only: P
 MEASURED = """
 import resource, sys
 from pathlib import Path, PosixPath
-from latent_obs.collect import CollectConfig, collect_frames
+from latent_obs.collecting.collect import CollectConfig, collect_frames
 if __name__ == "__main__":
     collect_frames({!r}, progress=False)
     for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):

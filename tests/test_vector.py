@@ -12,7 +12,7 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from latent_obs import FrameSpec, LatentObservationWrapper, load_encoder, preprocess, vector
-from latent_obs.encoder_folder import VAEConfig
+from latent_obs.encoders.folder import VAEConfig
 from tests.conftest import DictEnv, FrameEnv, save_encoder
 
 gym.register_envs(ale_py)

@@ -16,7 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 
 from latent_obs import LatentObservationWrapper
-from latent_obs.encoder import load_encoder
+from latent_obs.encoders.encoder import load_encoder
 from latent_obs.frames import FrameSource, FrameSpec, preprocess
 from tests.conftest import DictEnv, FrameEnv, save_encoder
 
@@ -138,7 +138,7 @@ def test_an_encoder_cropped_for_larger_images_is_refused_by_the_constructor(tmp_
 
 
 def test_auto_without_a_fitting_encoder_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latent_obs.encoder._told", set())
+    monkeypatch.setattr("latent_obs.encoders.resolve._told", set())
     with pytest.warns(UserWarning, match="latent-obs demo --env Frame-v0") as told:
         env = LatentObservationWrapper(gym.make("Frame-v0"))
     assert told[0].filename == __file__, "it points at the line that wraps"

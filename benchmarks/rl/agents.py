@@ -31,8 +31,8 @@ from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecNormalize
 from torch import nn
 
+from latent_obs.collecting.sources import open_env
 from latent_obs.sb3 import VecLatentObservation
-from latent_obs.sources import open_env
 
 Arm = Literal["pixels", "latents", "latents-raw"]
 Family = Literal["atari", "car_racing", "vizdoom"]

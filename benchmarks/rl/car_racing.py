@@ -36,11 +36,11 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 
-from latent_obs.encoder import Encoder, load_encoder
-from latent_obs.encoder_folder import write_atomically
+from latent_obs.collecting.sources import open_env
+from latent_obs.encoders.encoder import Encoder, load_encoder
+from latent_obs.files import write_atomically
 from latent_obs.frames import preprocess
 from latent_obs.progress import progress_bar, stop_on_signals
-from latent_obs.sources import open_env
 
 sys.path.append(str(Path(__file__).parents[1]))
 from machine import machine

@@ -20,12 +20,15 @@ import tyro
 from agents import env_id
 from train_agent import MODEL, RUN, RunConfig, is_finished, train
 
-from latent_obs.collect import CollectConfig, collect_frames
-from latent_obs.curate import MergeConfig, merge_frames
-from latent_obs.dataset import FramesFolder
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
+from latent_obs.data.curate import MergeConfig, merge_frames
+from latent_obs.data.folder import FramesFolder
 from latent_obs.drift import Drift
-from latent_obs.encoder import find_encoder, load_encoder
-from latent_obs.train import TrainConfig, train_vae
+from latent_obs.encoders.encoder import load_encoder
+from latent_obs.encoders.resolve import resolve
+from latent_obs.training.config import TrainConfig
+from latent_obs.training.train import train_vae
 
 SAMPLE = 2000  # frames in which the drift is measured
 
@@ -126,7 +129,7 @@ def iterate(args: Args) -> list[str]:
         mean = run["finished"]["mean_return"]
         shown = "    none" if mean is None else f"{mean:8.2f}"
         lines.append(f"{name:9} {shown}  {drift(frames, ref):.3f} nats per dimension")
-    lines.append(f"The iterated encoder is {find_encoder(new)[1]}.")
+    lines.append(f"The iterated encoder is {resolve(new).path}.")
     return lines
 
 

@@ -25,8 +25,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from train_agent import machine
 
-import latent_obs.batches
-from latent_obs.encoder import Encoder
+import latent_obs.adapter
+from latent_obs.encoders.encoder import Encoder
 from latent_obs.sb3 import VecLatentObservation
 
 REST = "SB3's loop, and the rest"
@@ -136,7 +136,7 @@ def profile(game: str, arm: Arm, args: Args) -> None:
     assert isinstance(model, PPO)
     attach(clock, model)
     # Both are looked up where they are called, hence for every environment of this process.
-    clock.time(latent_obs.batches, "preprocess", "preprocessing")
+    clock.time(latent_obs.adapter, "preprocess", "preprocessing")
     clock.time(Encoder, "__call__", "encoding")
     watch = Watch(clock, args.seconds)
     try:

@@ -31,7 +31,7 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from latent_obs.encoder_folder import write_atomically
+from latent_obs.files import write_atomically
 
 Floats = npt.NDArray[np.float64]
 

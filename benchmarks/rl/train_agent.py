@@ -48,11 +48,12 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
 
-from latent_obs.encoder import Encoder, find_encoder
-from latent_obs.encoder_folder import write_atomically
+from latent_obs.data.storage import locked
+from latent_obs.encoders.encoder import Encoder
+from latent_obs.encoders.resolve import resolve
+from latent_obs.files import write_atomically
 from latent_obs.progress import Bar, progress_bar, stop_on_signals
 from latent_obs.sb3 import VecLatentObservation
-from latent_obs.storage import locked
 
 sys.path.append(str(Path(__file__).parents[1]))
 from machine import machine as machine  # for the other scripts too
@@ -359,7 +360,7 @@ def _about(config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: PP
 
 def encoder_cost(encoder: Encoder) -> dict[str, Any]:
     """Return which encoder it is and what making it took, as far as it remembers."""
-    _, folder = find_encoder(encoder.ref)
+    folder = resolve(encoder.ref).path
     provenance = encoder.config.provenance
     return {
         "ref": encoder.ref,

@@ -6,11 +6,11 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
-from latent_obs.dataset import FramesFolder
-from latent_obs.encoder import encoder_name, find_encoder
-from latent_obs.encoder_folder import read_calibration, read_config, read_tensors, write_atomically
+from latent_obs.data.folder import FramesFolder
+from latent_obs.data.storage import name_of
+from latent_obs.encoders.resolve import EncoderFolder, resolve
+from latent_obs.files import write_atomically
 from latent_obs.frames import Frames
-from latent_obs.storage import name_of
 from latent_obs.visualizer.page import Shown, build_page
 from latent_obs.visualizer.stills import Picture, draw
 
@@ -52,17 +52,15 @@ def visualize_encoder(config: VisualizeConfig) -> Path:
             than the encoder's, or there are no frames.
         OSError: If the file cannot be written.
     """
-    folder = find_encoder(config.encoder)[1]
-    name = encoder_name(config.encoder)
-    encoder = read_config(folder)
-    shown = choose_frames(config.encoder, config.frames)
+    found = resolve(config.encoder)
+    shown = choose_frames(found, config.frames)
     if config.picture is None:
-        out = config.out or Path(f"{name}.html")
-        content = build_page(name, encoder, read_tensors(folder, encoder), shown).encode()
+        out = config.out or Path(f"{found.name}.html")
+        content = build_page(found.name, found.config, found.tensors(), shown).encode()
     else:
         kind = "gif" if config.picture == "episode" else "png"
-        out = config.out or Path(f"{name}-{config.picture}.{kind}")
-        content = draw(config.picture, config.encoder, shown.gallery, shown.episode)
+        out = config.out or Path(f"{found.name}-{config.picture}.{kind}")
+        content = draw(config.picture, found, shown.gallery, shown.episode)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
     if config.open:
@@ -70,13 +68,13 @@ def visualize_encoder(config: VisualizeConfig) -> Path:
     return out
 
 
-def choose_frames(encoder: str, frames: str | Path | None) -> Shown:
+def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
     """Choose what to show: of a frames folder, lively frames and part of an episode.
 
     Of the folder that the encoder was trained on, only held-out episodes are shown.
 
     Args:
-        encoder: As :func:`latent_obs.load_encoder` takes it.
+        encoder: The encoder that will encode them.
         frames: Frames folder; ``None`` takes the encoder's calibration frames.
 
     Raises:
@@ -84,16 +82,18 @@ def choose_frames(encoder: str, frames: str | Path | None) -> Shown:
             has no calibration frames.
     """
     if frames is None:
-        found = read_calibration(find_encoder(encoder)[1])
+        found = encoder.calibration()
         if found is None:
-            raise ValueError(f"{encoder} has no calibration frames to show. Give it some: --frames FOLDER.")
+            raise ValueError(
+                f"{encoder.ref} has no calibration frames to show. Give it some: --frames FOLDER."
+            )
         return Shown(
             _lively(found),
             found,
             "Frames that the encoder was trained on. Press one to encode it.",
             "No episode was recorded: these are training frames, in no order.",
         )
-    from latent_obs.evaluate import held_out_episodes  # it needs torch, a page does not
+    from latent_obs.evaluation.evaluate import held_out_episodes  # it needs torch, a page does not
 
     folder = FramesFolder(frames)
     episodes = held_out_episodes(encoder, folder)
@@ -113,7 +113,7 @@ def choose_frames(encoder: str, frames: str | Path | None) -> Shown:
 
 
 def _lively(frames: Frames) -> Frames:
-    from latent_obs.pictures import liveliest
+    from latent_obs.evaluation.pictures import liveliest
 
     return liveliest(frames, min(GALLERY, max(1, len(frames) // 2)))[::-1]
 

@@ -16,7 +16,7 @@ import numpy as np
 import safetensors.numpy
 
 from latent_obs import __version__
-from latent_obs.encoder_folder import ACTIVE_VARIANCE, EncoderConfig, Tensors
+from latent_obs.encoders.folder import ACTIVE_VARIANCE, EncoderConfig, Tensors
 from latent_obs.frames import Frames
 
 PARTS = Path(__file__).parent

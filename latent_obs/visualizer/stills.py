@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image
 
+from latent_obs.encoders.resolve import EncoderFolder
 from latent_obs.frames import Frames
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ STEPS = 9  # pictures from one end of an interpolation to the other
 FRAME_MS = 70  # ALE shows 15 frames a second; GIF counts in hundredths of a second
 
 
-def draw(picture: Picture, encoder: str | Path, gallery: Frames, episode: Frames) -> bytes:
+def draw(picture: Picture, encoder: EncoderFolder, gallery: Frames, episode: Frames) -> bytes:
     """Draw one of the pictures.
 
     Args:
         picture: Which one.
-        encoder: Name of a bundled encoder, or encoder folder.
+        encoder: The encoder whose latents are decoded.
         gallery: ``uint8``, shape (N, 64, 64, 3). Traversals start at the first frame, the
             interpolation goes from the first to the last.
         episode: ``uint8``, shape (N, 64, 64, 3), consecutive frames.
@@ -43,14 +44,14 @@ def draw(picture: Picture, encoder: str | Path, gallery: Frames, episode: Frames
         FileNotFoundError: If there is no such encoder.
         ValueError: If it is damaged.
     """
-    from latent_obs.evaluate import load_vae
+    from latent_obs.vae import load_vae
 
     vae, config = load_vae(encoder)
     if picture == "interpolation":
         return _png(interpolation(vae, gallery[0], gallery[-1]))
     if picture == "episode":
         return _gif(beside_reconstruction(vae, episode))
-    from latent_obs.pictures import traversals
+    from latent_obs.evaluation.pictures import traversals
 
     with TemporaryDirectory() as folder:
         path = Path(folder) / "traversals.png"
@@ -73,7 +74,7 @@ def interpolation(vae: VAE, first: Frames, last: Frames, steps: int = STEPS) -> 
     """
     import torch
 
-    from latent_obs.evaluate import to_frames
+    from latent_obs.vae import to_frames
 
     with torch.no_grad():
         ends = vae(torch.from_numpy(np.stack([first, last])))
@@ -92,7 +93,7 @@ def beside_reconstruction(vae: VAE, episode: Frames) -> Frames:
     Returns:
         ``uint8`` pictures of shape (N, H, W, 3).
     """
-    from latent_obs.evaluate import reconstruct
+    from latent_obs.vae import reconstruct
 
     pairs = zip(episode, reconstruct(vae, episode), strict=True)
     return np.stack([_side_by_side([frame, decoded]) for frame, decoded in pairs])

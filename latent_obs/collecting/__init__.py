@@ -1,0 +1,1 @@
+"""Filling folders: frames from environments, latents from frames."""

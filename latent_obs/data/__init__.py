@@ -1,0 +1,1 @@
+"""Frames folders and latents folders: writing, reading, checking and rearranging them."""

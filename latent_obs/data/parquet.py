@@ -1,0 +1,106 @@
+"""Writes Parquet files from tables, and folders of them, so that they appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latent_obs.data.shards import METADATA_KEY
+from latent_obs.data.storage import NewFile
+from latent_obs.files import sync_folder, write_atomically
+
+
+class TableWriter:
+    """Writes one Parquet file under a temporary name and commits it by renaming.
+
+    As a context manager it commits at the end, and deletes what it wrote after an error.
+
+    Args:
+        path: The name of the committed file.
+        schema: Its columns.
+        metadata: JSON values, stored in the file under the key ``latent_obs``; ``rows`` is added.
+        row_group: Rows in a row group, however many come at a time.
+        options: Further arguments of ``ParquetWriter``.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+
+    def __init__(
+        self, path: Path, schema: pa.Schema, metadata: dict[str, Any], row_group: int, **options: Any
+    ) -> None:
+        self.path, self.rows = path, 0
+        self._metadata, self._row_group = metadata, row_group
+        self._waiting = schema.empty_table()
+        self._file = NewFile(path)
+        self._writer = pq.ParquetWriter(self._file.stream, schema, **options)
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows; memory holds at most these and one row group."""
+        self.rows += len(table)
+        self._waiting = pa.concat_tables([self._waiting, table.cast(self._waiting.schema)])
+        if ready := len(self._waiting) // self._row_group * self._row_group:
+            self._writer.write_table(self._waiting.slice(0, ready), self._row_group)
+            self._waiting = self._waiting.slice(ready).combine_chunks()
+
+    def commit(self) -> None:
+        """Finish the file, force it to disk and give it its name."""
+        if len(self._waiting):
+            self._writer.write_table(self._waiting, self._row_group)
+        metadata = {**self._metadata, "rows": self.rows}
+        self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(metadata)})
+        self._writer.close()
+        self._file.commit()
+
+    def abort(self) -> None:
+        """Delete the unfinished file."""
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        self._file.abort()
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.commit()
+        else:
+            self.abort()
+
+
+@contextlib.contextmanager
+def staged_folder(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
+    """Yield a hidden folder beside ``out`` that becomes ``out`` when the block ends without an error.
+
+    After an error or a kill the hidden folder stays, and the next block of the same plan gets it
+    back with the files it has; one of another plan begins anew.
+
+    Args:
+        out: The folder to make.
+        plan: JSON values that determine its content.
+
+    Raises:
+        FileExistsError: If ``out`` exists and is not empty.
+        OSError: If the folder cannot be written.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise FileExistsError(f"{out} exists already. Choose another --out, or delete it first.")
+    staging = out.absolute().with_name(f".{out.absolute().name}.tmp")
+    note, text = staging / "plan.json", json.dumps(plan, sort_keys=True)
+    if staging.exists() and not (note.is_file() and note.read_text(encoding="utf-8") == text):
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True, exist_ok=True)
+    write_atomically(note, text.encode())
+    yield staging
+    note.unlink()
+    sync_folder(staging)
+    os.rename(staging, out)
+    sync_folder(staging.parent)

@@ -1,0 +1,249 @@
+"""One file of a frames folder: its columns, and how it is written and recognised.
+
+Each row is what one call returned: the first row of an episode is what ``env.reset`` gave
+(its ``action`` is null and its ``reward`` 0), every later row is the action passed to
+``env.step`` with everything the step returned. So the terminal frame is a row like any other.
+``docs/formats.md`` specifies the columns and the metadata.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latent_obs.data.storage import Location, NewFile, name_of, num_bytes, open_parquet, shown
+from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames
+
+FORMAT = "latent_obs.frames"
+VERSION = 1
+ROW_GROUP = 512
+METADATA_KEY = b"latent_obs"
+_PAGE = 128  # rows of frames
+
+
+def action_type(space: gym.Space[Any]) -> pa.DataType:
+    """Return the Arrow type that stores an action space's actions without loss.
+
+    Raises:
+        ValueError: If actions of this space have no column type.
+
+    Example:
+        >>> print(action_type(gym.spaces.Discrete(6)))
+        int64
+    """
+    if isinstance(space, gym.spaces.Discrete):
+        return pa.int64()
+    if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
+        assert space.shape is not None
+        assert space.dtype is not None
+        return pa.list_(pa.from_numpy_dtype(space.dtype), int(np.prod(space.shape)))
+    raise ValueError(
+        "Actions must be Discrete, Box, MultiDiscrete or MultiBinary to be stored in a frames "
+        f"folder, got {space}. Wrap the environment so that its actions are one array."
+    )
+
+
+def frames_schema(action: pa.DataType) -> pa.Schema:
+    """Return the columns of a shard."""
+    return pa.schema(
+        [
+            pa.field("frame", pa.binary(FRAME_BYTES), nullable=False),
+            pa.field("episode", pa.int64(), nullable=False),
+            pa.field("step", pa.int32(), nullable=False),
+            pa.field("action", action),
+            pa.field("reward", pa.float64(), nullable=False),
+            pa.field("terminated", pa.bool_(), nullable=False),
+            pa.field("truncated", pa.bool_(), nullable=False),
+        ]
+    )
+
+
+def writer_options(schema: pa.Schema) -> dict[str, Any]:
+    """Return how the columns of a shard are stored, as arguments of ``ParquetWriter``."""
+    plain = [name for name in schema.names if name != "frame"]
+    return {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": [name for name in plain if name != "action"],
+        "write_statistics": plain,
+        # zstd alone notices fewer than half of the flipped bits; a checksum costs nothing here.
+        "write_page_checksum": True,
+        # A page of 1.5 MB stays in the cache between being filled and being compressed.
+        "write_batch_size": _PAGE,
+    }
+
+
+class ShardWriter:
+    """Writes one shard, which appears under its name when it is committed.
+
+    Frames are held for one row group of 512 at a time, so memory does not grow. A killed
+    process leaves at most a file named ``*.tmp``, which readers ignore.
+
+    Args:
+        path: The path or URL of the committed shard.
+        action: The Arrow type of the action column, from :func:`action_type`.
+        metadata: JSON values describing where the frames come from.
+
+    Attributes:
+        rows: Rows appended so far.
+        stored: How many of them are written, and as how many bytes.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+
+    def __init__(self, path: Location, action: pa.DataType, metadata: dict[str, Any]) -> None:
+        self.path, self.rows, self.stored = path, 0, (0, 0)
+        self._metadata = {"format": FORMAT, "version": VERSION, **metadata}
+        self._schema = frames_schema(action)
+        self._file = NewFile(path)
+        try:
+            self._writer = pq.ParquetWriter(self._file.stream, self._schema, **writer_options(self._schema))
+        except BaseException:
+            self._file.abort()
+            raise
+        self._frames = np.empty((ROW_GROUP, FRAME_BYTES), np.uint8)
+        self._steps: list[tuple[int, int, Any, float, bool, bool]] = []
+
+    def append(
+        self,
+        frame: Frame,
+        episode: int,
+        step: int,
+        action: Any,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+    ) -> None:
+        """Add one row; ``action`` is ``None`` for the frame that a reset returned.
+
+        Raises:
+            OSError: If the disk is full; the shard is then lost, committed ones are not.
+        """
+        self._frames[len(self._steps)] = frame.reshape(-1)
+        self._steps.append((episode, step, action, float(reward), bool(terminated), bool(truncated)))
+        self.rows += 1
+        if len(self._steps) == ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows = len(self._steps)
+        if not rows:
+            return
+        columns: list[pa.Array] = [
+            pa.FixedSizeBinaryArray.from_buffers(
+                self._schema.field("frame").type, rows, [None, pa.py_buffer(self._frames[:rows])]
+            )
+        ]
+        for values, column in zip(zip(*self._steps, strict=True), list(self._schema)[1:], strict=True):
+            columns.append(pa.array(values, type=column.type))
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), ROW_GROUP)
+        self._steps.clear()
+        self.stored = (self.rows, self._file.stream.tell())
+
+    def commit(self, complete: bool) -> None:
+        """Finish the shard, make it durable and give it its name.
+
+        Args:
+            complete: Whether the shard holds all it was meant to; an incomplete one is
+                collected again when collection resumes.
+        """
+        self._flush()
+        metadata = {**self._metadata, "rows": self.rows, "complete": complete}
+        self._writer.add_key_value_metadata({METADATA_KEY.decode(): json.dumps(metadata)})
+        self._writer.close()
+        self.stored = (self.rows, self._file.stream.tell())
+        self._file.commit()
+
+    def abort(self) -> None:
+        """Delete the unfinished shard."""
+        # A full disk fails the footer too; the file goes away all the same.
+        with contextlib.suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        self._file.abort()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One committed Parquet file of a frames folder."""
+
+    path: Location
+    rows: int
+    row_groups: int
+    metadata: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder."""
+        return name_of(self.path)
+
+    @property
+    def env_id(self) -> str:
+        """The environment its frames come from; ``""`` where that is not known."""
+        return str(self.metadata["source"].get("env_id", ""))
+
+    @property
+    def complete(self) -> bool:
+        """Whether collection finished this shard rather than being interrupted in it."""
+        return bool(self.metadata.get("complete"))
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the file."""
+        return num_bytes(self.path)
+
+    def open(self) -> pq.ParquetFile:
+        """Open the file for reading; use it in a ``with`` statement."""
+        return open_parquet(self.path)
+
+
+def read_shard(path: Location) -> Shard:
+    """Read one shard's footer.
+
+    Args:
+        path: The path or URL of the file.
+
+    Raises:
+        ValueError: If the file is truncated, is not Parquet or is not a frames shard.
+    """
+    try:
+        with open_parquet(path) as file:
+            footer = file.metadata
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(
+            f"{shown(path)} is not a readable Parquet file ({str(error).splitlines()[0]}). "
+            "Delete it and collect again: only its own frames are missing then."
+        ) from error
+    try:
+        metadata = json.loads((footer.metadata or {})[METADATA_KEY])
+        known = metadata["format"] == FORMAT
+    except (KeyError, ValueError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"{shown(path)} is a Parquet file, but not a shard written by latent-obs collect.")
+    if metadata["version"] != VERSION:
+        raise ValueError(
+            f"{shown(path)} has version {metadata['version']} of the frames format, this latent_obs reads "
+            f"version {VERSION}."
+        )
+    return Shard(path, footer.num_rows, footer.num_row_groups, metadata)
+
+
+def read_group(file: pq.ParquetFile, group: int) -> Frames:
+    """Read the frames of a row group of an open shard, ``uint8`` of shape ``(N, 64, 64, 3)``."""
+    return as_frames(file.read_row_group(group, columns=["frame"], use_threads=False)["frame"])
+
+
+def as_frames(column: pa.ChunkedArray) -> Frames:
+    """View a ``fixed_size_binary[12288]`` column as frames, without a copy when it is one chunk."""
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    data = np.frombuffer(array.buffers()[1], np.uint8)
+    data = data[array.offset * FRAME_BYTES : (array.offset + len(array)) * FRAME_BYTES]
+    return data.reshape(-1, *FRAME_SHAPE)

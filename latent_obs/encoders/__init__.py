@@ -1,0 +1,1 @@
+"""Acting: encoder folders, what a reference resolves to, and how an encoder runs."""

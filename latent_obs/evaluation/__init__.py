@@ -1,0 +1,1 @@
+"""Measuring an encoder: the report card, its baselines, probes and pictures."""

@@ -1,0 +1,1 @@
+"""Training a VAE offline on a frames folder."""

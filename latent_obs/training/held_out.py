@@ -1,0 +1,91 @@
+"""What ``config.json`` says of an encoder: figures on held-out episodes, and statistics of its latents."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from latent_obs.encoders.folder import ACTIVE_VARIANCE
+from latent_obs.frames import FRAME_BYTES
+from latent_obs.measures import Foreground, reconstruction_metrics
+from latent_obs.training.objective import gaussian_nll, terms
+from latent_obs.vae import VAE, as_tensor, reconstruct
+
+
+@torch.no_grad()
+def latent_statistics(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, list[float]]:
+    """Return per-dimension ``mean`` and ``std`` of the latent and its mean ``kl`` in nats.
+
+    Args:
+        vae: The model.
+        frames: ``uint8``, shape (N, 64, 64, 3).
+    """
+    parts = _all_terms(vae, frames)
+    mean, kl = parts["mean"], parts["kl"]
+    return {
+        "mean": [float(x) for x in mean.mean(0)],
+        "std": [float(x) for x in mean.std(0)],
+        "kl": [float(x) for x in kl.mean(0)],
+    }
+
+
+@torch.no_grad()
+def evaluate_vae(
+    vae: VAE, frames: npt.NDArray[np.uint8], foreground: Foreground | None = None
+) -> dict[str, Any]:
+    """Measure a VAE on frames it has not seen.
+
+    Args:
+        vae: The model.
+        frames: ``uint8``, shape (N, 64, 64, 3), from held-out episodes.
+        foreground: Theirs, where it is known already.
+
+    Returns:
+        A dictionary with
+
+        - ``frames``: N.
+        - ``negative_elbo``: nats per frame, the decoder's density taken over 8-bit levels.
+        - ``bits_per_dim``: the same over 12,288 ln 2.
+        - ``reconstruction``, ``kl``: its two parts in nats per frame.
+        - ``active_units``: dimensions whose mean varies by more than 0.01 over the frames.
+        - ``psnr``: of the reconstruction from the mean, in dB.
+        - ``moving_r2``: 1 - residual energy / energy over the pixels that differ from the
+          per-pixel median frame. A lost ball shows here and hardly in PSNR; 0 means that
+          decoding is no better than showing the median. Frames that differ in more than half
+          of their pixels (a flash, another scene) are left out where they are the exception:
+          one of them outweighs thousands of balls.
+        - ``rare_r2``: the same over pixels whose colour, at three bits a channel, at most one
+          pixel in 2,000 of these frames has. A monster that is lost in front of walls shows here,
+          wherever the camera looks.
+        - ``foreground``: the share of pixels that differ from the median frame. Where the camera
+          moves it is large, and the median frame, hence ``moving_r2``, means little.
+    """
+    sampled = _all_terms(vae, frames, sample=True)
+    variance = vae.decoder_variance.cpu().double()
+    reconstruction = float(gaussian_nll(torch.from_numpy(sampled["squared_error"]), variance).mean())
+    kl = float(sampled["kl"].sum(1).mean())
+    return {
+        "frames": len(frames),
+        "negative_elbo": reconstruction + kl,
+        "bits_per_dim": (reconstruction + kl) / (FRAME_BYTES * math.log(2)),
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "active_units": int((sampled["mean"].var(0) > ACTIVE_VARIANCE).sum()),
+        **reconstruction_metrics(frames, partial(reconstruct, vae), foreground),
+    }
+
+
+def _all_terms(vae: VAE, frames: npt.NDArray[np.uint8], sample: bool = False) -> dict[str, Any]:
+    generator = torch.Generator(vae.output_bias.device).manual_seed(0)
+    rows: dict[str, list[npt.NDArray[np.float32]]] = {"squared_error": [], "kl": [], "mean": []}
+    for start in range(0, len(frames), 256):
+        batch = as_tensor(vae, frames[start : start + 256])
+        parts = terms(vae, batch, sample=sample, generator=generator)
+        for name, values in rows.items():
+            values.append(getattr(parts, name).cpu().numpy())
+    return {name: np.concatenate(values) for name, values in rows.items()}

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3 import A2C, DQN, PPO, SAC
+
+from latent_obs import LatentObservationWrapper
+from latent_obs.collecting.policies import StickyPolicy, make_policy, parse_mix, policy_files
+from tests.conftest import FrameEnv
+
+BOX = gym.spaces.Box(np.array([-1, 0, 0], np.float32), np.ones(3, np.float32))
+
+
+class Acting(gym.Env[Any, Any]):
+    observation_space = gym.spaces.Box(-1, 1, (4,), np.float32)
+
+    def __init__(self, action_space: gym.Space[Any] | None = None) -> None:
+        self.action_space = action_space or gym.spaces.Discrete(6)
+
+
+def shouting(obs: Any, space: gym.Space[Any]) -> int:
+    return int(obs.sum()) % 6
+
+
+@pytest.mark.parametrize(("name", "space"), [("random", None), ("sticky", None), ("brownian", BOX)])
+def test_a_reset_with_the_same_seed_repeats_the_actions(name: str, space: Any) -> None:
+    policy = make_policy(name, Acting(space))
+    runs = []
+    for seed in (7, 7, 8):
+        policy.reset(seed)
+        runs.append(np.array([policy.act(None) for _ in range(50)]))
+    assert np.array_equal(runs[0], runs[1])
+    assert not np.array_equal(runs[0], runs[2])
+
+
+def test_sticky_actions_last_eight_steps_on_average() -> None:
+    policy = StickyPolicy(gym.spaces.Box(0, 1, (1,), np.float64))
+    policy.reset(0)
+    actions = np.array([policy.act(None) for _ in range(20_000)]).ravel()
+    assert 1 / np.mean(np.diff(actions) != 0) == pytest.approx(8, rel=0.1)
+
+
+def test_the_brownian_walk_is_continuous_and_stays_inside() -> None:
+    policy = make_policy("brownian", Acting(BOX))
+    policy.reset(0)
+    walk = np.array([policy.act(None) for _ in range(2000)])
+    assert all(BOX.contains(action) for action in walk)
+    steps = np.diff(walk[:, 0])
+    assert steps.std() < 0.25  # a tenth of the width, 2
+    assert np.corrcoef(walk[:-1, 0], walk[1:, 0])[0, 1] > 0.9
+
+
+def test_brownian_needs_a_bounded_box() -> None:
+    with pytest.raises(ValueError, match="bounded continuous action space"):
+        make_policy("brownian", Acting())
+
+
+def test_a_function_acts_on_observations() -> None:
+    policy = make_policy("tests.test_policies:shouting", Acting())
+    policy.reset(0)
+    assert policy.act(np.array([4.0, 5.0])) == 3
+
+
+class Constant:
+    """A function with a state, for mixes: it always takes the action that it is made with."""
+
+    def __init__(self, action: int) -> None:
+        self.action = action
+
+    def __call__(self, obs: Any, space: gym.Space[Any]) -> int:
+        return self.action
+
+
+always_one, always_two = Constant(1), Constant(2)
+ONE, TWO = "tests.test_policies:always_one", "tests.test_policies:always_two"
+
+
+def test_a_mix_draws_one_policy_an_episode_by_weight() -> None:
+    policy = make_policy(f"{ONE}:1,{TWO}:3", Acting())
+    actions: list[int] = []
+    for seed in range(2000):
+        policy.reset(seed)
+        episode = {policy.act(None) for _ in range(3)}
+        assert len(episode) == 1
+        actions += episode
+    assert np.mean(np.array(actions) == 2) == pytest.approx(0.75, abs=0.03)
+
+
+def test_a_mix_repeats_itself_with_its_seed() -> None:
+    policy = make_policy(f"random:0.4, sticky:0.4,{ONE}:0.2", Acting())
+    runs = []
+    for seed in (*range(8), *range(8)):
+        policy.reset(seed)
+        runs.append([policy.act(None) for _ in range(30)])
+    assert runs[:8] == runs[8:]
+    assert runs[0] != runs[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("random", [("random", 1)]),
+        ("random:0.5,sticky:0.5", [("random", 0.5), ("sticky", 0.5)]),
+        ("a.b:act", [("a.b:act", 1)]),
+        ("a.b:act:0.3,folder/agent.zip:1e-1", [("a.b:act", 0.3), ("folder/agent.zip", 0.1)]),
+        ("C:/agent.zip:2,random:1", [("C:/agent.zip", 2), ("random", 1)]),
+    ],
+)
+def test_a_mix_is_split_into_policies_and_weights(name: str, parts: list[tuple[str, float]]) -> None:
+    assert parse_mix(name) == parts
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("random:0.5,sticky", "'sticky' has none: write it as sticky:0.5"),
+        ("random:0.5,", "needs a weight"),
+        ("random:0.5,a.b:act", "'a.b:act' has none"),
+        ("random:0,sticky:1", "must be above 0, got 0"),
+        ("random:nan,sticky:1", "must be above 0"),
+        ("random:0.5,walk:0.5", "Unknown policy 'walk'"),
+        ("walk", "Unknown policy 'walk'"),
+        ("no_such_module:act", "could not be imported"),
+        ("tests.test_policies:BOX", "not callable"),
+        ("missing.zip", "does not exist"),
+    ],
+)
+def test_a_policy_that_cannot_be_made_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_policy(name, Acting())
+
+
+@pytest.mark.parametrize("algorithm", [A2C, DQN, PPO, SAC])
+def test_a_saved_sb3_model_of_any_algorithm_acts(algorithm: Any, tmp_path: Path) -> None:
+    env = gym.make("Pendulum-v1") if algorithm is SAC else gym.make("CartPole-v1")
+    algorithm("MlpPolicy", env, device="cpu").save(tmp_path / "model.zip")
+    policy = make_policy(str(tmp_path / "model.zip"), env)
+    policy.reset(0)
+    obs, _ = env.reset(seed=0)
+    assert env.action_space.contains(policy.act(obs))
+
+
+def test_an_sb3_model_of_another_environment_is_refused(tmp_path: Path) -> None:
+    PPO("MlpPolicy", gym.make("CartPole-v1"), device="cpu").save(tmp_path / "model.zip")
+    with pytest.raises(ValueError, match="was trained with the observation_space"):
+        make_policy(str(tmp_path / "model.zip"), FrameEnv())
+
+
+def test_a_zip_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.zip").write_bytes(b"PK nothing")
+    with pytest.raises(ValueError, match="not a model saved by Stable-Baselines3"):
+        make_policy(str(tmp_path / "model.zip"), Acting())
+
+
+@pytest.mark.parametrize(("stack", "normalize"), [(1, False), (3, False), (3, True)])
+def test_a_model_trained_on_latents_acts_as_in_the_wrapped_env(
+    stack: int, normalize: bool, trained: Path, tmp_path: Path
+) -> None:
+    """A PPO that learned a little on latents takes the same actions above raw observations."""
+    wrapped = LatentObservationWrapper(FrameEnv(), str(trained), stack=stack, normalize=normalize)
+    model = PPO("MlpPolicy", wrapped, n_steps=32, batch_size=32, n_epochs=2, device="cpu", seed=0)
+    model.learn(64).save(tmp_path / "agent.zip")
+    raw = FrameEnv()
+    policy = make_policy(str(tmp_path / "agent.zip"), raw, str(trained), normalize)
+    taken = []
+    for seed in range(6):  # stacks begin anew with each episode
+        latents, _ = wrapped.reset(seed=seed)
+        model.set_random_seed(seed)
+        expected, over = [], False
+        while not over:
+            expected.append(int(model.predict(latents)[0]))
+            latents, _, terminated, truncated, _ = wrapped.step(expected[-1])
+            over = terminated or truncated
+        obs, _ = raw.reset(seed=seed)
+        policy.reset(seed)
+        actions, over = [], False
+        while not over:
+            actions.append(int(policy.act(obs)))
+            obs, _, terminated, truncated, _ = raw.step(actions[-1])
+            over = terminated or truncated
+        assert actions == expected
+        taken += actions
+    assert len(set(taken)) > 1
+
+
+def test_a_model_that_does_not_fit_its_encoder_is_refused(encoder: Path, tmp_path: Path) -> None:
+    wrapped = LatentObservationWrapper(FrameEnv(), str(encoder))
+    path = str(tmp_path / "agent.zip")
+    PPO("MlpPolicy", wrapped, device="cpu").save(path)
+    with pytest.raises(ValueError, match="--policy-encoder"):
+        make_policy(path, FrameEnv())
+    with pytest.raises(ValueError, match="takes no encoder"):
+        make_policy("random", FrameEnv(), str(encoder))
+    wrapped.observation_space = gym.spaces.Box(-1, 1, (33,), np.float32)
+    PPO("MlpPolicy", wrapped, device="cpu").save(path)
+    with pytest.raises(ValueError, match="no whole number of 32-dimensional latents"):
+        make_policy(path, FrameEnv(), str(encoder))
+
+
+def test_a_digest_tells_one_model_from_the_next(encoder: Path, tmp_path: Path) -> None:
+    env = FrameEnv()
+    (tmp_path / "agent.zip").write_bytes(b"first")
+    name = f"random:1,{tmp_path}/agent.zip:1"
+    first = policy_files(name, env, str(encoder))
+    assert first == policy_files(name, env, str(encoder))
+    assert first is not None
+    assert len(first) == 2
+    (tmp_path / "agent.zip").write_bytes(b"second")
+    assert first != policy_files(name, env, str(encoder))
+    assert policy_files("random", env) is None

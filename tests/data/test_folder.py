@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from latent_obs.data.folder import FramesFolder
+from latent_obs.data.shards import ROW_GROUP, ShardWriter, action_type, read_shard
+from latent_obs.frames import FrameSpec
+
+
+def write_shard(
+    path: Path,
+    episodes: list[int],
+    frames: Any,
+    spec: FrameSpec | None = None,
+    commit: bool = True,
+    action: pa.DataType | None = None,
+    env_id: str = "",
+) -> ShardWriter:
+    source = {"env_id": env_id} if env_id else {}
+    metadata = {"frame_spec": (spec or FrameSpec()).to_json(), "source": source, "worker": 0}
+    writer = ShardWriter(path, action or pa.int64(), metadata)
+    for row, (episode, frame) in enumerate(zip(episodes, frames, strict=True)):
+        first = row == 0 or episodes[row - 1] != episode
+        writer.append(frame, episode, row, None if first else row % 3, row / 3, False, row == 5)
+    if commit:
+        writer.commit(complete=True)
+    return writer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> tuple[FramesFolder, Any]:
+    """1,500 numbered frames in 15 episodes and two shards."""
+    frames = np.zeros((1500, 64, 64, 3), np.uint8)
+    frames[:, 0, 0, 0], frames[:, 0, 0, 1] = np.arange(1500) % 256, np.arange(1500) // 256
+    episodes = [i // 100 for i in range(1500)]
+    write_shard(tmp_path / "part-000-00000.parquet", episodes[:900], frames[:900])
+    write_shard(tmp_path / "part-000-00001.parquet", episodes[900:], frames[900:])
+    return FramesFolder(tmp_path), frames
+
+
+def numbers(frames: Any) -> Any:
+    return frames[:, 0, 0, 0].astype(int) + 256 * frames[:, 0, 0, 1].astype(int)
+
+
+def test_frames_come_back_bit_for_bit(tmp_path: Path, frames: Any) -> None:
+    written = frames(700)
+    write_shard(tmp_path / "a.parquet", [0] * 300 + [1] * 400, written)
+    folder = FramesFolder(tmp_path)
+    assert len(folder) == 700
+    assert folder.episodes() == {0: 300, 1: 400}
+    assert np.array_equal(folder.load(), written)
+    assert np.array_equal(folder.load([1]), written[300:])
+    assert np.array_equal(folder.load(limit=10), written[:10])
+
+
+def test_any_parquet_reader_opens_a_shard(tmp_path: Path, frames: Any) -> None:
+    written = frames(8)
+    write_shard(tmp_path / "a.parquet", [0] * 4 + [1] * 4, written)
+    rows = pq.read_table(tmp_path / "a.parquet").to_pylist()
+    assert rows[6]["frame"] == written[6].tobytes()
+    assert [row["action"] for row in rows] == [None, 1, 2, 0, None, 2, 0, 1]
+    assert rows[5]["reward"] == 5 / 3
+    assert rows[5]["truncated"] is True
+    assert rows[0].keys() == {"frame", "episode", "step", "action", "reward", "terminated", "truncated"}
+
+
+def test_the_frame_column_is_stored_as_the_format_says(folder: tuple[FramesFolder, Any]) -> None:
+    metadata = pq.read_metadata(folder[0].shards[0].path)
+    column = metadata.row_group(0).column(0)
+    assert metadata.row_group(0).num_rows == ROW_GROUP
+    assert column.compression == "ZSTD"
+    assert column.statistics is None
+    assert "RLE_DICTIONARY" not in column.encodings
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        (gym.spaces.Discrete(3), pa.int64()),
+        (gym.spaces.Box(-1, 1, (3,), np.float32), pa.list_(pa.float32(), 3)),
+        (gym.spaces.MultiDiscrete([2, 3]), pa.list_(pa.int64(), 2)),
+        (gym.spaces.MultiBinary(4), pa.list_(pa.int8(), 4)),
+    ],
+)
+def test_actions_are_stored_in_their_own_type(
+    space: gym.Space[Any], expected: pa.DataType, tmp_path: Path, frames: Any
+) -> None:
+    assert action_type(space) == expected
+    space.seed(0)
+    action = space.sample()
+    writer = ShardWriter(tmp_path / "a.parquet", expected, {})
+    writer.append(frames(1)[0], 0, 1, action if np.ndim(action) == 0 else action.ravel(), 0, False, False)
+    writer.commit(complete=True)
+    stored = pq.read_table(tmp_path / "a.parquet")["action"][0].as_py()
+    assert np.array_equal(np.asarray(stored, space.dtype), action)
+
+
+def test_an_action_space_without_a_column_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="one array"):
+        action_type(gym.spaces.Dict(a=gym.spaces.Discrete(2)))
+
+
+def test_an_unfinished_shard_is_invisible_until_committed(tmp_path: Path, frames: Any) -> None:
+    writer = write_shard(tmp_path / "a.parquet", [0] * 600, frames(600), commit=False)
+    assert list(tmp_path.glob("*.parquet")) == []
+    with pytest.raises(FileNotFoundError, match="holds no frames"):
+        FramesFolder(tmp_path)
+    writer.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_named_with_the_cure(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="latent-obs collect"):
+        FramesFolder(tmp_path / "nowhere")
+
+
+def test_a_truncated_shard_is_named(folder: tuple[FramesFolder, Any]) -> None:
+    path = folder[0].shards[1].path
+    assert isinstance(path, Path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"part-000-00001\.parquet is not a readable"):
+        FramesFolder(folder[0].path)
+
+
+def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="not a shard"):
+        FramesFolder(tmp_path)
+
+
+def test_shards_with_different_frame_specs_are_refused(tmp_path: Path, frames: Any) -> None:
+    write_shard(tmp_path / "a.parquet", [0], frames(1))
+    write_shard(tmp_path / "b.parquet", [1], frames(1), FrameSpec(crop=(0, 64, 0, 64)))
+    with pytest.raises(ValueError, match="different frame specs"):
+        FramesFolder(tmp_path)
+
+
+def test_a_shard_says_whether_it_is_complete(tmp_path: Path, frames: Any) -> None:
+    write_shard(tmp_path / "a.parquet", [0], frames(1), commit=False).commit(complete=False)
+    assert not read_shard(tmp_path / "a.parquet").complete
+
+
+def test_the_split_is_by_episode_and_repeatable(folder: tuple[FramesFolder, Any]) -> None:
+    train, held_out = folder[0].split(0.2, seed=3)
+    assert sorted(train + held_out) == list(range(15))
+    assert len(held_out) == 3
+    assert folder[0].split(0.2, seed=3) == (train, held_out)
+    assert folder[0].split(0.2, seed=4) != (train, held_out)
+
+
+def test_one_episode_cannot_be_split(tmp_path: Path, frames: Any) -> None:
+    write_shard(tmp_path / "a.parquet", [0] * 9, frames(9))
+    with pytest.raises(ValueError, match="max_episode_steps"):
+        FramesFolder(tmp_path).split(0.1)
+
+
+@pytest.mark.parametrize("buffer_frames", [50_000, 600])
+def test_a_pass_draws_every_frame_of_its_episodes_once(
+    folder: tuple[FramesFolder, Any], buffer_frames: int
+) -> None:
+    episodes = [0, 3, 4, 9, 14]
+    batches = folder[0].batches(50, episodes, buffer_frames=buffer_frames)
+    for _ in range(2):
+        seen = np.concatenate([numbers(next(batches)) for _ in range(10)])
+        assert sorted(seen) == [i for i in range(1500) if i // 100 in episodes]
+
+
+def test_batches_are_shuffled_and_repeatable(folder: tuple[FramesFolder, Any]) -> None:
+    first = numbers(next(folder[0].batches(64, seed=1)))
+    assert np.array_equal(first, numbers(next(folder[0].batches(64, seed=1))))
+    assert not np.array_equal(first, numbers(next(folder[0].batches(64, seed=2))))
+    assert np.ptp(first) > 1000
+
+
+@pytest.mark.parametrize("skip", [1, 22, 23, 24, 50])
+def test_skipping_batches_resumes_the_sequence(folder: tuple[FramesFolder, Any], skip: int) -> None:
+    """23 batches of 64 are a pass over 1,500 frames, so this crosses passes."""
+    straight = folder[0].batches(64, seed=5, buffer_frames=700)
+    for _ in range(skip):
+        next(straight)
+    resumed = folder[0].batches(64, seed=5, buffer_frames=700, skip=skip)
+    for _ in range(3):
+        assert np.array_equal(next(straight), next(resumed))
+
+
+def test_fewer_frames_than_a_batch_are_refused(folder: tuple[FramesFolder, Any]) -> None:
+    with pytest.raises(ValueError, match="smaller --batch-size"):
+        next(folder[0].batches(101, [2]))
+
+
+def test_a_sample_is_drawn_from_the_whole_folder(folder: tuple[FramesFolder, Any]) -> None:
+    drawn = numbers(folder[0].sample(300, seed=1))
+    assert len(set(drawn)) == 300
+    assert np.ptp(drawn) > 1300
+    assert set(numbers(folder[0].sample(9999, [3, 12]))) == {*range(300, 400), *range(1200, 1300)}

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs
+import pytest
+from moto.server import ThreadedMotoServer
+
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
+from latent_obs.data.folder import FramesFolder
+from latent_obs.data.storage import NewFile, child, list_files, name_of, parse_location, shown
+
+QUICK = CollectConfig("tests.quick_env:Quick-v0", frames=900, workers=2, shard_rows=200)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of a folder in a store with an S3 interface, served on loopback, and its options."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+                patch.setenv(name, "testing")
+            patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            host, port = server.get_host_and_port()
+            options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+            store, _ = pyarrow.fs.FileSystem.from_uri(f"s3://?{options}&allow_bucket_creation=true")
+            store.create_dir("frames")
+            yield f"s3://frames/NAME?{options}"
+    finally:
+        server.stop()
+
+
+def rows(folder: FramesFolder) -> dict[str, Any]:
+    found = {}
+    for shard in folder.shards:
+        with shard.open() as file:
+            found[shard.name] = file.read().to_pydict()
+    return found
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the collection gives in a local folder."""
+    out = tmp_path_factory.mktemp("local")
+    return rows(collect_frames(replace(QUICK, out=out), progress=False))
+
+
+def test_an_object_store_holds_what_a_local_folder_would(bucket: str, local: dict[str, Any]) -> None:
+    url = bucket.replace("NAME", "deep/pong")
+    folder = collect_frames(replace(QUICK, out=url), progress=False)
+    assert len(FramesFolder(url)) == len(folder) == 900
+    assert rows(folder) == local
+    assert folder.load().shape == (900, 64, 64, 3)
+    assert next(folder.batches(32)).shape == (32, 64, 64, 3)
+    assert sum(folder.episodes().values()) == 900
+    assert folder.num_bytes > 0
+
+
+def test_a_collection_in_an_object_store_resumes(bucket: str, local: dict[str, Any]) -> None:
+    url = bucket.replace("NAME", "resumed")
+    config = replace(QUICK, out=url)
+    collect_frames(replace(config, frames=500), progress=False)
+    store, path = pyarrow.fs.FileSystem.from_uri(url)
+    lost = sorted(info.path for info in store.get_file_info(pyarrow.fs.FileSelector(path)))[0]
+    store.delete_file(lost)
+    assert rows(collect_frames(config, progress=False)) == local
+
+
+def test_an_object_appears_only_when_it_is_committed(bucket: str) -> None:
+    url = bucket.replace("NAME", "files")
+    given_up = NewFile(child(url, "a.parquet"))
+    given_up.stream.write(b"half")
+    given_up.abort()
+    del given_up
+    whole = NewFile(child(url, "b.parquet"))
+    whole.stream.write(b"whole")
+    assert list_files(url, ".parquet") == []
+    whole.commit()
+    assert [name_of(file) for file in list_files(url, ".parquet")] == ["b.parquet"]
+
+
+def test_a_store_that_does_not_answer_is_one_clear_error(local: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="no-such-scheme://x/y cannot be used"):
+        collect_frames(replace(QUICK, out="no-such-scheme://x/y"), progress=False)
+
+
+def test_a_bucket_that_does_not_exist_is_named(bucket: str) -> None:
+    url = bucket.replace("frames/NAME", "nowhere/frames")
+    with pytest.raises(OSError, match="nowhere"):
+        collect_frames(replace(QUICK, out=url), progress=False)
+
+
+def test_what_only_fsspec_knows_works_too(local: dict[str, Any]) -> None:
+    """Its memory is that of one process, hence one worker."""
+    config = replace(QUICK, out="memory://somewhere/frames", workers=1)
+    collect_frames(replace(config, frames=300), progress=False)
+    folder = collect_frames(config, progress=False)
+    assert len(folder) == 900
+    assert isinstance(folder.path, str)
+
+
+def test_a_file_url_is_a_local_folder(tmp_path: Path) -> None:
+    folder = collect_frames(replace(QUICK, out=f"file://{tmp_path}/a%20b", workers=1), progress=False)
+    assert folder.path == tmp_path / "a b"
+    assert len(FramesFolder(str(tmp_path / "a b"))) == 900
+
+
+def test_an_empty_folder_is_told_from_none(bucket: str, tmp_path: Path) -> None:
+    url = bucket.replace("NAME", "nothing")
+    for location, message in (
+        (url, "holds no frames"),
+        (tmp_path, "holds no frames"),
+        (tmp_path / "x", "no frames folder"),
+    ):
+        with pytest.raises(FileNotFoundError, match=message):
+            FramesFolder(location)
+
+
+def test_locations_are_joined_and_shown() -> None:
+    url = "s3://key:secret@bucket/a/b?endpoint_override=localhost:1"
+    assert child(url, "c.parquet") == "s3://key:secret@bucket/a/b/c.parquet?endpoint_override=localhost:1"
+    assert name_of(child(url, "c.parquet")) == "c.parquet"
+    assert "secret" not in shown(url)
+    assert parse_location("frames") == Path("frames")
+    for wrong in ("s3://", "file://host/frames"):
+        with pytest.raises(ValueError, match=r"must|URL"):
+            parse_location(wrong)

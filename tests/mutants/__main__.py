@@ -64,7 +64,7 @@ def passes(tree: Path, tests: str) -> bool:
     try:
         return (
             subprocess.run(
-                command, cwd=tree, env=environment, capture_output=True, timeout=SECONDS
+                command, cwd=tree, env={**os.environ, **added}, capture_output=True, timeout=SECONDS
             ).returncode
             == 0
         )

@@ -55,21 +55,13 @@ def main(wings: list[str]) -> int:
 def passes(tree: Path, tests: str) -> bool:
     """Run some tests in a copy of the repository; one that hangs counts as failed."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tree),
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    added = {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **added}
     try:
-        return (
-            subprocess.run(
-                command, cwd=tree, env={**os.environ, **added}, capture_output=True, timeout=SECONDS
-            ).returncode
-            == 0
-        )
+        run = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=SECONDS)
     except subprocess.TimeoutExpired:
         return False
+    return run.returncode == 0
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from latent_obs.evaluation.readers import mlp, ridge, whiten
 
 RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
-    "linear positions": {"position_weight": 1000.0},
     "no emphasis on rare colours": {"rarity_weight": 0.0},
 }
 MONSTER, WIDTH = "Cacodemon", 320  # of the screen, in pixels

@@ -26,7 +26,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default": {},
     "no normalisation": {"batch_norm": False},
     "no emphasis on rare colours": {"rarity_weight": 0.0},
-    "linear positions": {"position_weight": 1000.0},
     "no emphasis": {"foreground_weight": 0.0, "rarity_weight": 0.0},
     "neither": {"batch_norm": False, "foreground_weight": 0.0, "rarity_weight": 0.0},
     "learning rate 3e-3": {"learning_rate": 3e-3},

@@ -60,13 +60,12 @@ def like(encoder: str) -> dict[str, Any]:
     """Return the sizes and the objective of an encoder, so that nothing but the frames differs."""
     config = load_encoder(encoder).config
     settings = config.provenance.get("run", {}).get("config", {})
-    names = ("objective", "beta", "foreground_weight", "rarity_weight", "position_weight")
+    names = ("objective", "beta", "foreground_weight", "rarity_weight")
     objective = {name: settings[name] for name in names if name in settings}
     return {
         "latent_dim": config.vae.latent_dim,
         "channels": config.vae.channels,
-        "rarity_weight": 0.0,  # of those that were trained before there was one, as the next
-        "position_weight": 0.0,
+        "rarity_weight": 0.0,  # of those that were trained before there was one
         **objective,
     }
 

@@ -123,13 +123,13 @@ def _write_encoder(run: TrainingRun, config: TrainConfig) -> EncoderConfig:
     if run.best:
         run.vae.load_state_dict(run.best)
     vae = fold(run.vae).requires_grad_(False)
-    metrics = evaluate_vae(vae, folder.sample(4096, run.held_out_episodes, config.seed))
+    metrics = evaluate_vae(vae, run.held_out_sample)
     metrics["collapsed"] = metrics["active_units"] < COLLAPSED_BELOW
     device = run.fabric.device.type
     result = EncoderConfig(
         frame_spec=folder.frame_spec,
         vae=config.vae,
-        latents=latent_statistics(vae, folder.sample(4096, run.episodes, config.seed)),
+        latents=latent_statistics(vae, run.sample),
         source=folder.source,
         provenance={
             "run": run.identity,
@@ -150,8 +150,7 @@ def _write_encoder(run: TrainingRun, config: TrainConfig) -> EncoderConfig:
     )
     run.monitor.write_history()
     run.monitor.close()
-    calibration = folder.sample(CALIBRATION_FRAMES, run.episodes, config.seed)
-    write_encoder_folder(config.out, result, vae.tensors(), calibration)
+    write_encoder_folder(config.out, result, vae.tensors(), run.sample[:CALIBRATION_FRAMES])
     (config.out / CHECKPOINT).unlink(missing_ok=True)
     return result
 

@@ -19,8 +19,6 @@ from latent_obs.data.storage import list_files, name_of, parse_location, shown
 from latent_obs.frames import FrameSource, FrameSpec
 from latent_obs.progress import progress_bar
 
-# What all shards of one collection share.
-_SHARED = ("env_id", "env_kwargs", "policy", "seed", "workers", "shard_rows", "source", "minari", "split")
 _STEPS = ["episode", "step", "action", "reward", "terminated", "truncated"]
 
 
@@ -185,12 +183,15 @@ def _strangers(shards: list[Shard]) -> Iterator[tuple[str, str]]:
             yield name_of(shard.path), f"its frame spec is {spec}, that of the other shards {usual}"
     # A merged folder holds several collections; elsewhere the name says which shard it is.
     collected = [s for s in shards if name_of(s.path).startswith("part-")]
-    kinds = [json.dumps([s.metadata.get(name) for name in _SHARED], sort_keys=True) for s in collected]
+    # The emulator's settings follow from the collection, but an update of the environment can change them.
+    kinds = [json.dumps([s.collection.to_json(), s.metadata["source"]], sort_keys=True) for s in collected]
+    typical = kinds.index(collections.Counter(kinds).most_common(1)[0][0]) if kinds else 0
     for shard, kind in zip(collected, kinds, strict=True):
-        common = collections.Counter(kinds).most_common(1)[0][0]
-        if kind != common:
-            pairs = zip(_SHARED, json.loads(kind), json.loads(common), strict=True)
-            differ = [f"{n} {a!r} and not {b!r}" for n, a, b in pairs if a != b]
+        if kind != kinds[typical]:
+            other = collected[typical]
+            pairs = shard.collection.differences(other.collection)
+            pairs.append(("source", shard.metadata["source"], other.metadata["source"]))
+            differ = [f"{name} {here!r} and not {there!r}" for name, here, there in pairs if here != there]
             yield name_of(shard.path), f"it belongs to another collection: {', '.join(differ)}"
         worker, number = shard.metadata.get("worker"), shard.metadata.get("shard")
         if isinstance(worker, int) and isinstance(number, int):

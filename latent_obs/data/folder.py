@@ -15,10 +15,6 @@ from latent_obs.data.shuffle import shuffled_batches
 from latent_obs.data.storage import Location, list_files, parse_location, shown
 from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames, FrameSource, FrameSpec
 
-# The settings of a collection, and what else tells where frames come from where it applies.
-_SETTINGS = ("env_id", "env_kwargs", "frame_spec", "policy", "seed", "workers", "shard_rows")
-_OPTIONAL = ("key", "minari", "split")
-
 
 class FramesFolder:
     """A folder of frames, read lazily.
@@ -66,24 +62,23 @@ class FramesFolder:
 
     @property
     def collections(self) -> list[dict[str, Any]]:
-        """What was collected: the settings of each collection and its ``frames``, in order.
+        """What was collected: each :class:`Collection` as JSON, with its number of ``frames``, in order.
 
         There is one, except in a merged folder.
         """
         found: dict[str, dict[str, Any]] = {}
         for shard in self.shards:
-            settings = {name: shard.metadata.get(name) for name in _SETTINGS}
-            optional = (name for name in _OPTIONAL if shard.metadata.get(name) is not None)
-            settings |= {name: shard.metadata[name] for name in optional}
+            settings = shard.collection.to_json()
             collection = found.setdefault(json.dumps(settings, sort_keys=True), {"frames": 0, **settings})
             collection["frames"] += shard.rows
         return list(found.values())
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells one folder from another; stored with the encoder trained on it.
+        """What tells one folder from another, as JSON; stored with the encoder trained on it.
 
-        The settings of the collection; of a merged folder, those of each of its ``collections``.
+        It is the folder's only collection with the number of ``frames``; of a merged folder, the list of
+        its ``collections``. Folders of equal identity hold the same frames.
         """
         collections = self.collections
         if len(collections) == 1:

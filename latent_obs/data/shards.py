@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latent_obs.data.provenance import Collection
 from latent_obs.data.storage import Location, NewFile, name_of, num_bytes, open_parquet, shown
 from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames
 
@@ -188,6 +189,11 @@ class Shard:
     def env_id(self) -> str:
         """The environment its frames come from; ``""`` where that is not known."""
         return str(self.metadata["source"].get("env_id", ""))
+
+    @property
+    def collection(self) -> Collection:
+        """The collection that it is a part of."""
+        return Collection.from_json(self.metadata)
 
     @property
     def complete(self) -> bool:

@@ -123,7 +123,9 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
     abouts = {name: command.about for name, command in commands.items()}
     if not group:
         abouts |= {name: about for name, (about, _) in _GROUPS.items() if name}
-    listed = {name: dataclass(type(name, (), {"__doc__": each})) for name, each in abouts.items()}
+    listed: dict[str, Callable[..., Any]] = {
+        name: dataclass(type(name, (), {"__doc__": each})) for name, each in abouts.items()
+    }
     tyro.extras.subcommand_cli_from_dict(listed, prog=prog, description=about, args=words, **options)
     raise AssertionError("without a known command the parser prints the help and exits")
 

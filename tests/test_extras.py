@@ -115,7 +115,9 @@ def test_a_command_that_lacks_a_package_names_the_line_to_type(
     code = f"from latent_obs.cli import main; sys.exit(main({arguments.split()}))"
     run = run_without(not_in_base(), code)
     assert run.returncode == 1
-    line = rf"error: .+ needs {package}, which is not installed. Install it with: .*pip install .*\[{extra}\]'"
+    line = (
+        rf"error: .+ needs {package}, which is not installed. Install it with: .*pip install .*\[{extra}\]'"
+    )
     assert re.fullmatch(line, run.stderr.strip()), run.stderr
 
 

@@ -220,5 +220,5 @@ def open_model(model: bytes | Path) -> Callable[[npt.NDArray[Any]], npt.NDArray[
 
 def _need_packages() -> None:
     with needs("Exporting to ONNX", "onnx"):
-        for package in ("torch", "onnx.helper", "onnxruntime"):
+        for package in ("torch", "onnx", "onnx.helper", "onnxruntime"):
             importlib.import_module(package)

@@ -14,7 +14,8 @@ forward, backward, Adam.
 
 - eager: the loop of the World Models ports (ctallec/world-models): contiguous float32 images, sigmoid,
   summed squared error + KL. Its batches are in memory; decoding them is not counted.
-- pythae, where it is installed: `BaseTrainer.train_step` with those layers as its encoder and decoder, its dataset in memory.
+- pythae, where it is installed: `BaseTrainer.train_step` with those layers as its encoder and decoder, its
+  dataset in memory.
 - latent_obs: the steps of `train_vae` with the default options, batches read from Parquet.
 
 Before anything is timed, loss and gradients of the eager loop and of latent_obs' layers must be the same.
@@ -249,9 +250,7 @@ def trainers() -> list[str]:
     try:
         importlib.import_module("pythae.trainers")
     except ImportError as error:
-        print(
-            f"# pythae is left out, since it cannot be imported ({error}); the first lines of this file say how"
-        )
+        print(f"# without pythae, which is not installed ({error}): the head of this file says how")
         return ["eager", "latent_obs"]
     return ["eager", "pythae", "latent_obs"]
 

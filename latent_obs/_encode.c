@@ -22,7 +22,8 @@
 #define MOST_LAYERS 6               /* a convolution halves the side */
 #define GROUP 16                    /* channels are padded to a multiple of this */
 #define HEAD_GROUP 32               /* and outputs of the head to a multiple of this */
-#define HEAD_TOP 1023               /* the largest input of the head */
+#define TOP 255                     /* the largest input of a convolution */
+#define HEAD_TOP 1023               /* and of the head */
 
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
@@ -73,14 +74,22 @@ struct Path {
     void (*head)(const Network *network, const int16_t *differences, const int *where, int count, int32_t *sums);
 };
 
-/* max(sum, 0) * multiplier, at most `top`, rounded: adding 2^23 rounds and leaves the integer in the low
- * bits. min() stands between product and sum, so no compiler can fuse the two. */
+/* max(sum, 0) * multiplier, at most `top`, rounded to the nearest integer, halves to even.
+ *
+ * Without a branch, which compilers would keep instead of vectorising: x & (x >> 31) is min(x, 0). The bits of
+ * floats that are not negative are in the order of the floats, so the minimum with `top` is one of integers; it
+ * stands between product and sum, so the two are never fused. Adding 2^23 rounds and leaves the integer in the
+ * low bits. */
 INLINE uint32_t
 requantised(int32_t sum, float multiplier, float top)
 {
-    float value = (float)(sum > 0 ? sum : 0) * multiplier;
-    uint32_t bits;
-    value = value < top ? value : top;
+    float value = (float)(sum & ~(sum >> 31)) * multiplier;
+    int32_t bits, most, above;
+    memcpy(&bits, &value, sizeof bits);
+    memcpy(&most, &top, sizeof most);
+    above = bits - most;
+    bits = most + (above & (above >> 31));
+    memcpy(&value, &bits, sizeof bits);
     value += 8388608.0f;
     memcpy(&bits, &value, sizeof bits);
     return bits & 0xffff;
@@ -148,7 +157,7 @@ has_avx2(void)
 
 /* VNNI multiplies uint8 and int8 in fours, exactly. */
 #define NAME(function) avx512_vnni_##function
-#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,prefer-vector-width=512")))
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
 #define Input uint8_t
 #define Weight int8_t
 #define STEP 4

@@ -87,17 +87,25 @@ NAME(convolve)(const Layer *layer, const void *in, void *out, const Mask *mask)
                 case 1 * 16 + 2: NAME(block)(layer, corner, channel, sums, 2, 1); break;
                 default: NAME(block)(layer, corner, channel, sums, 1, 1);
                 }
-                for (int p = 0; p < positions; p++) {
-                    size_t to = (size_t)((y + border) * edge + x + p + border) * (size_t)layer->after + (size_t)channel;
-                    const int32_t *sum = sums + p * channels;
-                    const float *multiplier = layer->multiplier + channel;
-                    if (layer->last)
-                        for (int c = 0; c < channels; c++)
-                            ((int16_t *)out)[to + c] = (int16_t)requantised(sum[c], multiplier[c], HEAD_TOP);
-                    else
-                        for (int c = 0; c < channels; c++)
-                            ((Input *)out)[to + c] = (Input)requantised(sum[c], multiplier[c], 255);
-                }
+                for (int p = 0; p < positions; p++)
+                    for (int g = 0; g < channels; g += GROUP) {
+                        size_t to = (size_t)((y + border) * edge + x + p + border) * (size_t)layer->after;
+                        const int32_t *sum = sums + p * channels + g;
+                        const float *multiplier = layer->multiplier + channel + g;
+                        to += (size_t)(channel + g);
+                        if (layer->last)
+#if defined(__GNUC__)
+#pragma GCC unroll 1 /* unrolled, it is not vectorised */
+#endif
+                            for (int c = 0; c < GROUP; c++)
+                                ((int16_t *)out)[to + c] = (int16_t)requantised(sum[c], multiplier[c], HEAD_TOP);
+                        else
+#if defined(__GNUC__)
+#pragma GCC unroll 1 /* unrolled, it is not vectorised */
+#endif
+                            for (int c = 0; c < GROUP; c++)
+                                ((Input *)out)[to + c] = (Input)requantised(sum[c], multiplier[c], TOP);
+                    }
             }
             x += positions - 1;
         }

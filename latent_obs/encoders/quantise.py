@@ -1,18 +1,19 @@
 """Turns an encoder's weights into integers, so that its latents are the same bits on every machine.
 
-Weights of the convolutions become int8, per output channel; what lies between layers becomes uint8; what the
-head reads has 10 bits and the head's weights have 16. Rounding makes errors that are the same wherever a picture has
-the same colour, and over a background they add up. Three things against that cost nothing when encoding:
+Weights of the convolutions become int8, per output channel; what lies between layers becomes uint8; what
+the head reads has 10 bits and the head's weights have 16. Rounding makes the same error wherever a picture
+has the same colour, and over a background these errors add up. Three things against that cost nothing when
+encoding:
 
 - the channels of the first convolution are brought to similar ranges, and the next layer's weights undo it
-  (exact, since ReLU commutes with a positive factor; Nagel et al. 2019, "Data-Free Quantization Through Weight
-  Equalization and Bias Correction");
-- layer by layer, each channel's scale and bias are fitted by least squares, so that its mean before ReLU over the
-  calibration frames is float32's;
+  (exact, since ReLU commutes with a positive factor; Nagel et al. 2019, "Data-Free Quantization Through
+  Weight Equalization and Bias Correction");
+- layer by layer, each channel's scale and bias are fitted by least squares, so that its mean before ReLU
+  over the calibration frames is float32's;
 - the head's outputs get the mean that they have in float32.
 
-All of it is computed in float64 and rounded to integers or float32, so machines whose sums differ in the
-last bits agree on the result.
+All of it is computed in float64 and rounded to integers or float32, so that machines whose sums differ in
+the last bits agree on the result.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ class Quantised:
 
     Args:
         channels: Output channels of the convolutions.
-        weight: ``int8``, one array for each convolution, shape ``(16 x before, after)``; rows are in the order
-            of the kernel's rows, columns and input channels.
+        weight: ``int8``, one array for each convolution, shape ``(16 x before, after)``; its rows are in the
+            order of the kernel's rows, columns and input channels.
         bias: ``int32``, one array for each convolution, shape ``(after,)``.
         multiplier: ``float32``, one array for each convolution: what turns a sum into the next layer's input.
         head: ``int16``, shape ``(features, outputs)``; rows are in the order of rows, columns and channels.
         scale: ``float64``, shape ``(outputs,)``.
         offset: ``float64``, shape ``(outputs,)``: an output is its sum times ``scale`` plus ``offset``.
         background: The median calibration frame, ``uint8`` (64, 64, 3).
-        error: How far the means are from float32's on calibration frames that were not used for the above: the
-            largest rms difference in an active dimension, in standard deviations.
+        error: How far the means are from float32's on calibration frames that nothing above was fitted to:
+            the largest rms difference in an active dimension, in standard deviations.
     """
 
     channels: tuple[int, ...]
@@ -78,7 +79,15 @@ class Quantised:
         head = np.ascontiguousarray(self.head[:, which])
         scale, offset = self.scale[which] / divisor, (self.offset[which] - shift) / divisor
         return Quantised(
-            self.channels, self.weight, self.bias, self.multiplier, head, scale, offset, self.background, self.error
+            self.channels,
+            self.weight,
+            self.bias,
+            self.multiplier,
+            head,
+            scale,
+            offset,
+            self.background,
+            self.error,
         )
 
     def to_tensors(self) -> dict[str, npt.NDArray[Any]]:
@@ -126,8 +135,8 @@ def quantise(vae: VAEConfig, tensors: Tensors, frames: Frames) -> Quantised:
     Args:
         vae: Sizes of the networks, with at most 1024 channels in a layer.
         tensors: Weights, named as in ``model.safetensors``.
-        frames: Calibration frames, ``uint8`` (N, 64, 64, 3). Every second one sets ranges and biases; the error
-            is measured on the others.
+        frames: Calibration frames, ``uint8`` (N, 64, 64, 3). Every second one sets ranges and biases; the
+            error is measured on the others.
 
     Returns:
         The encoder with 2 x latent_dim outputs: means, then log-variances.
@@ -224,8 +233,8 @@ def key_of(vae: VAEConfig, tensors: Tensors, frames: Frames) -> str:
     digest = hashlib.sha256(f"{VERSION} {vae}".encode())
     for name in sorted(tensors):
         if name.startswith(("encoder.", "mean.", "log_variance.")):
-            digest.update(np.ascontiguousarray(tensors[name]))
-    digest.update(np.ascontiguousarray(frames))
+            digest.update(tensors[name].tobytes())
+    digest.update(frames.tobytes())
     return digest.hexdigest()
 
 
@@ -239,7 +248,10 @@ def _matrices(vae: VAEConfig, tensors: Tensors) -> tuple[list[Floats], list[Floa
     """Return kernels (16 x before, after) and biases of the convolutions, and those of both heads."""
     layers = range(len(vae.channels))
     kernels = [
-        tensors[f"encoder.conv{i}.weight"].transpose(2, 3, 1, 0).reshape(-1, vae.channels[i]).astype(np.float64)
+        tensors[f"encoder.conv{i}.weight"]
+        .transpose(2, 3, 1, 0)
+        .reshape(-1, vae.channels[i])
+        .astype(np.float64)
         for i in layers
     ]
     kernels[0] /= 255  # pixels count as 0 to 1

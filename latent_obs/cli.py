@@ -149,7 +149,7 @@ def _json_argument(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 def _collect(config: CollectConfig) -> None:
     from latent_obs.collecting.collect import collect_frames
 
-    _say_frames(collect_frames(config))
+    _say_frames(collect_frames(config, in_process=False))
 
 
 def _demo(config: DemoConfig) -> None:

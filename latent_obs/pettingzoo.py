@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-from pettingzoo import ParallelEnv
-from pettingzoo.utils.wrappers import BaseParallelWrapper
 
 from latent_obs.adapter import EncoderLike, encode_images, latent_space, open_named_encoder
 from latent_obs.encoders.folder import Latents
+from latent_obs.extras import needs
+
+with needs("latent_obs.pettingzoo", "pettingzoo"):
+    from pettingzoo import ParallelEnv
+    from pettingzoo.utils.wrappers import BaseParallelWrapper
 
 
 class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):

@@ -6,7 +6,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from ray.rllib.connectors.connector_v2 import ConnectorV2
 
 from latent_obs.adapter import (
     EncoderLike,
@@ -16,6 +15,10 @@ from latent_obs.adapter import (
     latent_space,
     open_named_encoder,
 )
+from latent_obs.extras import needs
+
+with needs("latent_obs.rllib", "rllib"):
+    from ray.rllib.connectors.connector_v2 import ConnectorV2
 
 
 class LatentObservationConnector(ConnectorV2):

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_wrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from latent_obs.adapter import (
     EncoderLike,
@@ -19,7 +17,12 @@ from latent_obs.adapter import (
     warn_of_other_source,
 )
 from latent_obs.drift import INFO_KEY, Drift, newest
+from latent_obs.extras import needs
 from latent_obs.frames import FrameSource, frame_source
+
+with needs("latent_obs.sb3", "sb3"):
+    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_wrapper
+    from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 
 class VecLatentObservation(VecEnvWrapper):

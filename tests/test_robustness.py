@@ -124,7 +124,7 @@ def test_workers_end_when_the_parent_is_killed_even_if_the_env_hangs(trouble: st
 
 def command(config: CollectConfig, **options: Any) -> subprocess.Popen[str]:
     """Run ``latent-obs collect``, which gives even one worker a process of its own."""
-    words = ["--out", config.out, "--frames", config.frames, "--workers", config.workers]
+    words: list[Any] = ["--out", config.out, "--frames", config.frames, "--workers", config.workers]
     words += ["--shard-rows", config.shard_rows, "--env-kwargs", json.dumps(config.env_kwargs)]
     if config.step_timeout is not None:
         words += ["--step-timeout", config.step_timeout]

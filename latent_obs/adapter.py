@@ -6,12 +6,13 @@ Libraries arrange images in their own ways; here they become frames, and a batch
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 
 from latent_obs.encoders.encoder import Encoder, load_encoder
 from latent_obs.encoders.folder import Latents
@@ -23,6 +24,8 @@ EncoderLike = str | Path | Encoder | Mapping[str, Any]
 # What `normalize=None` means, here and wherever latents are handed to an agent: PPO's MlpPolicy learns faster
 # on normalised ones (benchmarks/rl/normalize.py).
 NORMALIZE = True
+Rows = slice | Sequence[int] | npt.NDArray[np.intp]
+ALL = slice(None)
 Arrangement = Literal["rgb", "planar", "stack of one"]
 
 
@@ -81,6 +84,63 @@ def encode_images(encoder: Encoder, images: Any, arranged: Arrangement = "rgb") 
     for frame, image in zip(frames, images, strict=True):
         frame[...] = preprocess(_image(image, arranged), spec)
     return encoder(frames)
+
+
+class LatentStack:
+    """The last latents of each environment, oldest first, which is how an agent sees speed.
+
+    An episode begins with its first latent in all places.
+
+    Args:
+        stack: Latents of one observation.
+        latent_dim: Size of a latent.
+        rows: Number of environments.
+
+    Example:
+        >>> stack = LatentStack(2, latent_dim=1, rows=2)
+        >>> stack.push(np.array([[1], [2]], np.float32)).tolist()
+        [[1.0, 1.0], [2.0, 2.0]]
+        >>> stack.begin([1])
+        >>> stack.push(np.array([[3], [4]], np.float32)).tolist()
+        [[1.0, 3.0], [4.0, 4.0]]
+    """
+
+    def __init__(self, stack: int, latent_dim: int, rows: int = 1) -> None:
+        self._latents = np.zeros((rows, stack, latent_dim), np.float32)
+        self._begins = np.ones(rows, bool)  # the next latent is an episode's first
+
+    def begin(self, rows: Rows = ALL) -> None:
+        """Begin an episode in these environments: their next latent fills their stack."""
+        self._begins[rows] = True
+
+    def resume(self, row: int, flat: Latents) -> None:
+        """Go on in the middle of an episode, after the observation ``flat``, shape (stack * latent_dim,)."""
+        self._latents[row] = flat.reshape(self._latents.shape[1:])
+        self._begins[row] = False
+
+    def push(self, latents: Latents, rows: Rows = ALL) -> Latents:
+        """Add one latent to the stack of each of these environments.
+
+        Args:
+            latents: Shape (N, latent_dim).
+            rows: The N environments, each at most once.
+
+        Returns:
+            Their stacks, as :meth:`read` returns them.
+        """
+        self._latents[rows, :-1] = self._latents[rows, 1:]
+        self._latents[rows, -1] = latents
+        begins = self._begins[rows]
+        if begins.any():
+            beginning = np.arange(len(self._begins))[rows][begins]
+            self._latents[beginning] = latents[begins, None]
+            self._begins[rows] = False
+        return self.read(rows)
+
+    def read(self, rows: Rows = ALL) -> Latents:
+        """Return the stacks of these environments, a new array of shape (N, stack * latent_dim)."""
+        stacks = self._latents[rows]
+        return stacks.reshape(len(stacks), -1).copy()
 
 
 def _image(image: Any, arranged: Arrangement) -> Any:

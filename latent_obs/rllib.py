@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 
 from latent_obs.adapter import (
     EncoderLike,
+    LatentStack,
     arrangement,
     as_rgb,
     encode_images,
@@ -82,12 +82,11 @@ class LatentObservationConnector(ConnectorV2):
         current = list(self.single_agent_episode_iterator(episodes))
         observations = [episode.get_observations(-1) for episode in current]
         latents = encode_images(self.encoder, [self._entry(obs) for obs in observations], self._arranged)
-        for episode, obs, latent in zip(current, observations, latents, strict=True):
+        stack = LatentStack(self.stack, self.encoder.latent_dim, len(current))
+        for row, episode in enumerate(current):
             if episode.t:  # what is there already are latents
-                before = self._entry(episode.get_observations(-2))[len(latent) :]
-            else:
-                before = np.tile(latent, self.stack - 1)
-            stacked = np.concatenate([before, latent])
+                stack.resume(row, self._entry(episode.get_observations(-2)))
+        for episode, obs, stacked in zip(current, observations, stack.push(latents), strict=True):
             new = stacked if self.key is None else {**obs, self.key: stacked}
             episode.set_observations(at_indices=-1, new_data=new)
             episode.observation_space = self.observation_space

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from latent_obs.adapter import (
     EncoderLike,
+    LatentStack,
     arrangement,
     as_rgb,
     encode_images,
@@ -82,8 +83,7 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
         # Read now: ale-py writes the mode into metadata that all of its environments share.
         mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
         self._autoreset = str(getattr(mode, "value", mode or "NextStep"))
-        self._latents = np.zeros((env.num_envs, stack, self.encoder.latent_dim), np.float32)
-        self._begins = np.ones(env.num_envs, bool)  # the next observation is an episode's first
+        self._stack = LatentStack(stack, self.encoder.latent_dim, env.num_envs)
         warn_of_other_source(source, self.encoder)
 
     def reset(
@@ -96,11 +96,10 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
         rows = self._rows(infos, len(images))
         # Environments that are not reset report their last observation again: no second push.
         began = np.ones(self.num_envs, bool) if mask is None else np.asarray(mask, bool)
-        self._begins |= began
+        self._stack.begin(np.flatnonzero(began))
         fresh = began[rows]
-        self._push(rows[fresh], self._encode(images[fresh]))
-        self._begins[rows[fresh]] = False
-        return self._replace(obs, self._latents[rows]), infos
+        self._stack.push(self._encode(images[fresh]), rows[fresh])
+        return self._replace(obs, self._stack.read(rows)), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environments and encode their observations, final ones included."""
@@ -124,22 +123,16 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
             # Live and final observations go through the encoder as one batch.
             final = [self._entry(infos["final_obs"][i]) for i in ended]
             latents = self._encode([*live, *final])
-            self._push(rows[ended], latents[len(live) :])
-            infos = {**infos, "final_obs": self._final(infos["final_obs"], ended, self._latents[rows[ended]])}
-            self._begins[rows[ended]] = True
+            stacks = self._stack.push(latents[len(live) :], rows[ended])
+            infos = {**infos, "final_obs": self._final(infos["final_obs"], ended, stacks)}
+            self._stack.begin(rows[ended])
             latents = latents[: len(live)]
         else:
             latents = self._encode(live)
-        self._push(rows, latents)
-        self._begins[rows] = done if self._autoreset == "NextStep" else False
-        return self._replace(obs, self._latents[rows]), rewards, terminations, truncations, infos
-
-    def _push(self, rows: npt.NDArray[np.intp], latents: Latents) -> None:
-        """Add latents to the stacks of these environments; an episode's first fills its stack."""
-        self._latents[rows, :-1] = self._latents[rows, 1:]
-        self._latents[rows, -1] = latents
-        begins = self._begins[rows]
-        self._latents[rows[begins]] = latents[begins, None]
+        flat = self._stack.push(latents, rows)
+        if self._autoreset == "NextStep":
+            self._stack.begin(rows[ended])
+        return self._replace(obs, flat), rewards, terminations, truncations, infos
 
     def _encode(self, images: Any) -> Latents:
         return encode_images(self.encoder, images, self._arranged)
@@ -151,13 +144,11 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
     def _entry(self, obs: Any) -> Any:
         return obs if self.key is None else obs[self.key]
 
-    def _replace(self, obs: Any, stacks: Latents) -> Any:
-        flat = stacks.reshape(len(stacks), -1)  # indexing has copied it
+    def _replace(self, obs: Any, flat: Latents) -> Any:
         return flat if self.key is None else {**obs, self.key: flat}
 
-    def _final(self, final: Any, ended: Any, stacks: Latents) -> npt.NDArray[Any]:
+    def _final(self, final: Any, ended: Any, flat: Latents) -> npt.NDArray[Any]:
         """Return ``final_obs`` with latents, in the environment's own form."""
-        flat = stacks.reshape(len(stacks), -1)
         if isinstance(final, np.ndarray) and final.dtype != object:  # ALE: a batch without a mask
             batch = np.zeros((len(final), flat.shape[1]), np.float32)
             batch[ended] = flat

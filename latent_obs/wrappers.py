@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
-import numpy as np
 
-from latent_obs.adapter import EncoderLike, latent_space, open_encoder, warn_of_other_source
-from latent_obs.encoders.folder import Latents
+from latent_obs.adapter import EncoderLike, LatentStack, latent_space, open_encoder, warn_of_other_source
 from latent_obs.frames import frame_source, preprocess
 
 
@@ -72,7 +70,7 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         gym.Wrapper.__init__(self, env)
         self.stack, self.key = stack, key
         self.observation_space = latent_space(env.observation_space, self.encoder, stack, key)
-        self._latents = np.zeros((stack, self.encoder.latent_dim), np.float32)
+        self._stack = LatentStack(stack, self.encoder.latent_dim)
         warn_of_other_source(source, self.encoder)
 
     def reset(
@@ -80,21 +78,16 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and encode its observation."""
         obs, info = self.env.reset(seed=seed, options=options)
-        self._latents[:] = self._encode(obs)
+        self._stack.begin()
         return self._observation(obs), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment and encode its observation."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        latent = self._encode(obs)
-        self._latents[:-1] = self._latents[1:]
-        self._latents[-1] = latent
         return self._observation(obs), reward, terminated, truncated, info
 
-    def _encode(self, obs: Any) -> Latents:
-        image = obs if self.key is None else obs[self.key]
-        return self.encoder(preprocess(image, self.encoder.frame_spec))
-
     def _observation(self, obs: Any) -> Any:
-        latent = self._latents.reshape(-1).copy()
-        return latent if self.key is None else {**obs, self.key: latent}
+        image = obs if self.key is None else obs[self.key]
+        latent = self.encoder(preprocess(image, self.encoder.frame_spec))
+        stacked = self._stack.push(latent[None])[0]
+        return stacked if self.key is None else {**obs, self.key: stacked}

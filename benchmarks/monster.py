@@ -107,7 +107,7 @@ def main(args: Args) -> None:
             )
             train_vae(replace(config, **changes))
             card = evaluate_encoder(EvaluateConfig(out, args.frames, Path(scratch)))
-            latents = load_encoder(out, precision="float32")(frames)
+            latents = load_encoder(out, precision="float32", normalize=False)(frames)
             fitted, read = whiten(latents[~test], latents[test])
             errors = [
                 np.square(reader(fitted, centred[~test], read) - centred[test]).mean()

@@ -14,16 +14,12 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from latent_obs.encoders.encoder import Encoder, load_encoder
+from latent_obs.encoders.encoder import NORMALIZE, Encoder, load_encoder
 from latent_obs.encoders.folder import Latents
 from latent_obs.encoders.resolve import resolve_auto
 from latent_obs.frames import FRAME_SHAPE, FrameSource, check_frame_space, preprocess
 
 EncoderLike = str | Path | Encoder | Mapping[str, Any]
-
-# What `normalize=None` means, here and wherever latents are handed to an agent: PPO's MlpPolicy learns faster
-# on normalised ones (benchmarks/rl/normalize.py).
-NORMALIZE = True
 Rows = slice | Sequence[int] | npt.NDArray[np.intp]
 ALL = slice(None)
 Arrangement = Literal["rgb", "planar", "stack of one"]

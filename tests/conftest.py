@@ -110,7 +110,7 @@ def training_frames() -> Any:
 def trained(tmp_path_factory: pytest.TempPathFactory, training_frames: Any) -> Path:
     """A small random encoder whose config holds the true statistics of FrameEnv's latents."""
     folder = save_encoder(tmp_path_factory.mktemp("encoder") / "trained")
-    latents = load_encoder(folder)(training_frames)
+    latents = load_encoder(folder, normalize=False)(training_frames)
     statistics = {"mean": latents.mean(0), "std": latents.std(0), "kl": np.ones(32)}
     config = EncoderConfig(
         FrameSpec(), TINY_VAE, {name: value.tolist() for name, value in statistics.items()}

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
+from latent_obs import LatentObservationWrapper, load_encoder
 from latent_obs.adapter import LatentStack
+from latent_obs.vae import load_vae
+from tests.conftest import TINY_VAE, FrameEnv, random_tensors
 
 
 def test_a_stack_holds_the_last_latents_of_its_row_oldest_first() -> None:
@@ -41,3 +48,24 @@ def test_a_stack_goes_on_from_a_flat_observation(size: int) -> None:
     found = stack.push(np.full((2, 2), 9, np.float32))
     assert found[0].tolist() == [9] * 2 * size
     assert found[1].tolist() == [*range(2, 2 * size), 9, 9]
+
+
+@pytest.mark.parametrize("given", ["name", "options", "encoder"])
+def test_latents_are_scaled_unless_told_otherwise(given: str, tmp_path: Path) -> None:
+    """However the encoder is given; the scaling is worked out from the torch model and the config."""
+    from latent_obs.encoders.folder import EncoderConfig, write_encoder_folder
+    from latent_obs.frames import FrameSpec, preprocess
+
+    rng = np.random.default_rng(0)
+    mean, std = rng.normal(size=32), rng.uniform(0.5, 2, 32)
+    latents = {"mean": mean.tolist(), "std": std.tolist(), "kl": [1.0] * 32}
+    folder = tmp_path / "tiny"
+    write_encoder_folder(folder, EncoderConfig(FrameSpec(), TINY_VAE, latents), random_tensors(TINY_VAE))
+    makers: dict[str, Any] = {"name": folder, "options": {"ref": folder}, "encoder": load_encoder(folder)}
+    frame = preprocess(FrameEnv().reset(seed=0)[0], FrameSpec())
+    with torch.inference_mode():
+        raw = load_vae(folder)[0].encode(torch.from_numpy(frame[None]))[0].numpy()[0]
+    env = LatentObservationWrapper(FrameEnv(), makers[given])
+    np.testing.assert_allclose(env.reset(seed=0)[0], (raw - mean) / std, rtol=0.02, atol=0.02)
+    plain = LatentObservationWrapper(FrameEnv(), load_encoder(folder, normalize=False))
+    np.testing.assert_allclose(plain.reset(seed=0)[0], raw, rtol=0.02, atol=0.02)

@@ -198,7 +198,9 @@ def frame_source(env: Any) -> FrameSource:
 
 
 def specs_of(env: Any) -> list[EnvSpec]:
-    """Return the specs of an environment, or of the environments in a vector environment; empty if unknown."""
+    """Return the spec of an environment, or those of a vector environment's; empty where none is known."""
+    if isinstance(env, list):
+        return [spec for spec in env if isinstance(spec, EnvSpec)]
     spec = env if isinstance(env, EnvSpec) else getattr(env, "spec", None)
     if isinstance(spec, EnvSpec):
         return [spec]
@@ -260,8 +262,10 @@ def check_frame_space(space: gym.Space[Any], who: str, env: Any = None) -> None:
     """
     if (layout := image_layout(space, who, env)) is not None:
         about = f"a {space.dtype} Box of shape {space.shape}"
-        cure = "Ask the environment for RGB (for ALE, obs_type='rgb')." if layout.gray else (
-            "Put it before wrappers that scale or transpose."
+        cure = (
+            "Ask the environment for RGB (for ALE, obs_type='rgb')."
+            if layout.gray
+            else ("Put it before wrappers that scale or transpose.")
         )
         raise ValueError(f"{who} needs uint8 RGB observations of shape (H, W, 3), got {about}. {cure}")
 

@@ -1,4 +1,4 @@
-"""The command line: one subcommand a job, its options those of the job's dataclass."""
+"""The program ``latent-obs``: one command for each job, with the fields of the job's dataclass as options."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from latent_obs.extras import needs
 
 if TYPE_CHECKING:
     import tyro
@@ -54,20 +56,27 @@ class CardConfig:
 
 
 @dataclass(frozen=True)
-class FramesCommands:
-    """Look at, check, merge and split frames folders: info, check, show, merge, split."""
+class Command:
+    """A command of the program.
 
+    Args:
+        about: What it does, for the list of commands.
+        run: Does it, with its options.
+        module: The module in ``latent_obs`` that defines its options. It is imported when the command runs.
+        config: The dataclass of its options in that module.
+    """
 
-@dataclass(frozen=True)
-class RecipeCommands:
-    """Make a bundled encoder again from its recipe: build."""
+    about: str
+    run: Callable[[Any], None]
+    module: str
+    config: str
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Words after the program's name; ``None`` takes the process's.
+        arguments: The words after the program's name. ``None`` (default): those of this process.
 
     Returns:
         Exit status: 0, 1 after an error, 130 after Ctrl-C.
@@ -78,11 +87,13 @@ def main(arguments: list[str] | None = None) -> int:
         console.print(f"warning: {message}", style="yellow", markup=False)
 
     before, warnings.showwarning = warnings.showwarning, show_warning
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        run, config = _parse(sys.argv[1:] if arguments is None else arguments)
-        run(config)
+        with needs(f"latent-obs {' '.join(arguments[:1])}"):
+            run, config = _parse(arguments)
+            run(config)
     except KeyboardInterrupt:
-        console.print("Interrupted. What was finished is saved; the same command goes on from there.")
+        console.print("Interrupted. Finished work is saved; the same command continues from there.")
         return 130
     except (ValueError, ImportError, OSError, ArithmeticError, RuntimeError) as error:
         console.print(f"error: {error}", style="bold red", markup=False)
@@ -93,35 +104,30 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
-    """Return what to run and its options."""
+    """Return what to run and its options, or print the help and exit."""
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_json_argument)
     options: dict[str, Any] = {"config": (tyro.conf.PositionalRequiredArgs,), "registry": registry}
-    name = arguments[0] if arguments else ""
-    group = name if name in _GROUPS else None
-    if group:
-        name = " ".join(arguments[:2])
-    words = len(name.split())
-    if name in _COMMANDS and name not in _GROUPS:
-        # Importing torch takes longer than a short command, so only what is asked for is imported.
-        run, config_type = _load(name)
-        return run, tyro.cli(config_type, prog=f"latent-obs {name}", args=arguments[words:], **options)
-    if group:
-        commands = {name.split()[1]: _load(name)[1] for name in _COMMANDS if name.startswith(f"{group} ")}
-        about, prog, rest = _load(group)[1].__doc__, f"latent-obs {group}", arguments[1:]
-    else:
-        commands = {name: _load(name)[1] for name in _COMMANDS if " " not in name}
-        about, prog, rest = "Train RL agents on a compact latent instead of pixels.", "latent-obs", arguments
-    tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=about, args=rest, **options)
-    raise AssertionError("without a known command the parser shows help and exits")
-
-
-def _load(name: str) -> tuple[Callable[[Any], None], Any]:
-    run, config_name = _COMMANDS[name]
-    module = importlib.import_module(f"latent_obs.{_MODULES[name]}")
-    return run, getattr(module, config_name)
+    group = arguments[0] if arguments and arguments[0] in _GROUPS else ""
+    words = arguments[1:] if group else arguments
+    about, commands = _GROUPS[group]
+    prog = f"latent-obs {group}".strip()
+    if words and words[0] in commands:
+        # Only the module of this command is imported: torch alone takes longer than a short command.
+        command = commands[words[0]]
+        config = getattr(importlib.import_module(f"latent_obs.{command.module}"), command.config)
+        prog = f"{prog} {words[0]}"
+        return command.run, tyro.cli(config, prog=prog, description=command.about, args=words[1:], **options)
+    abouts = {name: command.about for name, command in commands.items()}
+    if not group:
+        abouts |= {name: about for name, (about, _) in _GROUPS.items() if name}
+    listed: dict[str, Callable[..., Any]] = {
+        name: dataclass(type(name, (), {"__doc__": each})) for name, each in abouts.items()
+    }
+    tyro.extras.subcommand_cli_from_dict(listed, prog=prog, description=about, args=words, **options)
+    raise AssertionError("without a known command the parser prints the help and exits")
 
 
 def _json_argument(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
@@ -338,10 +344,6 @@ def _card(config: CardConfig) -> None:
     Console().print(Markdown(text) if sys.stdout.isatty() else text.strip(), highlight=False, soft_wrap=True)
 
 
-def _group_help(config: FramesCommands | RecipeCommands) -> None:
-    raise AssertionError("the parser shows the subcommands instead")
-
-
 def _say_frames(folder: FramesFolder) -> None:
     line = f"{folder}: {len(folder):,} frames, {len(folder.episodes()):,} episodes"
     per_frame = f"{folder.num_bytes / len(folder):,.1f} bytes/frame"
@@ -392,51 +394,110 @@ _LISTED = {
     "KL nats": ("kl", 1),
 }
 
-_GROUPS = ("frames", "recipe")  # commands of two words
-# Each command's options are a dataclass in the module that _MODULES names.
-_COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
-    "demo": (_demo, "DemoConfig"),
-    "collect": (_collect, "CollectConfig"),
-    "train": (_train, "TrainConfig"),
-    "evaluate": (_evaluate, "EvaluateConfig"),
-    "export": (_export, "ExportConfig"),
-    "encode": (_encode, "EncodeConfig"),
-    "visualize": (_visualize, "VisualizeConfig"),
-    "push": (_push, "PushConfig"),
-    "pull": (_pull, "PullConfig"),
-    "list": (_list, "ListConfig"),
-    "card": (_card, "CardConfig"),
-    "recipe": (_group_help, "RecipeCommands"),
-    "recipe build": (_recipe_build, "BuildConfig"),
-    "frames": (_group_help, "FramesCommands"),
-    "frames info": (_frames_info, "InfoConfig"),
-    "frames check": (_frames_check, "CheckConfig"),
-    "frames show": (_frames_show, "ShowConfig"),
-    "frames merge": (_frames_merge, "MergeConfig"),
-    "frames split": (_frames_split, "SplitConfig"),
-    "frames import-minari": (_import_minari, "ImportMinariConfig"),
-    "frames export-minari": (_export_minari, "ExportMinariConfig"),
-}
-_MODULES = {
-    "demo": "demo",
-    "collect": "collecting.config",
-    "train": "training.config",
-    "evaluate": "evaluation.evaluate",
-    "export": "encoders.export",
-    "encode": "collecting.encode",
-    "visualize": "visualizer",
-    "push": "push",
-    "pull": "encoders.hub",
-    "list": "cli",
-    "card": "cli",
-    "recipe": "cli",
-    "recipe build": "recipe",
-    "frames": "cli",
-    "frames info": "data.check",
-    "frames check": "data.check",
-    "frames show": "data.show",
-    "frames merge": "data.curate",
-    "frames split": "data.curate",
-    "frames import-minari": "data.minari",
-    "frames export-minari": "data.minari",
+_GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
+    "": (
+        "Train reinforcement-learning agents on a compact latent instead of pixels.",
+        {
+            "demo": Command(
+                "Do it all on a real game: collect frames, train a VAE, look at it, train PPO on latents.",
+                _demo,
+                "demo",
+                "DemoConfig",
+            ),
+            "collect": Command(
+                "Collect frames from an environment into a folder.",
+                _collect,
+                "collecting.config",
+                "CollectConfig",
+            ),
+            "train": Command("Train a VAE on a folder of frames.", _train, "training.config", "TrainConfig"),
+            "evaluate": Command(
+                "Measure an encoder on frames that it was not trained on, and write its report card.",
+                _evaluate,
+                "evaluation.evaluate",
+                "EvaluateConfig",
+            ),
+            "visualize": Command(
+                "Write a page in which sliders move the latent, or a picture of the latent space.",
+                _visualize,
+                "visualizer",
+                "VisualizeConfig",
+            ),
+            "encode": Command(
+                "Encode a frames folder into a latents folder, for dynamics models.",
+                _encode,
+                "collecting.encode",
+                "EncodeConfig",
+            ),
+            "export": Command(
+                "Write an encoder and its decoder as ONNX files.", _export, "encoders.export", "ExportConfig"
+            ),
+            "push": Command("Upload an encoder to the Hugging Face Hub.", _push, "push", "PushConfig"),
+            "pull": Command(
+                "Fetch an encoder from the Hugging Face Hub.", _pull, "encoders.hub", "PullConfig"
+            ),
+            "list": Command(
+                "List the bundled encoders and those below a folder.", _list, "cli", "ListConfig"
+            ),
+            "card": Command(
+                "Show the card of an encoder: its figures, how it was made, and what it gets wrong.",
+                _card,
+                "cli",
+                "CardConfig",
+            ),
+        },
+    ),
+    "frames": (
+        "Work with frames folders: info, check, show, merge, split, import-minari, export-minari.",
+        {
+            "info": Command(
+                "Show what a frames folder holds and where its frames come from.",
+                _frames_info,
+                "data.check",
+                "InfoConfig",
+            ),
+            "check": Command(
+                "Read all of a frames folder and name every damaged shard.",
+                _frames_check,
+                "data.check",
+                "CheckConfig",
+            ),
+            "show": Command(
+                "Draw a contact sheet of a frames folder, or a clip of an episode.",
+                _frames_show,
+                "data.show",
+                "ShowConfig",
+            ),
+            "merge": Command("Merge frames folders into one.", _frames_merge, "data.curate", "MergeConfig"),
+            "split": Command(
+                "Split a frames folder by episode into train and validation.",
+                _frames_split,
+                "data.curate",
+                "SplitConfig",
+            ),
+            "import-minari": Command(
+                "Turn a Minari dataset into a frames folder.",
+                _import_minari,
+                "data.minari",
+                "ImportMinariConfig",
+            ),
+            "export-minari": Command(
+                "Turn a frames folder into a Minari dataset.",
+                _export_minari,
+                "data.minari",
+                "ExportMinariConfig",
+            ),
+        },
+    ),
+    "recipe": (
+        "Make a bundled encoder again from its recipe: build.",
+        {
+            "build": Command(
+                "Make an encoder from its recipe: collect, train, measure and write its card.",
+                _recipe_build,
+                "recipe",
+                "BuildConfig",
+            )
+        },
+    ),
 }

@@ -6,11 +6,14 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from pettingzoo import ParallelEnv
-from pettingzoo.utils.wrappers import BaseParallelWrapper
 
 from latent_obs.adapter import EncoderLike, ImageEntries, open_named_encoder
 from latent_obs.encoders.folder import Latents
+from latent_obs.extras import needs
+
+with needs("latent_obs.pettingzoo", "pettingzoo"):
+    from pettingzoo import ParallelEnv
+    from pettingzoo.utils.wrappers import BaseParallelWrapper
 
 
 class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-from ray.rllib.connectors.connector_v2 import ConnectorV2
 
 from latent_obs.adapter import EncoderLike, ImageEntries, Key, open_named_encoder
+from latent_obs.extras import needs
+
+with needs("latent_obs.rllib", "rllib"):
+    from ray.rllib.connectors.connector_v2 import ConnectorV2
 
 
 class LatentObservationConnector(ConnectorV2):

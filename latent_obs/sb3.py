@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_wrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from latent_obs.adapter import EncoderLike, ImageEntries, Key, is_trained_on_gray
 from latent_obs.drift import INFO_KEY, Drift, newest
 from latent_obs.encoders.encoder import Encoder
+from latent_obs.extras import needs
+
+with needs("latent_obs.sb3", "sb3"):
+    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_wrapper
+    from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 
 class VecLatentObservation(VecEnvWrapper):

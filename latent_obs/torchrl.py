@@ -7,14 +7,17 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
-from tensordict import NestedKey, TensorDictBase
-from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
-from torchrl.envs.transforms import ObservationTransform
-from torchrl.envs.transforms.utils import _set_missing_tolerance
 
 from latent_obs.adapter import EncoderLike, encode_images, open_named_encoder
+from latent_obs.extras import needs
 from latent_obs.images import ImageLayout, image_layout
+
+with needs("latent_obs.torchrl", "torchrl"):
+    import torch
+    from tensordict import NestedKey, TensorDictBase
+    from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+    from torchrl.envs.transforms import ObservationTransform
+    from torchrl.envs.transforms.utils import _set_missing_tolerance
 
 
 class LatentTransform(ObservationTransform):

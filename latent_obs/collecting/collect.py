@@ -28,6 +28,7 @@ from latent_obs.collecting.policies import make_policy, policy_files
 from latent_obs.collecting.sources import open_env
 from latent_obs.collecting.worker import Plan, Tally, collect_share, describe, found_shards, one_thread
 from latent_obs.data.folder import FramesFolder
+from latent_obs.data.provenance import Collection
 from latent_obs.data.shards import Shard, action_type, read_shard
 from latent_obs.data.storage import Location, list_files, locked, make_folder, parse_location, shown
 from latent_obs.frames import check_frame_space, preprocess
@@ -97,20 +98,20 @@ def _plan(config: CollectConfig, out: Location, files: dict[str, str] | None) ->
     """Return what is left to collect, by worker, having checked that it may go into this folder."""
     done = [read_shard(path) for path in list_files(out, ".parquet")]
     workers = config.workers or (done and done[0].metadata.get("workers")) or _cores(config)
-    settings = {
-        "env_id": config.env_id,
-        "env_kwargs": config.env_kwargs,
-        "key": config.key,
-        "frame_spec": config.frame_spec.to_json(),
-        "policy": config.policy,
-        "policy_encoder": config.policy_encoder,
-        "policy_normalize": None if config.policy_encoder is None else config.policy_normalize,
-        "policy_files": files,
-        "seed": config.seed,
-        "workers": workers,
-        "shard_rows": config.shard_rows,
-    }
-    _check_same_collection(config, settings, done)
+    collection = Collection(
+        env_id=config.env_id,
+        env_kwargs=config.env_kwargs,
+        frame_spec=config.frame_spec,
+        policy=config.policy,
+        seed=config.seed,
+        workers=workers,
+        shard_rows=config.shard_rows,
+        key=config.key,
+        policy_encoder=config.policy_encoder,
+        policy_normalize=None if config.policy_encoder is None else config.policy_normalize,
+        policy_files=files,
+    )
+    _check_same_collection(config, collection, done)
     if config.frames // workers // config.shard_rows >= MAX_SHARDS:
         raise ValueError(
             f"{config.frames:,} frames of {workers} workers are {MAX_SHARDS:,} shards of "
@@ -125,7 +126,7 @@ def _plan(config: CollectConfig, out: Location, files: dict[str, str] | None) ->
                 f"{shown(out)} already holds {held} frames of worker {worker}, more than the {share} "
                 "asked for: pass a larger --frames, or another --out."
             )
-        plans.append(Plan(config, settings, out, worker, share, mine))
+        plans.append(Plan(config, collection, out, worker, share, mine))
     return [plan for plan in plans if plan.todo]
 
 
@@ -147,16 +148,14 @@ def _cores(config: CollectConfig) -> int:
     return min(cores, config.frames)
 
 
-def _check_same_collection(config: CollectConfig, settings: dict[str, Any], done: list[Shard]) -> None:
+def _check_same_collection(config: CollectConfig, collection: Collection, done: list[Shard]) -> None:
     """Refuse to mix two collections in one folder."""
     for shard in done:
-        for name, value in settings.items():
-            begun = shard.metadata.get(name)
-            if begun != value:
-                raise ValueError(
-                    f"{shown(config.out)} was begun with {name}={begun!r}, got {name}={value!r}. "
-                    "Repeat the first command to resume it, or choose another --out."
-                )
+        for name, begun, value in shard.collection.differences(collection):
+            raise ValueError(
+                f"{shown(config.out)} was begun with {name}={begun!r}, got {name}={value!r}. "
+                "Repeat the first command to resume it, or choose another --out."
+            )
 
 
 class _Board:
@@ -186,7 +185,7 @@ def _run(plans: list[Plan], board: _Board, lock: int | None) -> None:
             from latent_obs.collecting.on_ray import run_tasks
 
             failures = run_tasks(plans, board.update, stop)
-        elif plans[0].settings["workers"] == 1:
+        elif plans[0].collection.workers == 1:
             failures = _run_here(plans[0], board, stop)
         else:
             failures = _run_processes(plans, board, stop, lock)

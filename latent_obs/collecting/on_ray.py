@@ -1,6 +1,6 @@
 """Runs the workers as Ray tasks, so that the machines of a cluster fill one folder together.
 
-Ray must be installed on each of them (``pip install 'latent_obs[ray]'``), and each must reach the
+Ray must be installed on each of them (the extra ``ray``), and each must reach the
 folder under the same path or URL. A task whose machine is lost is run again elsewhere, where it goes
 on from the shards it had committed.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from latent_obs.collecting.worker import Plan, Tally, collect_share, describe, look_again, one_thread
+from latent_obs.extras import needs
 
 # A task tells its tally, and asks whether to stop, at most this often.
 _REPORT_SECONDS = 0.5
@@ -119,10 +120,8 @@ def connected() -> Iterator[Any]:
     Raises:
         ImportError: If Ray is not installed.
     """
-    try:
+    with needs("Collecting on a Ray cluster"):
         import ray
-    except ImportError as error:
-        raise ImportError("Collecting with Ray needs it installed: pip install 'latent_obs[ray]'.") from error
     if ray.is_initialized():
         yield ray
         return

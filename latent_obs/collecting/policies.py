@@ -22,6 +22,7 @@ import numpy as np
 from latent_obs.adapter import LatentStack, open_encoder
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.encoders.resolve import resolve, resolve_auto
+from latent_obs.extras import needs
 from latent_obs.frames import frame_source, preprocess
 
 
@@ -183,12 +184,8 @@ class SB3Policy:
     """
 
     def __init__(self, path: Path, env: gym.Env[Any, Any], encoder: Encoder | None = None) -> None:
-        try:
+        with needs(f"The policy {path}"):
             import stable_baselines3
-        except ImportError as error:
-            raise ImportError(
-                f"The policy {path} needs Stable-Baselines3: pip install 'latent_obs[sb3]'."
-            ) from error
         algorithm = getattr(stable_baselines3, _sb3_algorithm(path))
         self.model = algorithm.load(path, device="cpu")
         self.encoder = encoder

@@ -18,6 +18,7 @@ import numpy as np
 
 from latent_obs.collecting.policies import Policy, make_policy
 from latent_obs.collecting.sources import open_env
+from latent_obs.data.provenance import Collection
 from latent_obs.data.shards import Shard, ShardWriter, action_type, read_shard
 from latent_obs.data.storage import Location, child, list_files, name_of, remove_unfinished
 from latent_obs.frames import Frame, FrameSpec, frame_source, preprocess
@@ -54,7 +55,7 @@ class Plan:
     """What one worker has to collect, and what is in the folder already."""
 
     config: CollectConfig
-    settings: dict[str, Any]
+    collection: Collection
     out: Location
     worker: int
     share: int
@@ -92,7 +93,7 @@ def look_again(plan: Plan) -> Plan:
     """Return the plan with what is in the folder now."""
     paths = (path for path in list_files(plan.out, ".parquet") if name_of(path).startswith(plan.prefix))
     found = found_shards(map(read_shard, paths), plan.worker)
-    return Plan(plan.config, plan.settings, plan.out, plan.worker, plan.share, found)
+    return Plan(plan.config, plan.collection, plan.out, plan.worker, plan.share, found)
 
 
 def collect_share(plan: Plan, stop: threading.Event, report: Report) -> None:
@@ -110,7 +111,7 @@ def collect_share(plan: Plan, stop: threading.Event, report: Report) -> None:
         policy = make_policy(config.policy, env, config.policy_encoder, config.policy_normalize)
         column = action_type(env.action_space)
         metadata = {
-            **plan.settings,
+            **plan.collection.to_json(),
             "worker": plan.worker,
             "source": frame_source(env).to_json(),
             "libraries": {"gymnasium": gym.__version__, "cv2": cv2.__version__},

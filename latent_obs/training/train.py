@@ -64,7 +64,7 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
         RuntimeWarning: If the encoder collapsed: hardly any latent dimension is active.
 
     Example:
-        >>> config = TrainConfig(Path("frames"), Path("encoder"), steps=2_000, latent_dim=16)
+        >>> config = TrainConfig("frames", steps=2_000, latent_dim=16)
         >>> config.vae
         VAEConfig(latent_dim=16, channels=(32, 64, 128))
     """

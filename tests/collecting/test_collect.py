@@ -60,9 +60,9 @@ class Moody(FrameEnv):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Any:
-    gym.register("Moody-v0", "tests.test_collect:Moody", disable_env_checker=True)
+    gym.register("Moody-v0", "tests.collecting.test_collect:Moody", disable_env_checker=True)
     gym.register("Frame-v0", "tests.conftest:FrameEnv", disable_env_checker=True)
-    gym.register("Failing-v0", "tests.test_collect:Failing", disable_env_checker=True)
+    gym.register("Failing-v0", "tests.collecting.test_collect:Failing", disable_env_checker=True)
     yield
     for name in ("Moody-v0", "Frame-v0", "Failing-v0"):
         del gym.registry[name]
@@ -345,7 +345,7 @@ def test_a_config_that_makes_no_sense_is_refused(fields: dict[str, Any]) -> None
 def test_a_mix_of_policies_collects_the_same_frames_in_pieces(tmp_path: Path) -> None:
     """Which policy acts depends on the episode alone, not on where collection stopped."""
     config = CollectConfig("Frame-v0", tmp_path / "a", frames=90, workers=1, shard_rows=20)
-    config = replace(config, policy="random:1,sticky:1,tests.test_policies:always_two:1")
+    config = replace(config, policy="random:1,sticky:1,tests.collecting.test_policies:always_two:1")
     collect_frames(config, progress=False)
     for frames in (35, 90):
         collect_frames(replace(config, out=tmp_path / "b", frames=frames), progress=False)

@@ -14,6 +14,7 @@ import errno
 import functools
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -119,13 +120,26 @@ def open_parquet(location: Location) -> pq.ParquetFile:
 
     Raises:
         OSError: If it cannot be read.
+        ValueError: If it is a folder, a pipe or a device.
         pyarrow.ArrowException: If it is no Parquet file.
     """
     if isinstance(location, Path):
+        refuse_irregular(location)
         return pq.ParquetFile(location, pre_buffer=False, page_checksum_verification=True)
     filesystem, path = _resolve(location)
     # A store answers slowly, so what will be needed is asked for at once.
     return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, page_checksum_verification=True)
+
+
+def refuse_irregular(path: Path) -> None:
+    """Refuse a path that is no regular file: opening a pipe would wait for ever.
+
+    Raises:
+        ValueError: If it is a folder, a pipe or a device.
+        OSError: If there is nothing.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is not a regular file")
 
 
 def make_folder(folder: Location) -> None:

@@ -21,7 +21,7 @@ from latent_obs.frames import FRAME_SHAPE, FrameSource, check_frame_space, prepr
 EncoderLike = str | Path | Encoder | Mapping[str, Any]
 
 # What `normalize=None` means, here and wherever latents are handed to an agent: PPO's MlpPolicy learns faster
-# on normalised ones (benchmarks/rl/normalize.py).
+# on normalised ones (benchmarks/rl/results/report.md, "latents" and "latents-raw").
 NORMALIZE = True
 Arrangement = Literal["rgb", "planar", "stack of one"]
 

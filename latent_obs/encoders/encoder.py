@@ -23,7 +23,7 @@ from latent_obs.encoders.runtimes import Device, Options, Run
 from latent_obs.frames import FRAME_SHAPE, Frames, FrameSpec
 
 # Latents are scaled unless somebody says otherwise: PPO's MlpPolicy learns faster on scaled ones
-# (benchmarks/rl/normalize.py).
+# (benchmarks/rl/results/report.md, "latents" and "latents-raw").
 NORMALIZE = True
 
 

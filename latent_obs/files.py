@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what every folder of this package is written with."""
+"""Writing files so that a crash leaves either a whole file or none."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one, even after a crash."""
+    """Write a file; after a crash it holds either all of its old content or all of ``data``."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with create(temporary) as file:
@@ -27,7 +27,7 @@ def create(path: Path) -> BinaryIO:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a rename inside ``folder`` to disk."""
+    """Force the renames of files in ``folder`` to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -114,8 +114,10 @@ def main(args: Args) -> None:
                 for reader in (ridge, mlp)
             ]
             scores = [1 - error / centred[test].var() for error in errors]
-            row = [f"{card[key]:15.3f}" for key in ("moving_r2", "rare_r2", "position_r2")]
-            row += [f"{card['psnr']:15.1f}", f"{card['kl']:15.0f}"]
+            row = [
+                f"{np.float64(getattr(card, key)):15.3f}" for key in ("moving_r2", "rare_r2", "position_r2")
+            ]
+            row += [f"{card.psnr:15.1f}", f"{card.kl:15.0f}"]
             print(f"{name:30}{''.join(row)}" + "".join(f"{score:15.3f}" for score in scores), flush=True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from latent_obs.encoders.hub import PullConfig
     from latent_obs.evaluation.evaluate import EvaluateConfig
     from latent_obs.push import PushConfig
-    from latent_obs.recipe import BuildConfig
+    from latent_obs.recipe import BuildConfig, MeasureConfig
     from latent_obs.training.config import TrainConfig
     from latent_obs.visualizer import VisualizeConfig
 
@@ -60,7 +61,7 @@ class FramesCommands:
 
 @dataclass(frozen=True)
 class RecipeCommands:
-    """Make a bundled encoder again from its recipe: build."""
+    """Make a bundled encoder again from its recipe, or measure it again: build, measure."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -167,22 +168,23 @@ def _train(config: TrainConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from latent_obs.evaluation.evaluate import evaluate_encoder
-    from latent_obs.evaluation.page import table_rows, write_card
+    from latent_obs.evaluation.evaluate import evaluate
+    from latent_obs.evaluation.page import write_card
+    from latent_obs.evaluation.report import CODES
 
-    report = evaluate_encoder(config, progress=True)
-    paths = write_card(report, config)
-    told = "held-out episodes of " if report["data"]["held_out"] else ""
-    title = f"{config.encoder} on {report['frames']:,} frames of {told}{config.frames}"
-    table = Table(title=title, title_justify="left")
+    evaluation = evaluate(config, progress=True)
+    card, paths = evaluation.card, write_card(evaluation, config.out)
+    told = "held-out episodes of " if card.data.held_out else ""
+    title = f"{config.encoder} on {card.frames:,} frames of {told}{config.frames}"
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("")
-    for column in ("encoder", f"PCA-{report['latent_dim']}", "untrained"):
+    for column in CODES.values():
         table.add_column(column, justify="right")
-    for row in table_rows(report):
+    for row in card.rows():
         table.add_row(*row)
     console = Console()
     console.print(table)
-    for fault in report["warnings"]:
+    for fault in card.warnings:
         console.print(fault, style="bold red", markup=False, highlight=False, soft_wrap=True)
     for path in paths:
         console.print(path, highlight=False, soft_wrap=True)
@@ -328,6 +330,12 @@ def _recipe_build(config: BuildConfig) -> None:
     _report(f"{out} on fresh frames", result.metrics)
 
 
+def _recipe_measure(config: MeasureConfig) -> None:
+    from latent_obs.recipe import measure_recipe
+
+    _report(f"{config.encoder or config.recipe} on fresh frames", measure_recipe(config).metrics)
+
+
 def _card(config: CardConfig) -> None:
     from rich.markdown import Markdown
 
@@ -335,7 +343,8 @@ def _card(config: CardConfig) -> None:
 
     text = read_card(config.encoder).partition("---\n")[2].partition("---\n")[2]  # after the front matter
     text = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
-    Console().print(Markdown(text) if sys.stdout.isatty() else text.strip(), highlight=False, soft_wrap=True)
+    shown = Markdown(text) if sys.stdout.isatty() else text.strip()
+    Console().print(shown, markup=False, highlight=False, soft_wrap=True)
 
 
 def _group_help(config: FramesCommands | RecipeCommands) -> None:
@@ -351,6 +360,7 @@ def _say_frames(folder: FramesFolder) -> None:
 def _list(config: ListConfig) -> None:
     from latent_obs.encoders.folder import read_config
     from latent_obs.encoders.resolve import PRETRAINED, list_encoders
+    from latent_obs.evaluation.report import BRIEF
 
     found: dict[str, EncoderConfig] = dict(list_encoders())
     if not config.folder.is_dir():
@@ -367,7 +377,7 @@ def _list(config: ListConfig) -> None:
     table = Table()
     table.add_column("encoder")
     table.add_column("environment")
-    for column in ("latent", *_LISTED, "active", "probe F1"):
+    for column in ("latent", *(figure.brief for figure in BRIEF), "probe F1"):
         table.add_column(column, justify="right")
     for name, encoder in found.items():
         metrics, envs = encoder.metrics, encoder.source.env_ids
@@ -375,22 +385,13 @@ def _list(config: ListConfig) -> None:
             name,
             envs[0] if len(envs) == 1 else f"{len(envs)} environments" if envs else "",
             str(encoder.vae.latent_dim),
-            *(f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in _LISTED.values()),
-            str(metrics.get("active_units", "")),
+            *(figure.shown(metrics) for figure in BRIEF),
             ", ".join(f"{f1:.2f}" for f1 in metrics.get("probe_f1", {}).values()),
         )
     # Never cut a path that is there to be copied: a narrow terminal wraps the line itself.
     needed = Console(width=1000).measure(table).maximum
     Console(width=max(Console().width, needed)).print(table)
 
-
-# Columns, their metrics and digits.
-_LISTED = {
-    "moving R²": ("moving_r2", 3),
-    "changing R²": ("changing_r2", 3),
-    "PSNR dB": ("psnr", 1),
-    "KL nats": ("kl", 1),
-}
 
 _GROUPS = ("frames", "recipe")  # commands of two words
 # Each command's options are a dataclass in the module that _MODULES names.
@@ -408,6 +409,7 @@ _COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
     "card": (_card, "CardConfig"),
     "recipe": (_group_help, "RecipeCommands"),
     "recipe build": (_recipe_build, "BuildConfig"),
+    "recipe measure": (_recipe_measure, "MeasureConfig"),
     "frames": (_group_help, "FramesCommands"),
     "frames info": (_frames_info, "InfoConfig"),
     "frames check": (_frames_check, "CheckConfig"),
@@ -431,6 +433,7 @@ _MODULES = {
     "card": "cli",
     "recipe": "cli",
     "recipe build": "recipe",
+    "recipe measure": "recipe",
     "frames": "cli",
     "frames info": "data.check",
     "frames check": "data.check",

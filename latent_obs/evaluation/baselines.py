@@ -88,6 +88,19 @@ def random_code(frames: Frames, config: VAEConfig, seed: int = 0) -> Code:
     return Code(encode, lambda features: _frames((features - mean) @ solution + average))
 
 
+def fit_baselines(frames: Frames, config: VAEConfig) -> dict[str, Code]:
+    """Fit what an encoder of this shape must beat.
+
+    Args:
+        frames: Of episodes that are not measured on: ``uint8``, shape (N, 64, 64, 3).
+        config: Shape of the encoder's network.
+
+    Returns:
+        ``"pca"`` and ``"random"``.
+    """
+    return {"pca": pca_code(frames, config.latent_dim), "random": random_code(frames, config)}
+
+
 def _pixels(frames: Frames) -> npt.NDArray[np.float32]:
     return frames.reshape(len(frames), -1).astype(np.float32)
 

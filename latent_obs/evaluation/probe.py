@@ -35,6 +35,7 @@ from latent_obs.evaluation.readers import (
     weighted_f1,
     whiten,
 )
+from latent_obs.evaluation.report import Probe, ProbeScores
 from latent_obs.frames import Frames, FrameSource, FrameSpec, check_frame_space, frame_source, preprocess
 from latent_obs.progress import progress_bar
 
@@ -185,7 +186,7 @@ def probed_variables(data: ProbeFrames) -> dict[str, dict[str, int]]:
     return {category: variables for category, variables in kept.items() if variables}
 
 
-def probe(data: ProbeFrames, features: Features | None, reader: Reader = "converged") -> dict[str, Any]:
+def probe(data: ProbeFrames, features: Features | None, reader: Reader = "converged") -> ProbeScores:
     """Score features of probe frames.
 
     Args:
@@ -255,7 +256,7 @@ def probe_codes(
     *,
     seed: int = 0,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> Probe:
     """Play a game at random and compare several ways to turn its frames into numbers.
 
     Args:
@@ -284,7 +285,7 @@ def probe_codes(
             progress=bar.advance,
         )
     features = {name: encode(data.frames) for name, encode in codes.items()}
-    readers: dict[str, dict[str, Any]] = {}
+    readers: dict[str, dict[str, ProbeScores]] = {}
     names: tuple[Reader, ...] = ("converged", "paper")
     with progress_bar("probe", len(names) * len(features), "fits", progress) as bar:
         for reader in names:

@@ -93,7 +93,7 @@ def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
             "Frames that the encoder was trained on. Press one to encode it.",
             "No episode was recorded: these are training frames, in no order.",
         )
-    from latent_obs.evaluation.evaluate import held_out_episodes  # it needs torch, a page does not
+    from latent_obs.evaluation.selection import held_out_episodes
 
     folder = FramesFolder(frames)
     episodes = held_out_episodes(encoder, folder)

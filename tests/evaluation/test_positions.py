@@ -10,7 +10,9 @@ import torch
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import Latents
-from latent_obs.evaluation.positions import MAX_EXTENT, PositionReadout, color_positions, position_r2
+from latent_obs.evaluation.positions import MAX_EXTENT, PositionReadout, position_r2
+from latent_obs.evaluation.positions import _color_positions as color_positions
+from latent_obs.evaluation.positions import color_positions as small_objects
 from latent_obs.evaluation.readers import ridge, whiten
 from latent_obs.frames import Frames
 from latent_obs.measures import color_bins
@@ -135,3 +137,28 @@ def test_the_measure_is_1_for_coordinates_and_low_for_a_curled_or_blind_code() -
     assert scores["curled"] == pytest.approx(0, abs=0.3)
     assert scores["blind"] == pytest.approx(0, abs=0.05)
     assert position_r2(frames[:3] * 0, frames, codes) == dict.fromkeys(codes)
+
+
+def test_it_is_fitted_on_the_frames_to_fit_on_and_on_no_others() -> None:
+    """By hand: in the measured frames the code tells a column 10 further right than the dot is."""
+    rng = np.random.default_rng(0)
+    columns = rng.integers(0, 50, 900)
+    frames = np.zeros((900, 64, 64, 3), np.uint8)
+    frames[np.arange(900), 20, columns] = RED
+    fitted, measured = frames[:500], frames[500:]
+
+    def code(frames: Frames) -> Latents:
+        told = frames[:, 20, :, 0].argmax(1) + (10 if len(frames) == 400 else 0)
+        return np.array(told, "f4")[:, None]
+
+    energy = np.square(columns[500:] - columns[:500].mean()).mean()
+    assert position_r2(fitted, measured, {"code": code})["code"] == pytest.approx(1 - 100 / energy, abs=0.02)
+
+
+def test_positions_of_colours_are_counted_where_their_pixels_lie_together() -> None:
+    frames = np.zeros((3, 64, 64, 3), np.uint8)
+    frames[0, 10:12, 20:23] = RED
+    frames[1, 10, 20] = frames[1, 10, 40] = RED  # 20 apart
+    positions, seen = small_objects(frames, color_bins(np.array([[RED]], np.uint8)).ravel())
+    assert positions[0].tolist() == [[21, 10.5]]
+    assert seen[:, 0].tolist() == [True, False, False]

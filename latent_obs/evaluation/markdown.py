@@ -105,13 +105,9 @@ def _by_environment(reports: Reports) -> list[str]:
             *_table(("environment", "episodes", *heads), rows),
             "",
         ]
-        spreads = [(each, _spread(each, cards)) for each in BRIEF]
-        for figure, spread in spreads:
-            if spread:
-                lines += [
-                    f"By episode, the {figure.label} has a mean (and a lowest and highest) of {spread}.",
-                    "",
-                ]
+        for figure in BRIEF:
+            if spread := _spread(figure, cards):
+                lines += [f"{figure.label}, mean over episodes (lowest to highest): {spread}.", ""]
     return lines[:-1]
 
 

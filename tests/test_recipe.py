@@ -164,6 +164,20 @@ def test_measuring_again_changes_the_card_and_no_weights(built: Path, tmp_path: 
     assert f"{cards['Quick2-v0']['moving_r2']:.3f}" in (out / "README.md").read_text()
 
 
+def test_reports_of_other_frames_are_made_anew(built: Path, tmp_path: Path) -> None:
+    """A report is kept for the frames that it is of; when the folder has grown, it is measured again."""
+    shutil.copytree(built / "scratch", tmp_path / "scratch")
+    shutil.copytree(built / "encoders" / "dots-v3", tmp_path / "dots")
+    for frames in (300, 360):
+        (tmp_path / "dots-v3.json").write_text(
+            json.dumps({**QUICK, "evaluate": [{**QUICK["evaluate"][0], "frames": frames}]})
+        )
+        asked = recipes.MeasureConfig(str(tmp_path / "dots-v3.json"), tmp_path / "dots", tmp_path / "scratch")
+        recipes.measure_recipe(asked, progress=False)
+        cards = read_json(tmp_path / "dots" / "reports.json")["reports"]
+        assert [card["data"]["frames"] for card in cards.values()] == [frames, frames]
+
+
 def test_a_retired_recipe_says_why_it_cannot_be_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -122,7 +122,7 @@ def _summary(card: ReportCard) -> str:
     ]
     chart = bars(rows, 1.0, headline.form, f"{headline.label} of this encoder and its baselines")
     spread = card.spread(headline)
-    range_ = f'<p class="label">by episode {text(spread)}</p>' if spread else ""
+    range_ = f'<p class="label">by episode: {text(spread)}</p>' if spread else ""
     return f"""<section class="summary">
 {f'<ul class="faults" role="alert">{faults}</ul>' if faults else '<p class="good">Nothing to warn of.</p>'}
 <div class="hero"><div><p class="figure">{headline.shown(card)}</p>
@@ -143,7 +143,7 @@ def _figures(card: ReportCard) -> str:
     return section(
         "Figures",
         f"PCA and the untrained network's linear decoder were fitted on {card.data.baseline_episodes} other "
-        "episodes of the same folder. By episode: the mean over episodes, and the lowest and highest.",
+        "episodes of the same folder. By episode: the mean over the episodes, the lowest and the highest.",
         table(("", *CODES.values()), card.rows()),
     )
 

@@ -169,7 +169,7 @@ class ReportCard(Scores):
             if cells[0]:
                 rows.append((figure.label, *cells))
             if spread := self.spread(figure):
-                rows.append((f"{figure.label}, by episode", spread, "", ""))
+                rows.append((f"{figure.label}, by episode: mean (range)", spread, "", ""))
         for reader, scores in (self.probe or {"readers": {}})["readers"].items():
             rows.append((f"probe F1, {reader}", *(f"{scores[code]['f1']:.3f}" for code in CODES)))
         rows += [

@@ -85,9 +85,9 @@ CARD = ReportCard(
 def test_the_table_has_each_figure_under_its_code() -> None:
     assert CARD.rows() == [
         ("moving-object R²", "0.901", "0.301", "0.101"),
-        ("moving-object R², by episode", "0.850 (0.750 to 0.950)", "", ""),
+        ("moving-object R², by episode: mean (range)", "0.850 (0.750 to 0.950)", "", ""),
         ("R² of what changes", "0.802", "0.302", "0.102"),
-        ("R² of what changes, by episode", "0.800 (0.800 to 0.800)", "", ""),
+        ("R² of what changes, by episode: mean (range)", "0.800 (0.800 to 0.800)", "", ""),
         ("R² of rare colours", "0.703", "0.303", "0.103"),
         ("R² of positions, read linearly", "0.604", "0.304", ""),
         ("PSNR, dB", "41.5", "31.5", "21.5"),

@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from latent_obs import envs as _envs
+from latent_obs.extras import needs
 
 if TYPE_CHECKING:
     from latent_obs.collecting.collect import CollectError, collect_frames
@@ -108,7 +109,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     for module, names in _HOME.items():
         if name in names:
-            return getattr(importlib.import_module(f"latent_obs.{module}"), name)
+            with needs(f"latent_obs.{name}"):
+                return getattr(importlib.import_module(f"latent_obs.{module}"), name)
     raise AttributeError(f"module 'latent_obs' has no attribute {name!r}")
 
 

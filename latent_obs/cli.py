@@ -1,4 +1,4 @@
-"""The command line: one subcommand a job, its options those of the job's dataclass."""
+"""The program ``latent-obs``: one command for each job, with the fields of the job's dataclass as options."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import importlib
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+
+from latent_obs.extras import needs
+from latent_obs.progress import plain_console
 
 if TYPE_CHECKING:
     import tyro
@@ -55,74 +57,110 @@ class CardConfig:
 
 
 @dataclass(frozen=True)
-class FramesCommands:
-    """Look at, check, merge and split frames folders: info, check, show, merge, split."""
+class Command:
+    """A command of the program.
 
+    Args:
+        about: What it does, for the list of commands.
+        run: Does it, with its options.
+        module: The module in ``latent_obs`` that defines its options. It is imported when the command runs.
+        config: The dataclass of its options in that module.
+    """
 
-@dataclass(frozen=True)
-class RecipeCommands:
-    """Make a bundled encoder again from its recipe, or measure it again: build, measure."""
+    about: str
+    run: Callable[[Any], None]
+    module: str
+    config: str
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        arguments: Words after the program's name; ``None`` takes the process's.
+        arguments: The words after the program's name. ``None`` (default): those of this process.
 
     Returns:
         Exit status: 0, 1 after an error, 130 after Ctrl-C.
     """
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console(stderr=True)
 
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        console.print(f"warning: {message}", style="yellow", markup=False)
+        console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
     before, warnings.showwarning = warnings.showwarning, show_warning
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        run, config = _parse(sys.argv[1:] if arguments is None else arguments)
-        run(config)
+        with needs(f"latent-obs {' '.join(arguments[:1])}"):
+            run, config = _parse(arguments)
+            _run(run, config)
     except KeyboardInterrupt:
-        console.print("Interrupted. What was finished is saved; the same command goes on from there.")
+        console.print("Interrupted. Finished work is saved; the same command continues from there.")
         return 130
-    except (ValueError, ImportError, OSError, ArithmeticError, RuntimeError) as error:
-        console.print(f"error: {error}", style="bold red", markup=False)
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        console.print(f"error: {_explain(error)}", style="bold red", soft_wrap=True)
         return 1
     finally:
         warnings.showwarning = before
     return 0
 
 
+def _run(run: Callable[[Any], None], config: Any) -> None:
+    """Run a command; code of others that exits in the midst of it has not finished it."""
+    try:
+        run(config)
+    except SystemExit as error:
+        raise RuntimeError(
+            f"The command was ended by sys.exit({error.code!r}) before it was done."
+        ) from error
+
+
+# What the package and its libraries raise for mistakes of the user and faults of the machine.
+_EXPECTED = (ValueError, ImportError, OSError, ArithmeticError, RuntimeError)
+
+
+def _explain(error: Exception) -> str:
+    """Return what an error says; one that nobody expected says where it came from too."""
+    if isinstance(error, _EXPECTED):
+        return str(error)
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} (in {at.filename}, line {at.lineno}). Nobody expected this error. "
+        f"Please report it with what the same command prints after `{sys.executable} -X dev -m latent_obs`."
+    )
+
+
+def _say(text: object, style: str | None = None) -> None:
+    """Print a line as it is: a terminal wraps it, so a path in it can be copied."""
+    plain_console().print(str(text), style=style, soft_wrap=True)
+
+
 def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
-    """Return what to run and its options."""
+    """Return what to run and its options, or print the help and exit."""
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_json_argument)
     options: dict[str, Any] = {"config": (tyro.conf.PositionalRequiredArgs,), "registry": registry}
-    name = arguments[0] if arguments else ""
-    group = name if name in _GROUPS else None
-    if group:
-        name = " ".join(arguments[:2])
-    words = len(name.split())
-    if name in _COMMANDS and name not in _GROUPS:
-        # Importing torch takes longer than a short command, so only what is asked for is imported.
-        run, config_type = _load(name)
-        return run, tyro.cli(config_type, prog=f"latent-obs {name}", args=arguments[words:], **options)
-    if group:
-        commands = {name.split()[1]: _load(name)[1] for name in _COMMANDS if name.startswith(f"{group} ")}
-        about, prog, rest = _load(group)[1].__doc__, f"latent-obs {group}", arguments[1:]
-    else:
-        commands = {name: _load(name)[1] for name in _COMMANDS if " " not in name}
-        about, prog, rest = "Train RL agents on a compact latent instead of pixels.", "latent-obs", arguments
-    tyro.extras.subcommand_cli_from_dict(commands, prog=prog, description=about, args=rest, **options)
-    raise AssertionError("without a known command the parser shows help and exits")
-
-
-def _load(name: str) -> tuple[Callable[[Any], None], Any]:
-    run, config_name = _COMMANDS[name]
-    module = importlib.import_module(f"latent_obs.{_MODULES[name]}")
-    return run, getattr(module, config_name)
+    group = arguments[0] if arguments and arguments[0] in _GROUPS else ""
+    words = arguments[1:] if group else arguments
+    about, commands = _GROUPS[group]
+    prog = f"latent-obs {group}".strip()
+    if words and words[0] in commands:
+        # Only the module of this command is imported: torch alone takes longer than a short command.
+        command = commands[words[0]]
+        config = getattr(importlib.import_module(f"latent_obs.{command.module}"), command.config)
+        prog = f"{prog} {words[0]}"
+        return command.run, tyro.cli(config, prog=prog, description=command.about, args=words[1:], **options)
+    abouts = {name: command.about for name, command in commands.items()}
+    if not group:
+        abouts |= {name: about for name, (about, _) in _GROUPS.items() if name}
+    listed: dict[str, Callable[..., Any]] = {
+        name: dataclass(type(name, (), {"__doc__": each})) for name, each in abouts.items()
+    }
+    tyro.extras.subcommand_cli_from_dict(listed, prog=prog, description=about, args=words, **options)
+    raise AssertionError("without a known command the parser prints the help and exits")
 
 
 def _json_argument(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
@@ -150,7 +188,7 @@ def _json_argument(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 def _collect(config: CollectConfig) -> None:
     from latent_obs.collecting.collect import collect_frames
 
-    _say_frames(collect_frames(config))
+    _say_frames(collect_frames(config, in_process=False))
 
 
 def _demo(config: DemoConfig) -> None:
@@ -176,18 +214,17 @@ def _evaluate(config: EvaluateConfig) -> None:
     card, paths = evaluation.card, write_card(evaluation, config.out)
     told = "held-out episodes of " if card.data.held_out else ""
     title = f"{config.encoder} on {card.frames:,} frames of {told}{config.frames}"
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("")
     for column in CODES.values():
         table.add_column(column, justify="right")
     for row in card.rows():
         table.add_row(*row)
-    console = Console()
-    console.print(table)
+    plain_console().print(table)
     for fault in card.warnings:
-        console.print(fault, style="bold red", markup=False, highlight=False, soft_wrap=True)
+        _say(fault, style="bold red")
     for path in paths:
-        console.print(path, highlight=False, soft_wrap=True)
+        _say(path)
 
 
 def _export(config: ExportConfig) -> None:
@@ -201,7 +238,7 @@ def _export(config: ExportConfig) -> None:
         table.add_column(column, justify="right")
     for name, row in report.items():
         table.add_row(name, f"{row['bytes']:,}", f"{row['max_difference']:.1e}", f"{TOLERANCE:.0e}")
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _encode(config: EncodeConfig) -> None:
@@ -211,14 +248,14 @@ def _encode(config: EncodeConfig) -> None:
     encoder = latents.metadata["encoder"]
     line = f"{latents.path}: {len(latents):,} latents of {latents.latent_dim} numbers"
     line += f" by {encoder['name']} in {encoder['precision']}"
-    Console().print(line, highlight=False, soft_wrap=True)
+    _say(line)
 
 
 def _visualize(config: VisualizeConfig) -> None:
     from latent_obs.visualizer import visualize_encoder
 
     path = visualize_encoder(config)
-    Console().print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+    _say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def _pull(config: PullConfig) -> None:
@@ -226,7 +263,7 @@ def _pull(config: PullConfig) -> None:
 
     folder, commit = pull_encoder(config)
     repo = config.repo.removeprefix(HUB_PREFIX).partition("@")[0]
-    Console().print(f"{folder}\n{HUB_PREFIX}{repo}@{commit}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"{folder}\n{HUB_PREFIX}{repo}@{commit}")
 
 
 def _push(config: PushConfig) -> None:
@@ -235,7 +272,7 @@ def _push(config: PushConfig) -> None:
 
     url, commit = push_encoder(config)
     repo = config.repo.removeprefix(HUB_PREFIX)
-    Console().print(f"{url}\n{HUB_PREFIX}{repo}@{commit}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"{url}\n{HUB_PREFIX}{repo}@{commit}")
 
 
 def _report(title: str, metrics: dict[str, Any]) -> None:
@@ -244,7 +281,7 @@ def _report(title: str, metrics: dict[str, Any]) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_short(each)}" for key, each in value.items())
         table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else f"{value}")
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _short(value: Any) -> str:
@@ -270,7 +307,7 @@ def _frames_info(config: InfoConfig) -> None:
             per_frame = f"{shard.num_bytes / max(1, shard.rows):.1f}"
             complete = "yes" if shard.complete else "no"
             table.add_row(name_of(shard.path), shard.env_id, f"{shard.rows:,}", per_frame, complete)
-        Console().print(table)
+        plain_console().print(table)
 
 
 def _frames_check(config: CheckConfig) -> None:
@@ -279,20 +316,20 @@ def _frames_check(config: CheckConfig) -> None:
     problems = check_frames(config.folder)
     for name, found in sorted(problems.items()):
         for problem in found:
-            Console().print(f"{name}: {problem}", highlight=False, markup=False, soft_wrap=True)
+            _say(f"{name}: {problem}")
     if problems:
         raise ValueError(
             f"{config.folder} has {len(problems)} bad shards, named above. Delete them; the command that "
             "collected the folder collects them again."
         )
-    Console().print(f"{config.folder}: every shard is whole", highlight=False, soft_wrap=True)
+    _say(f"{config.folder}: every shard is whole")
 
 
 def _frames_show(config: ShowConfig) -> None:
     from latent_obs.data.show import show_frames
 
     for path in show_frames(config):
-        Console().print(str(path), highlight=False, soft_wrap=True)
+        _say(path)
 
 
 def _frames_merge(config: MergeConfig) -> None:
@@ -319,7 +356,7 @@ def _export_minari(config: ExportMinariConfig) -> None:
 
     dataset = export_minari(config)
     line = f"{dataset.id}: {dataset.total_episodes:,} episodes, {dataset.total_steps:,} steps"
-    Console().print(f"{line}, in {dataset.storage.data_path}", highlight=False, soft_wrap=True)
+    _say(f"{line}, in {dataset.storage.data_path}")
 
 
 def _recipe_build(config: BuildConfig) -> None:
@@ -341,20 +378,20 @@ def _card(config: CardConfig) -> None:
 
     from latent_obs.evaluation.markdown import read_card
 
-    text = read_card(config.encoder).partition("---\n")[2].partition("---\n")[2]  # after the front matter
+    text = read_card(config.encoder)
+    if text.startswith("---\n"):
+        text = text.partition("---\n")[2].partition("---\n")[2]  # after the front matter
     text = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
-    shown = Markdown(text) if sys.stdout.isatty() else text.strip()
-    Console().print(shown, markup=False, highlight=False, soft_wrap=True)
-
-
-def _group_help(config: FramesCommands | RecipeCommands) -> None:
-    raise AssertionError("the parser shows the subcommands instead")
+    if sys.stdout.isatty():
+        plain_console().print(Markdown(text))
+    else:
+        _say(text.strip())
 
 
 def _say_frames(folder: FramesFolder) -> None:
     line = f"{folder}: {len(folder):,} frames, {len(folder.episodes()):,} episodes"
     per_frame = f"{folder.num_bytes / len(folder):,.1f} bytes/frame"
-    Console().print(f"{line}, {per_frame}", highlight=False, soft_wrap=True)
+    _say(f"{line}, {per_frame}")
 
 
 def _list(config: ListConfig) -> None:
@@ -372,7 +409,7 @@ def _list(config: ListConfig) -> None:
         if Path(root).resolve().parent == PRETRAINED.resolve():
             continue  # listed by its name already
         if "config.json" in files and "model.safetensors" in files:
-            with contextlib.suppress(ValueError):  # some other program's config.json
+            with contextlib.suppress(ValueError, OSError):  # some other program's config.json
                 found.setdefault(root, read_config(Path(root)))
     table = Table()
     table.add_column("encoder")
@@ -381,65 +418,134 @@ def _list(config: ListConfig) -> None:
         table.add_column(column, justify="right")
     for name, encoder in found.items():
         metrics, envs = encoder.metrics, encoder.source.env_ids
+        probes = metrics.get("probe_f1", {})
         table.add_row(
             name,
             envs[0] if len(envs) == 1 else f"{len(envs)} environments" if envs else "",
             str(encoder.vae.latent_dim),
             *(figure.shown(metrics) for figure in BRIEF),
-            ", ".join(f"{f1:.2f}" for f1 in metrics.get("probe_f1", {}).values()),
+            ", ".join(f"{f1:.2f}" for f1 in probes.values() if isinstance(f1, float))
+            if isinstance(probes, dict)
+            else str(probes),
         )
     # Never cut a path that is there to be copied: a narrow terminal wraps the line itself.
-    needed = Console(width=1000).measure(table).maximum
-    Console(width=max(Console().width, needed)).print(table)
+    console = plain_console()
+    console.width = max(
+        console.width, console.measure(table, options=console.options.update(width=1000)).maximum
+    )
+    console.print(table)
 
 
-_GROUPS = ("frames", "recipe")  # commands of two words
-# Each command's options are a dataclass in the module that _MODULES names.
-_COMMANDS: dict[str, tuple[Callable[[Any], None], str]] = {
-    "demo": (_demo, "DemoConfig"),
-    "collect": (_collect, "CollectConfig"),
-    "train": (_train, "TrainConfig"),
-    "evaluate": (_evaluate, "EvaluateConfig"),
-    "export": (_export, "ExportConfig"),
-    "encode": (_encode, "EncodeConfig"),
-    "visualize": (_visualize, "VisualizeConfig"),
-    "push": (_push, "PushConfig"),
-    "pull": (_pull, "PullConfig"),
-    "list": (_list, "ListConfig"),
-    "card": (_card, "CardConfig"),
-    "recipe": (_group_help, "RecipeCommands"),
-    "recipe build": (_recipe_build, "BuildConfig"),
-    "recipe measure": (_recipe_measure, "MeasureConfig"),
-    "frames": (_group_help, "FramesCommands"),
-    "frames info": (_frames_info, "InfoConfig"),
-    "frames check": (_frames_check, "CheckConfig"),
-    "frames show": (_frames_show, "ShowConfig"),
-    "frames merge": (_frames_merge, "MergeConfig"),
-    "frames split": (_frames_split, "SplitConfig"),
-    "frames import-minari": (_import_minari, "ImportMinariConfig"),
-    "frames export-minari": (_export_minari, "ExportMinariConfig"),
-}
-_MODULES = {
-    "demo": "demo",
-    "collect": "collecting.config",
-    "train": "training.config",
-    "evaluate": "evaluation.evaluate",
-    "export": "encoders.export",
-    "encode": "collecting.encode",
-    "visualize": "visualizer",
-    "push": "push",
-    "pull": "encoders.hub",
-    "list": "cli",
-    "card": "cli",
-    "recipe": "cli",
-    "recipe build": "recipe",
-    "recipe measure": "recipe",
-    "frames": "cli",
-    "frames info": "data.check",
-    "frames check": "data.check",
-    "frames show": "data.show",
-    "frames merge": "data.curate",
-    "frames split": "data.curate",
-    "frames import-minari": "data.minari",
-    "frames export-minari": "data.minari",
+_GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
+    "": (
+        "Train reinforcement-learning agents on a compact latent instead of pixels.",
+        {
+            "demo": Command(
+                "Do it all on a real game: collect frames, train a VAE, look at it, train PPO on latents.",
+                _demo,
+                "demo",
+                "DemoConfig",
+            ),
+            "collect": Command(
+                "Collect frames from an environment into a folder.",
+                _collect,
+                "collecting.config",
+                "CollectConfig",
+            ),
+            "train": Command("Train a VAE on a folder of frames.", _train, "training.config", "TrainConfig"),
+            "evaluate": Command(
+                "Measure an encoder on frames that it was not trained on, and write its report card.",
+                _evaluate,
+                "evaluation.evaluate",
+                "EvaluateConfig",
+            ),
+            "visualize": Command(
+                "Write a page in which sliders move the latent, or a picture of the latent space.",
+                _visualize,
+                "visualizer",
+                "VisualizeConfig",
+            ),
+            "encode": Command(
+                "Encode a frames folder into a latents folder, for dynamics models.",
+                _encode,
+                "collecting.encode",
+                "EncodeConfig",
+            ),
+            "export": Command(
+                "Write an encoder and its decoder as ONNX files.", _export, "encoders.export", "ExportConfig"
+            ),
+            "push": Command("Upload an encoder to the Hugging Face Hub.", _push, "push", "PushConfig"),
+            "pull": Command(
+                "Fetch an encoder from the Hugging Face Hub.", _pull, "encoders.hub", "PullConfig"
+            ),
+            "list": Command(
+                "List the bundled encoders and those below a folder.", _list, "cli", "ListConfig"
+            ),
+            "card": Command(
+                "Show the card of an encoder: its figures, how it was made, and what it gets wrong.",
+                _card,
+                "cli",
+                "CardConfig",
+            ),
+        },
+    ),
+    "frames": (
+        "Work with frames folders: info, check, show, merge, split, import-minari, export-minari.",
+        {
+            "info": Command(
+                "Show what a frames folder holds and where its frames come from.",
+                _frames_info,
+                "data.check",
+                "InfoConfig",
+            ),
+            "check": Command(
+                "Read all of a frames folder and name every damaged shard.",
+                _frames_check,
+                "data.check",
+                "CheckConfig",
+            ),
+            "show": Command(
+                "Draw a contact sheet of a frames folder, or a clip of an episode.",
+                _frames_show,
+                "data.show",
+                "ShowConfig",
+            ),
+            "merge": Command("Merge frames folders into one.", _frames_merge, "data.curate", "MergeConfig"),
+            "split": Command(
+                "Split a frames folder by episode into train and validation.",
+                _frames_split,
+                "data.curate",
+                "SplitConfig",
+            ),
+            "import-minari": Command(
+                "Turn a Minari dataset into a frames folder.",
+                _import_minari,
+                "data.minari",
+                "ImportMinariConfig",
+            ),
+            "export-minari": Command(
+                "Turn a frames folder into a Minari dataset.",
+                _export_minari,
+                "data.minari",
+                "ExportMinariConfig",
+            ),
+        },
+    ),
+    "recipe": (
+        "Make a bundled encoder again from its recipe, or measure it again: build, measure.",
+        {
+            "build": Command(
+                "Make an encoder from its recipe: collect, train, measure and write its card.",
+                _recipe_build,
+                "recipe",
+                "BuildConfig",
+            ),
+            "measure": Command(
+                "Measure an encoder again on fresh frames of its recipe, and write its card; weights stay.",
+                _recipe_measure,
+                "recipe",
+                "MeasureConfig",
+            ),
+        },
+    ),
 }

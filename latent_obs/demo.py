@@ -16,14 +16,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from latent_obs.collecting.collect import collect_frames
-from latent_obs.collecting.config import CollectConfig
-from latent_obs.collecting.policies import make_policy
-from latent_obs.collecting.sources import open_env
-from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.resolve import resolve
+from latent_obs.extras import missing, needs
 from latent_obs.files import write_atomically
-from latent_obs.progress import progress_bar
+from latent_obs.progress import plain_console, progress_bar
+
+EXTRAS = "make,sb3"
+with needs("The demo", EXTRAS):
+    from latent_obs.collecting.collect import collect_frames
+    from latent_obs.collecting.config import CollectConfig
+    from latent_obs.collecting.policies import make_policy
+    from latent_obs.collecting.sources import open_env
+    from latent_obs.data.folder import FramesFolder
 
 RESULT = "ppo.json"
 
@@ -62,8 +66,8 @@ def run_demo(config: DemoConfig) -> None:
         ValueError: If the environment does not exist or shows no images.
     """
     if importlib.util.find_spec("stable_baselines3") is None:
-        raise ImportError("The demo trains PPO: pip install 'latent_obs[sb3]'.")
-    console, folder, begun = Console(), config.folder, time.monotonic()
+        raise missing("The demo", "stable_baselines3", EXTRAS)
+    console, folder, begun = plain_console(), config.folder, time.monotonic()
 
     console.rule(f"1/5  Collect {config.frames:,} frames of {config.env} with a random policy")
     # A random walk where actions are continuous: independent ones cancel each other out.

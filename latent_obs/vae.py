@@ -13,12 +13,15 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from latent_obs.encoders.folder import EncoderConfig, Tensors, VAEConfig
 from latent_obs.encoders.resolve import EncoderRef, resolve
+from latent_obs.extras import needs
+
+with needs("latent_obs.vae"):
+    import torch
+    import torch.nn.functional as F
+    from torch import Tensor, nn
 
 
 class VAE(nn.Module):

@@ -19,9 +19,10 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.adapter import open_encoder
+from latent_obs.adapter import LatentStack, open_encoder
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.encoders.resolve import resolve, resolve_auto
+from latent_obs.extras import needs
 from latent_obs.frames import frame_source, preprocess
 
 
@@ -183,12 +184,8 @@ class SB3Policy:
     """
 
     def __init__(self, path: Path, env: gym.Env[Any, Any], encoder: Encoder | None = None) -> None:
-        try:
+        with needs(f"The policy {path}"):
             import stable_baselines3
-        except ImportError as error:
-            raise ImportError(
-                f"The policy {path} needs Stable-Baselines3: pip install 'latent_obs[sb3]'."
-            ) from error
         algorithm = getattr(stable_baselines3, _sb3_algorithm(path))
         self.model = algorithm.load(path, device="cpu")
         self.encoder = encoder
@@ -210,20 +207,19 @@ class SB3Policy:
                 f"The model {path} was trained with the observation_space {wanted}, which holds no whole "
                 f"number of {encoder.latent_dim}-dimensional latents of the encoder {encoder.ref}."
             )
-        self._latents = np.empty((size // encoder.latent_dim, encoder.latent_dim), np.float32)
+        self._stack = LatentStack(size // encoder.latent_dim, encoder.latent_dim)
 
     def reset(self, seed: int) -> None:
         """Seed the model's sampling and forget the stacked latents."""
         self.model.set_random_seed(seed)
-        self._begins = True
+        if self.encoder is not None:
+            self._stack.begin()
 
     def act(self, obs: Any) -> Any:
         """Sample an action from the model."""
         if self.encoder is not None:
             latent = self.encoder(preprocess(obs, self.encoder.frame_spec))
-            self._latents[:-1] = self._latents[1:]
-            self._latents[slice(None) if self._begins else -1] = latent
-            self._begins, obs = False, self._latents.reshape(-1)
+            obs = self._stack.push(latent[None])[0]
         return self.model.predict(obs, deterministic=False)[0]
 
 

@@ -26,6 +26,7 @@ from latent_obs.data.folder import FramesFolder
 from latent_obs.data.latents import LatentsFolder, as_array
 from latent_obs.data.parquet import staged_folder
 from latent_obs.data.shards import ShardWriter, action_type, as_frames
+from latent_obs.extras import needs
 from latent_obs.frames import FRAME_SHAPE, FrameSource, FrameSpec, check_frame_space, frame_source, preprocess
 from latent_obs.progress import progress_bar, stop_on_signals
 
@@ -317,11 +318,6 @@ def _episodes(folder: FramesFolder | LatentsFolder, actions: gym.Space[Any], rep
 
 
 def _need_minari() -> Any:
-    try:
+    with needs("A Minari dataset (on Python >= 3.11)"):
         importlib.import_module("h5py")
         return importlib.import_module("minari")
-    except ImportError as error:
-        raise ImportError(
-            "This needs Minari >= 0.5.4, which needs Python >= 3.11: pip install 'latent_obs[minari]' "
-            f"({error})."
-        ) from error

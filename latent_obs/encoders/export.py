@@ -24,6 +24,7 @@ from latent_obs.encoders.folder import (
     VAEConfig,
 )
 from latent_obs.encoders.resolve import resolve
+from latent_obs.extras import needs
 from latent_obs.files import write_atomically
 from latent_obs.frames import FRAME_SHAPE
 
@@ -218,10 +219,6 @@ def open_model(model: bytes | Path) -> Callable[[npt.NDArray[Any]], npt.NDArray[
 
 
 def _need_packages() -> None:
-    try:
-        for package in ("onnx", "onnx.helper", "onnxruntime"):
+    with needs("Exporting to ONNX", "onnx"):
+        for package in ("torch", "onnx", "onnx.helper", "onnxruntime"):
             importlib.import_module(package)
-    except ImportError as error:
-        raise ImportError(
-            f"Export needs onnx and onnxruntime: pip install 'latent_obs[onnx]' ({error})."
-        ) from error

@@ -21,6 +21,7 @@ from latent_obs.encoders.folder import (
     read_config,
     read_tensors,
 )
+from latent_obs.extras import needs
 from latent_obs.files import write_atomically
 
 HUB_PREFIX = "hf://"
@@ -211,12 +212,8 @@ def clear_errors(repo: str, ref: str) -> Iterator[None]:
 
 def need_hub() -> None:
     """Raise ``ImportError`` where huggingface_hub is missing."""
-    try:
+    with needs("An encoder on the Hugging Face Hub"):
         import huggingface_hub  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"Encoders on the Hub need huggingface_hub: pip install 'latent_obs[hub]' ({error})."
-        ) from error
 
 
 # huggingface_hub reads its environment when it is imported. A notebook or a test sets it later.

@@ -266,7 +266,9 @@ class Figure:
     def shown(self, scores: Scores | Content) -> str:
         """Format the figure of a card, of a baseline, or of the metrics in an encoder's config."""
         value = scores.get(self.key) if isinstance(scores, Mapping) else getattr(scores, self.key)
-        return "" if value is None else self.form.format(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return "" if value is None else str(value)  # the metrics of an odd encoder
+        return self.form.format(value)
 
 
 FIGURES = (

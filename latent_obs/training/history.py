@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from latent_obs.extras import missing
 from latent_obs.files import write_atomically
 from latent_obs.frames import Frames
 
@@ -95,4 +96,4 @@ def check_tensorboard() -> None:
         ImportError: If it is not installed.
     """
     if importlib.util.find_spec("tensorboard") is None:
-        raise ImportError("TensorBoard is not installed: pip install 'latent_obs[tensorboard]'.")
+        raise missing("Writing TensorBoard files", "tensorboard")

@@ -60,7 +60,7 @@ def test_brownian_needs_a_bounded_box() -> None:
 
 
 def test_a_function_acts_on_observations() -> None:
-    policy = make_policy("tests.test_policies:shouting", Acting())
+    policy = make_policy("tests.collecting.test_policies:shouting", Acting())
     policy.reset(0)
     assert policy.act(np.array([4.0, 5.0])) == 3
 
@@ -76,7 +76,7 @@ class Constant:
 
 
 always_one, always_two = Constant(1), Constant(2)
-ONE, TWO = "tests.test_policies:always_one", "tests.test_policies:always_two"
+ONE, TWO = "tests.collecting.test_policies:always_one", "tests.collecting.test_policies:always_two"
 
 
 def test_a_mix_draws_one_policy_an_episode_by_weight() -> None:
@@ -125,7 +125,7 @@ def test_a_mix_is_split_into_policies_and_weights(name: str, parts: list[tuple[s
         ("random:0.5,walk:0.5", "Unknown policy 'walk'"),
         ("walk", "Unknown policy 'walk'"),
         ("no_such_module:act", "could not be imported"),
-        ("tests.test_policies:BOX", "not callable"),
+        ("tests.collecting.test_policies:BOX", "not callable"),
         ("missing.zip", "does not exist"),
     ],
 )

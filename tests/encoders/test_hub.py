@@ -468,7 +468,8 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError" in run.stderr
-    assert "pip install 'latent_obs[hub]'" in run.stderr
+    assert "needs huggingface_hub" in run.stderr
+    assert "[hub]'" in run.stderr
 
 
 def test_push_pull_and_wrap_from_the_command_line(hub: Hub, encoder: Path, tmp_path: Path) -> None:

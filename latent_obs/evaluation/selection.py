@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.resolve import EncoderFolder
-from latent_obs.frames import FRAME_SHAPE, Frames
+from latent_obs.frames import Frames
 
 # Consecutive frames of so many episodes are read to see what changes from one frame to the next.
 STRETCHES, STRETCH = 16, 256
@@ -83,21 +83,17 @@ def select_frames(
     Raises:
         ValueError: If there are too few frames, or if nothing moves in them.
     """
-    numbers = _episode_numbers(folder)
     rng = np.random.default_rng(seed)
-    rows, others = (
-        np.sort(rng.permutation(np.flatnonzero(np.isin(numbers, episodes)))[:limit])
-        for episodes in (measured, fitted)
-    )
+    rows, others = (_draw(folder, episodes, limit, rng) for episodes in (measured, fitted))
     if min(len(rows), len(others)) < MIN_FRAMES:
         raise ValueError(
             f"A report card needs at least {MIN_FRAMES} frames to measure on and as many of other episodes "
             f"to fit the baselines on; {folder} with a limit of {limit} gives {len(rows)} and {len(others)}. "
             "Collect more frames, or raise --limit."
         )
-    stretches = [np.flatnonzero(numbers == episode)[:STRETCH] for episode in measured[:STRETCHES]]
+    stretches = [_draw(folder, [episode], STRETCH) for episode in measured[:STRETCHES]]
     wanted = np.unique(np.concatenate([rows, others, *stretches]))
-    images = _read_rows(folder, wanted)
+    images = folder.take(wanted)
     places = [np.searchsorted(wanted, chosen) for chosen in (rows, others, *stretches)]
     frames, fits, *stretched = (images[place] for place in places)
     for part, purpose in ((frames, "to measure on"), (fits, "to fit the baselines on")):
@@ -107,27 +103,14 @@ def select_frames(
                 "nothing that an encoder could keep or lose. Collect frames in which something moves; "
                 f"`latent-obs frames show {folder}` shows those that are there."
             )
-    return Selection(frames, numbers[rows], tuple(stretched), fits)
+    return Selection(frames, folder.index.numbers(rows), tuple(stretched), fits)
 
 
-def _episode_numbers(folder: FramesFolder) -> npt.NDArray[np.int64]:
-    """Return the number of each frame's episode, in the folder's order."""
-    parts = []
-    for shard in folder.shards:
-        with shard.open() as file:
-            parts.append(file.read(columns=["episode"])["episode"].to_numpy())
-    return np.concatenate(parts)
-
-
-def _read_rows(folder: FramesFolder, wanted: npt.NDArray[np.int64]) -> Frames:
-    """Read rows of a folder, given in ascending order, without those row groups that hold none of them."""
-    images, first = np.empty((len(wanted), *FRAME_SHAPE), np.uint8), 0
-    for shard in folder.shards:
-        with shard.open() as file:
-            sizes = [file.metadata.row_group(group).num_rows for group in range(shard.row_groups)]
-        for group, size in enumerate(sizes):
-            begin, end = np.searchsorted(wanted, (first, first + size))
-            if begin < end:
-                images[begin:end] = folder.read(shard, group)[wanted[begin:end] - first]
-            first += size
-    return images
+def _draw(
+    folder: FramesFolder, episodes: Sequence[int], limit: int, rng: np.random.Generator | None = None
+) -> npt.NDArray[np.int64]:
+    """Return, in ascending order, rows of some episodes: the first ones, or with ``rng`` random ones."""
+    keep = folder.index.keep(episodes)
+    total = int(folder.index.kept_before(np.array([len(folder)]), keep)[0])
+    ranks = np.arange(total) if rng is None else rng.permutation(total)
+    return folder.index.rows(np.sort(ranks[:limit]), keep)

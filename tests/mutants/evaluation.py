@@ -77,15 +77,15 @@ MUTANTS = [
     Mutant(
         "a frame carries the number of another episode",
         _SELECTION,
-        "numbers[rows], tuple(stretched)",
-        "numbers[rows][::-1], tuple(stretched)",
+        "folder.index.numbers(rows), tuple",
+        "folder.index.numbers(rows[::-1]), tuple",
         _TEST_SELECTION,
     ),
     Mutant(
-        "rows are read from the group before theirs",
+        "a stretch is made of random frames of its episode",
         _SELECTION,
-        "folder.read(shard, group)[wanted[begin:end] - first]",
-        "folder.read(shard, max(0, group - 1))[wanted[begin:end] - first]",
+        "_draw(folder, [episode], STRETCH)",
+        "_draw(folder, [episode], STRETCH // 10, rng)",
         _TEST_SELECTION,
     ),
     Mutant(

@@ -134,7 +134,7 @@ def reconstruction_metrics(
 
     Returns:
         ``psnr``, ``moving_r2``, ``rare_r2`` and ``foreground``, as in
-        :func:`latent_obs.evaluation.evaluate.evaluate_vae`.
+        :func:`latent_obs.training.held_out.evaluate_vae`.
     """
     known = foreground or Foreground.of(frames)
     residuals = Residuals.of(frames, decoded, known)
@@ -151,17 +151,17 @@ def _r2(residual: float, energy: float) -> float:
 
 
 def color_rarity(frames: Frames) -> npt.NDArray[np.float32]:
-    """Tell how rare each colour is among the pixels of some frames.
+    """Return how rare each colour is among the pixels of some frames.
 
-    What is small and seldom seen, such as a monster in front of walls, mostly has colours that little else
-    has, wherever the camera looks.
+    A small object that is seldom seen, such as a monster in front of walls, mostly has colours that little
+    else in the frames has, wherever the camera looks.
 
     Args:
         frames: ``uint8``, shape (N, 64, 64, 3).
 
     Returns:
-        For each of :func:`color_bins` a number in (0, 1]: 1 for colours of at most one pixel in 2,000,
-        falling with the share of those more common; shape (512,).
+        A number in (0, 1] for each of the colours that :func:`color_bins` tells apart, shape (512,): 1 for
+        a colour of at most one pixel in 2,000, and 1/2,000 over its share of the pixels for any other.
 
     Example:
         >>> frames = np.zeros((100, 64, 64, 3), np.uint8)

@@ -1,8 +1,8 @@
 """What an encoder must beat: PCA with as many dimensions, and the same network without training.
 
 Both are fitted on episodes that the report card does not measure on. PCA has the smallest squared error of
-all linear codes on the frames that it is fitted on. The untrained network has PyTorch's initial weights; since
-nothing trained its decoder, its latents are decoded by the linear map with the smallest squared error.
+all linear codes on the frames that it is fitted on. The untrained network has PyTorch's initial weights.
+Nothing trained its decoder, so its latents are decoded by the linear map with the smallest squared error.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from tests.evaluation.test_report import PROBE
 from tests.quick_env import QuickEnv
 
 gym.register("Quick2-v0", "tests.quick_env:QuickEnv", disable_env_checker=True)
+gym.register("Keyed-v0", "tests.conftest:DictEnv", disable_env_checker=True)
 
 QUICK: dict[str, Any] = {
     "about": "Dots.",
@@ -53,14 +54,13 @@ def config(folder: Path) -> BuildConfig:
 
 
 def test_a_collection_may_name_an_entry_and_arguments(tmp_path: Path) -> None:
-    pytest.importorskip("minigrid")
     value = {**QUICK, "collect": [{**QUICK["collect"][0], "frames": 30, "key": "image"}]}
-    value["collect"][0] |= {"env_ids": ["minigrid:MiniGrid-Empty-6x6-v0"], "env_kwargs": {"max_steps": 7}}
+    value["collect"][0] |= {"env_ids": ["Keyed-v0"], "env_kwargs": {"max_episode_steps": 7}}
     collections = recipes.Recipe.from_json("rooms-v0", value).collect
     (path,) = recipes._collect_all(collections, tmp_path, progress=False).values()
     settings = FramesFolder(path).shards[0].metadata
     assert settings["key"] == "image"
-    assert settings["env_kwargs"] == {"max_steps": 7}
+    assert settings["env_kwargs"] == {"max_episode_steps": 7}
 
 
 def test_a_build_leaves_an_encoder_with_its_card(built: Path) -> None:

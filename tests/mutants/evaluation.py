@@ -82,6 +82,13 @@ MUTANTS = [
         _TEST_SELECTION,
     ),
     Mutant(
+        "the first frame of an episode counts as the last one's",
+        "latent_obs/data/index.py",
+        'self._numbers[np.searchsorted(self._starts, rows, "right") - 1]',
+        'self._numbers[np.searchsorted(self._starts, rows, "left") - 1]',
+        _TEST_SELECTION,
+    ),
+    Mutant(
         "a stretch is made of random frames of its episode",
         _SELECTION,
         "_draw(folder, [episode], STRETCH)",
@@ -301,8 +308,8 @@ MUTANTS = [
     Mutant(
         "the command line parses brackets in a card as markup",
         "latent_obs/cli.py",
-        "Console().print(shown, markup=False, highlight=False",
-        "Console().print(shown, highlight=False",
+        "_say(text.strip())",
+        '__import__("rich.console").console.Console().print(text.strip())',
         f"{_TEST_RECIPE} -k brackets",
     ),
     Mutant(

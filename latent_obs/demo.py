@@ -105,29 +105,22 @@ def run_demo(config: DemoConfig) -> None:
 
     console.rule("3/5  Evaluate it on held-out episodes and draw what it keeps")
     from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
+    from latent_obs.evaluation.report import FIGURES
 
-    report = evaluate_encoder(EvaluateConfig(train.out, train.data))
-    write_atomically(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    card = evaluate_encoder(EvaluateConfig(train.out, train.data))
+    write_atomically(folder / "report.json", (json.dumps(card.to_json(), indent=1) + "\n").encode())
     pictures = _draw(config, train.out)
 
     console.rule("4/5  Train PPO on the latents")
     ppo = _train_ppo(console, config, train.out)
 
     console.rule("5/5  Done")
-    encode = report["encode_us"]
     table = Table(show_header=False)
     for name, value in (
         ("frames", f"{len(frames):,}"),
         ("bytes/frame", f"{frames.num_bytes / len(frames):,.1f} (raw: 12,288)"),
-        (
-            "negative ELBO",
-            f"{report['negative_elbo']:,.0f} nats/frame, {report['bits_per_dim']:.2f} bits/dim",
-        ),
-        ("KL", f"{report['kl']:.1f} nats/frame"),
-        ("active units", f"{report['active_units']} of {train.latent_dim}"),
-        ("PSNR", f"{report['psnr']:.1f} dB"),
-        ("moving-object R²", f"{report['moving_r2']:.3f}"),
-        ("encode one frame", f"{encode['openvino']:.0f} µs (eager PyTorch: {encode['torch']:.0f} µs)"),
+        *((figure.label, figure.shown(card)) for figure in FIGURES),
+        *((f"encode one frame, {name}", f"{us:,.0f} µs") for name, us in card.encode_us.items()),
         ("PPO", f"{ppo['steps_per_second']:,.0f} steps/s over {ppo['steps']:,} steps"),
     ):
         table.add_row(name, value)
@@ -162,7 +155,7 @@ def _frames_in(path: Path) -> int:
 def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
     """Draw the four pictures of the demo and return their paths."""
     from latent_obs.evaluation import pictures
-    from latent_obs.evaluation.evaluate import held_out_episodes
+    from latent_obs.evaluation.selection import held_out_episodes
     from latent_obs.vae import load_vae
 
     found = resolve(encoder)

@@ -43,7 +43,7 @@ def evaluate_vae(
     Args:
         vae: The model.
         frames: ``uint8``, shape (N, 64, 64, 3), from held-out episodes.
-        foreground: Theirs, where it is known already.
+        foreground: What stands still in ``frames``; ``None`` (default): find it.
 
     Returns:
         A dictionary with

@@ -94,7 +94,7 @@ def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
             "The encoder was trained on these frames. Press one to encode it.",
             "No episode was recorded. These are training frames, in no order.",
         )
-    from latent_obs.evaluation.evaluate import held_out_episodes  # imports torch, which a page does not need
+    from latent_obs.evaluation.selection import held_out_episodes
 
     folder = FramesFolder(frames)
     episodes = held_out_episodes(encoder, folder)

@@ -104,9 +104,11 @@ def test_the_table_of_encoders_is_what_the_program_lists(
 ) -> None:
     assert main(["list", "--folder", str(tmp_path)]) == 0
     listed = table_of(capsys.readouterr().out.replace("┃", "|").replace("│", "|"))
-    text = table_of((ROOT / "docs" / "encoders.md").read_text())
-    assert text[0] == listed[0][: len(text[0])]
-    assert text[1:] == [row[: len(text[0])] for row in listed[1:]]
+    lines = [f"| {' | '.join(row)} |" for row in listed]
+    table = "\n".join([lines[0], "|---" * len(listed[0]) + "|", *lines[1:]])
+    assert table in (ROOT / "docs" / "encoders.md").read_text(), (
+        f"The table in docs/encoders.md must be\n{table}"
+    )
 
 
 def table_of(text: str) -> list[list[str]]:

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the whole new one, even after a crash."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write a file so that it is either the old one or the whole new one, even after a crash.
+
+    Raises:
+        OSError: If it cannot be written; an old one is kept.
+    """
+    with staged({path: data}):
+        pass
+
+
+@contextlib.contextmanager
+def staged(files: Mapping[Path, bytes]) -> Iterator[None]:
+    """Write files under temporary names, and give them their own, in order, when the block ends well.
+
+    When the block begins, all of them are on disk, so that a full disk changes none. The temporary names lie
+    beside the files, as ``.<name>.tmp``. What lies there already is removed first: a symbolic link is never
+    followed.
+
+    Args:
+        files: Content by path.
+
+    Raises:
+        OSError: If a file cannot be written or renamed.
+    """
+    temporary = {path: path.with_name(f".{path.name}.tmp") for path in files}
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        for path, data in files.items():
+            temporary[path].unlink(missing_ok=True)
+            # Fails where something has appeared under that name since.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
+            with open(os.open(temporary[path], flags, 0o666), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        yield
+        for path in files:
+            os.replace(temporary[path], path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -29,6 +29,7 @@ from latent_obs.encoders.folder import (
     read_tensors,
     write_encoder_folder,
 )
+from latent_obs.encoders.provenance import Metrics
 from latent_obs.evaluation.markdown import card_text, probed
 from latent_obs.files import write_atomically
 
@@ -215,8 +216,10 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
     activity = {name: rounded.metrics[name] for name in ("active_units", "collapsed")}
     finished = replace(
         rounded,
-        metrics={**_metrics([reports[env_id] for env_id in recipe.unseen or reports]), **activity},
-        provenance={**own, "recipe": recipe.name, "license": recipe.license, "build_seconds": seconds},
+        metrics=Metrics.from_json(
+            {**_metrics([reports[env_id] for env_id in recipe.unseen or reports]), **activity}
+        ),
+        provenance=replace(own, recipe=recipe.name, license=recipe.license, build_seconds=seconds),
     )
     out.mkdir(parents=True, exist_ok=True)
     card = {
@@ -268,7 +271,7 @@ def _round_weights(trained: Path, rounded: Path) -> EncoderConfig:
     first, second = (latents(VAE.from_tensors(config.vae, each), calibration) for each in (exact, widened))
     moved = np.sqrt(np.square(first - second).mean(0)) / np.maximum(np.array(config.latents["std"]), 0.1)
     fits = bool(moved.max() < HALF_TOLERANCE)
-    provenance = {**config.provenance, "weights": "float16" if fits else "float32"}
+    provenance = replace(config.provenance, weights="float16" if fits else "float32")
     config = replace(config, provenance=provenance)
     write_encoder_folder(rounded, config, half if fits else exact, calibration)
     return config

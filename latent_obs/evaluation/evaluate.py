@@ -109,7 +109,7 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[
             for backend in installed_backends()
         },
         "probe": None,
-        "provenance": encoder.provenance,
+        "provenance": encoder.provenance.to_json(),
     }
     if config.probe:
         report["probe"] = probe_codes(

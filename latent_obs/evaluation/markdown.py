@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def probed(report: dict[str, Any]) -> dict[str, float]:
     return {reader: scores["encoder"]["f1"] for reader, scores in report["probe"]["readers"].items()}
 
 
-def _held_out(metrics: dict[str, Any]) -> list[str]:
+def _held_out(metrics: Mapping[str, Any]) -> list[str]:
     rows = [(label, form.format(metrics[key])) for label, (key, form) in _FIGURES.items() if key in metrics]
     return _table(("on held-out episodes", ""), rows)
 

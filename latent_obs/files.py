@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -35,10 +36,7 @@ def staged(files: Mapping[Path, bytes]) -> Iterator[None]:
     temporary = {path: path.with_name(f".{path.name}.tmp") for path in files}
     try:
         for path, data in files.items():
-            temporary[path].unlink(missing_ok=True)
-            # Fails where something has appeared under that name since.
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
-            with open(os.open(temporary[path], flags, 0o666), "wb") as file:
+            with create(temporary[path]) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -48,6 +46,12 @@ def staged(files: Mapping[Path, bytes]) -> Iterator[None]:
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+def create(path: Path) -> BinaryIO:
+    """Create a file for writing in the place of whatever has its name; a link there is not followed."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
 
 
 def sync_folder(folder: Path) -> None:

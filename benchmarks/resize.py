@@ -1,15 +1,16 @@
-"""How much sooner does the compiled resize make a frame than cv2?
+"""How much faster is the compiled resize than cv2's?
 
 $ python benchmarks/resize.py     # about 5 s on 2 cores
 
-Both resize the same noise in turns, in one thread, so that a machine that is busy with other
-things slows both alike. The frames are compared first.
+The script first asserts that both give the same frames. Then they resize the same noise in turns, in one
+thread, so that other work on the machine slows both alike.
 """
 
 from __future__ import annotations
 
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -17,7 +18,10 @@ import numpy.typing as npt
 import tyro
 from machine import machine
 
-from latent_obs import _area
+try:
+    from latent_obs import _area
+except ImportError:  # there was no C compiler when latent_obs was installed
+    _area = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class Args:
 
     repeats: int = 1_000
     """resizes of each size by each"""
+    smallest: bool = False
+    """the smallest form, which CI runs, in seconds"""
 
 
 def with_cv2(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -39,6 +45,11 @@ def compiled(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def main(args: Args) -> None:
+    if args.smallest:
+        args = replace(args, repeats=5)
+    if _area is None:
+        message = "latent_obs was installed without a C compiler, so there is no compiled resize to time."
+        sys.exit(print(f"skipped: {message}") if args.smallest else f"error: {message}")
     cv2.setNumThreads(1)
     rng = np.random.default_rng(0)
     print(f"# {machine('numpy', 'opencv-python')}")

@@ -1,30 +1,32 @@
 """How fast does the visualizer's page decode, encode and start, and how large is it?
 
-$ python benchmarks/visualizer.py     # about 1 min on 2 cores; needs Debian's chromium and playwright
+$ pip install playwright              # and Debian's Chromium: apt-get install chromium
+$ python benchmarks/visualizer.py     # about 1 min on 2 cores
 
-The page runs in headless Chromium, opened from disk. Times are CPU time: of the page's main thread for
-decoding and encoding, of its whole renderer process for the first image, and of this process for eager
-PyTorch on one thread, which takes turns with the page. Before anything is timed, the page must decode and
-encode as PyTorch does with the same float16 weights.
+The page runs in headless Chromium, opened from disk; eager PyTorch, on one thread, takes turns with it. The
+script first asserts that the page decodes and encodes as PyTorch does with the same float16 weights. All
+times are CPU time: that of the page's main thread for decoding and encoding, that of its renderer process for
+the first image, and that of this process for PyTorch.
 """
 
 from __future__ import annotations
 
 import base64
 import shutil
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import tyro
 from machine import machine
-from playwright.sync_api import Browser, CDPSession, Page, sync_playwright
 
 from latent_obs.encoders.folder import (
     EncoderConfig,
@@ -38,6 +40,9 @@ from latent_obs.encoders.resolve import PRETRAINED
 from latent_obs.vae import VAE, load_vae, to_frames
 from latent_obs.visualizer import VisualizeConfig, visualize_encoder
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, CDPSession, Page
+
 
 @dataclass(frozen=True)
 class Args:
@@ -49,10 +54,12 @@ class Args:
     """calls in a round"""
     starts: int = 7
     """how often the page is opened"""
+    smallest: bool = False
+    """the smallest form, which CI runs, in seconds"""
 
 
 def deep_encoder(folder: Path, calibration: Any) -> Path:
-    """Write an encoder of four convolutions; its weights are random, which costs the same."""
+    """Write an encoder of four convolutions; its weights are random, which changes no time."""
     vae = VAEConfig(32, (32, 64, 128, 256))
     torch.manual_seed(0)
     flat = {"mean": [0.0] * 32, "std": [1.0] * 32, "kl": [1.0] * 32}
@@ -129,11 +136,19 @@ def report(name: str, samples: list[float], baseline: list[float] | None = None)
 
 
 def main(args: Args) -> None:
+    if args.smallest:
+        args = replace(args, rounds=1, calls=1, starts=1)
+    chromium = shutil.which("chromium")
+    if find_spec("playwright") is None or chromium is None:
+        message = "this needs playwright (pip install playwright) and Chromium (apt-get install chromium)."
+        sys.exit(print(f"skipped: {message}") if args.smallest else f"error: {message}")
+    from playwright.sync_api import sync_playwright
+
     torch.set_num_threads(1)
     calibration = read_calibration(PRETRAINED / "pong-v0")
     assert calibration is not None
     with TemporaryDirectory() as temporary, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"))
+        browser = playwright.chromium.launch(executable_path=chromium)
         print(f"# {machine('torch', 'playwright')}, Chromium {browser.version}")
         print(f"{'CPU time':34} {'ms':>8} {'p10':>8} {'p90':>8}  page / eager PyTorch")
         for folder in (PRETRAINED / "pong-v0", deep_encoder(Path(temporary) / "deep", calibration)):
@@ -163,7 +178,8 @@ def main(args: Args) -> None:
                 "torch decode": [],
                 "torch encode": [],
             }
-            for round_ in range(args.rounds + 2):
+            warm_up = 0 if args.smallest else 2
+            for round_ in range(args.rounds + warm_up):
                 with torch.inference_mode():
                     new = {
                         "decode": in_page(
@@ -175,7 +191,7 @@ def main(args: Args) -> None:
                         ),
                         "torch encode": in_torch(torch_encode, args.calls),
                     }
-                if round_ >= 2:  # the first warm up
+                if round_ >= warm_up:
                     for key, value in new.items():
                         times[key].append(value)
             report(f"{name}: decode", times["decode"], times["torch decode"])

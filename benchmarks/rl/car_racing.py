@@ -1,17 +1,20 @@
-"""World Models' "V model only" rows on CarRacing: a tiny controller on the frozen encoder's latent.
+"""How well does an agent on latents drive in CarRacing? 100 trials, as World Models reports them.
 
+$ python benchmarks/rl/car_racing.py --agent RUN/model.zip --out trials
 $ pip install cma envpool
-$ python benchmarks/rl/car_racing.py --encoder encoder --controller linear --out runs/car_racing_linear
-$ python benchmarks/rl/car_racing.py --encoder encoder --agent RUN/model.zip --out runs/car_racing_ppo
+$ python benchmarks/rl/car_racing.py --controller linear --out trials_linear
 
-CMA-ES trains a linear controller on z, or one with a hidden layer of 40 tanh units (Ha and Schmidhuber 2018:
-632 +- 251 and 788 +- 141 over 100 trials). ``--stack 2`` shows it the last two latents, which the paper did
-not. Training episodes run in EnvPool's CarRacing, which takes a sixth to a ninth of the processor time of
-Gymnasium's and draws a little otherwise; the trials are in Gymnasium's. A training episode ends after 100
-steps without a new piece of track, and is charged 0.1 for each step that it leaves out, as standing still
-would be. Agents are PPO's or SAC's, as trained by train_agent.py.
+With ``--agent`` the script evaluates a PPO or SAC agent of train_agent.py. Without it, CMA-ES trains one of
+World Models' controllers first: a linear one on the latent z, or one with a hidden layer of 40 tanh units.
+Those are the paper's rows "V model only" (Ha and Schmidhuber 2018), 632 +- 251 and 788 +- 141 over 100
+trials. With ``--stack 2`` the controller sees the last two latents; in the paper it saw one.
 
-Interrupted, it goes on with the last whole generation. A --generations that is already reached evaluates now.
+CMA-ES trains in EnvPool's CarRacing, which needs a sixth to a ninth of the processor time of Gymnasium's and
+draws slightly different frames; the trials are in Gymnasium's. A training episode ends after 100 steps
+without a new piece of track, and then costs 0.1 for each of the remaining steps, as standing still does.
+
+After an interruption the same command continues with the last whole generation. If ``--generations`` are
+already trained, it evaluates.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,16 +61,16 @@ PAPER = {"linear": "632 +- 251", "hidden": "788 +- 141"}
 class Args:
     """Train a controller with CMA-ES and evaluate it, or evaluate an agent of train_agent.py."""
 
-    encoder: str
+    encoder: str = "car_racing-v0"
     """an encoder folder, or a bundled encoder's name"""
-    out: Path
-    """folder of this controller"""
+    out: Path = Path("car_racing")
+    """folder of this controller or of this agent's trials"""
     controller: Literal["linear", "hidden"] = "linear"
-    """hidden has one layer of 40 tanh units"""
+    """hidden: with a layer of 40 tanh units"""
     stack: int = 1
     """latents that the controller sees"""
     agent: Path | None = None
-    """model.zip of a latents run of train_agent.py to evaluate instead"""
+    """model.zip of a run of train_agent.py; it is evaluated, and no controller is trained"""
     generations: int = 100
     population: int = 32
     """candidates in a generation; 64 in the paper"""
@@ -77,11 +81,15 @@ class Args:
     workers: int = 2
     """processes"""
     train_env: str = "envpool/CarRacing-v3"
-    """where CMA-ES trains"""
+    """environment in which CMA-ES trains"""
     test_env: str = "CarRacing-v3"
-    """where the trials are"""
+    """environment of the trials"""
     trials: int = 100
+    """episodes that are evaluated"""
     seed: int = 0
+    """seed of CMA-ES and of the tracks it trains on"""
+    smallest: bool = False
+    """the smallest form, which CI runs, in seconds: one generation in Gymnasium's CarRacing and one trial"""
 
 
 class Controller:
@@ -89,7 +97,7 @@ class Controller:
 
     Args:
         kind: ``"linear"``, or ``"hidden"`` for a layer of 40 tanh units in between.
-        inputs: Numbers that it sees.
+        inputs: Length of its input vector.
 
     Attributes:
         size: Number of parameters; 99 for the paper's linear one on 32 latents.
@@ -106,29 +114,36 @@ class Controller:
         for rows, columns in self.shapes:
             layer = parameters[begin : begin + (rows + 1) * columns].reshape(rows + 1, columns)
             values, begin = np.tanh(values @ layer[:-1] + layer[-1]), begin + layer.size
-        # As the paper's code has it: tanh on all, then gas to [0, 1] and the negative half of the brake cut.
+        # As in the paper's code: tanh of all three, then gas scaled to [0, 1] and a negative brake set to 0.
         return np.stack([values[:, 0], (values[:, 1] + 1) / 2, values[:, 2].clip(0, 1)], axis=1)
 
 
 class Worker:
-    """One process: environments in lockstep, whose observations it encodes in one batch.
+    """Plays episodes in one process: environments step together, and their images are encoded in one batch.
 
     Args:
-        encoder: As :func:`load_encoder` takes it.
-        kind: Of controller.
+        encoder: An encoder folder, or a bundled encoder's name.
+        kind: Kind of controller, ``"linear"`` or ``"hidden"``.
         stack: Latents that the controller sees.
-        halt: Set when episodes shall be left unfinished.
+        halt: Event of ``multiprocessing``; once it is set, episodes are left unfinished.
     """
 
     def __init__(self, encoder: str, kind: str, stack: int, halt: Any = None) -> None:
         self.halt = halt
-        self.encoder: Encoder = load_encoder(encoder)
+        self.encoder: Encoder = load_encoder(encoder, normalize=False)  # as in World Models
         self.stack = stack
         self.envs: dict[str, list[Any]] = {}
         self.controller = Controller(kind, stack * self.encoder.latent_dim)
 
     def play(self, env_id: str, parameters: Floats, seeds: list[int], patience: int | None) -> list[float]:
-        """Return the return of an episode for every seed."""
+        """Play an episode for every seed and return their returns.
+
+        Args:
+            env_id: The environment.
+            parameters: Of the controller.
+            seeds: A seed for each episode.
+            patience: Steps without reward after which an episode ends; ``None`` plays it to its end.
+        """
         envs = self.envs.setdefault(env_id, [])
         while len(envs) < len(seeds):
             envs.append(open_env(env_id))
@@ -164,7 +179,7 @@ _worker: Worker | None = None
 
 
 def _begin(*arguments: Any) -> None:
-    # The parent sets `halt`; a Ctrl-C in the terminal goes to all.
+    # Ctrl-C in the terminal reaches every process; the workers ignore it, and the parent sets `halt`.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     global _worker
     _worker = Worker(*arguments)
@@ -185,11 +200,11 @@ class Players:
         self.pool = ProcessPoolExecutor(args.workers, context, _begin, arguments)
 
     def play(self, tasks: list[Any], stop: threading.Event) -> Iterator[tuple[int, list[float]]]:
-        """Yield the number of a task and the returns of its episodes, in the order in which they end.
+        """Yield the number of a task and the returns of its episodes, in the order in which tasks end.
 
         Raises:
-            KeyboardInterrupt: When told to stop, once the workers have.
-            BrokenProcessPool: If one of them was killed.
+            KeyboardInterrupt: If ``stop`` is set, after the workers have stopped.
+            BrokenProcessPool: If a worker was killed.
         """
         numbers = {self.pool.submit(_play, *task): i for i, task in enumerate(tasks)}
         open_tasks = set(numbers)
@@ -207,13 +222,13 @@ def train(args: Args, players: Players, size: int) -> Floats:
     """Run CMA-ES up to the last generation and return the mean of its distribution.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C; whole generations are saved.
+        KeyboardInterrupt: After Ctrl-C; generations that were complete are saved.
     """
     import cma
 
     state = args.out / STATE
     if state.exists():
-        # Our own file, not one that came from elsewhere.
+        # A pickle is safe here: this script wrote the file.
         es = pickle.loads(state.read_bytes())
     else:
         options = {"popsize": args.population, "seed": float("nan"), "verbose": -9}
@@ -226,11 +241,11 @@ def train(args: Args, players: Players, size: int) -> Floats:
         progress_bar("CMA-ES", max(args.generations, done), "generations", True, done) as bar,
     ):
         while es.countiter < args.generations:
-            # cma draws from NumPy's global generator; so a resumed run goes on as an uninterrupted one.
+            # cma draws from NumPy's global generator. With this seed a resumed run equals one in one go.
             np.random.seed([args.seed, es.countiter])  # noqa: NPY002
             candidates = es.ask()
             rng = np.random.default_rng([args.seed, es.countiter])
-            seeds = rng.integers(2**31, size=args.rollouts).tolist()  # the same tracks for all candidates
+            seeds = rng.integers(2**31, size=args.rollouts).tolist()  # all candidates drive the same tracks
             returns = np.zeros(len(candidates))
             tasks = [(args.train_env, candidate, seeds, PATIENCE) for candidate in candidates]
             for i, totals in players.play(tasks, stop):
@@ -248,14 +263,14 @@ def train(args: Args, players: Players, size: int) -> Floats:
 
 
 def _spent(history: Path, generations: int) -> float:
-    """Return the seconds that so many generations took, and drop the rows of later ones."""
+    """Return how many seconds the first generations took, and drop the rows of later ones."""
     rows = history.read_text().splitlines(keepends=True)[: generations + 1]
     write_atomically(history, "".join(rows).encode())
     return float(rows[-1].split(",")[1]) if generations else 0.0
 
 
 def evaluate(args: Args, players: Players, parameters: Floats) -> list[float]:
-    """Return the returns of the trials, in tracks that no training episode had."""
+    """Return the returns of the trials, on tracks that no training episode had."""
     seeds = [2**31 - 1 - i for i in range(args.trials)]
     tasks = [(args.test_env, parameters, seeds[i : i + 5], None) for i in range(0, len(seeds), 5)]
     returns: list[float] = []
@@ -273,7 +288,7 @@ def _trained_as(agent: Path) -> tuple[Any, Any]:
 
 
 def evaluate_agent(args: Args) -> list[float]:
-    """Return the returns of an agent of train_agent.py, acting deterministically as it was trained to see."""
+    """Return the returns of an agent of train_agent.py, which acts deterministically."""
     from agents import MODELS, make_venv
     from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -296,7 +311,7 @@ def evaluate_agent(args: Args) -> list[float]:
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Train and evaluate, and return what ``result.json`` says."""
+    """Train and evaluate, write ``result.json`` and return its content."""
     args.out.mkdir(parents=True, exist_ok=True)
     if args.agent is not None:
         arm, algorithm = _trained_as(args.agent)
@@ -332,11 +347,26 @@ def run(args: Args) -> dict[str, Any]:
     return result
 
 
+def missing_packages(args: Args) -> list[str]:
+    """Return what must be installed to train a controller, as pip names it."""
+    modules = {"Box2D": "'gymnasium[box2d]'", "cma": "cma"}
+    if not args.smallest and args.train_env.startswith("envpool/"):
+        modules["envpool"] = "envpool"
+    return [package for module, package in modules.items() if find_spec(module) is None]
+
+
 def main(args: Args) -> None:
+    if missing := [] if args.agent else missing_packages(args):
+        message = f"this needs pip install {' '.join(missing)}"
+        sys.exit(print(f"skipped: {message}") if args.smallest else f"error: {message}")
+    if args.smallest:
+        args = replace(
+            args, generations=1, population=2, rollouts=1, workers=1, train_env="CarRacing-v3", trials=1
+        )
     try:
         result = run(args)
     except KeyboardInterrupt:
-        sys.exit("Interrupted; the same command goes on with the last whole generation.")
+        sys.exit("Interrupted; the same command continues with the last whole generation.")
     except (ValueError, ImportError, OSError, BrokenProcessPool) as error:
         sys.exit(f"error: {error}")
     print(f"{result['name']}, {result['trials']} trials: {result['mean']:.0f} +- {result['std']:.0f}", end="")

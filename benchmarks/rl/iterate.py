@@ -1,24 +1,25 @@
-"""What does it gain to train the encoder on what the agent sees?
+"""What does an agent gain if its encoder is trained on what the agent sees?
 
 $ python benchmarks/rl/iterate.py --run runs/Breakout/latents/0 --frames frames --out runs/iterated
 
-A frozen encoder knows what a random player saw. This collects frames with a finished agent, merges them with
-the old ones, goes on training the encoder on both, and trains a new agent on the new latents with the same
-settings and seed. It prints the return before and after, and the drift of what each agent sees from what its
-encoder was trained on. Interrupted, every stage goes on or is skipped.
+A bundled encoder was trained on frames of random play. The script collects frames with a finished agent,
+merges them with the old frames, continues the training of the encoder on both, and trains a new agent on the
+new latents with the settings and the seed of the first. It prints the return of both agents, and how far the
+frames that each agent sees drift from those on which its encoder was trained. After an interruption the same
+command skips the finished stages and continues the unfinished one.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 from agents import env_id
-from train_agent import MODEL, RUN, RunConfig, is_finished, train
+from train_agent import MODEL, RUN, SMALLEST, RunConfig, is_finished, train
 
 from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
@@ -35,38 +36,41 @@ SAMPLE = 2000  # frames in which the drift is measured
 
 @dataclass(frozen=True)
 class Args:
-    """Retrain an encoder on its agent's frames, and an agent on that."""
+    """Train an encoder on its agent's frames too, and a new agent on that encoder."""
 
-    run: Path
-    """a finished latents run of train_agent.py"""
-    frames: str
-    """the frames folder on which its encoder was trained"""
+    run: Path | None = None
+    """folder of a finished run of train_agent.py on latents"""
+    frames: str | None = None
+    """the frames folder on which the run's encoder was trained"""
     out: Path = Path("iterated")
+    """folder for the frames, the encoder and the new run"""
     new_frames: int = 20_000
     """frames to collect with the agent"""
     encoder_steps: int = 4_000
-    """optimiser steps that the encoder goes on for"""
+    """further optimiser steps of the encoder"""
     workers: int = 1
+    """processes that collect frames"""
+    smallest: bool = False
+    """the smallest form, which CI runs, in seconds: a run, an encoder and frames that are next to nothing"""
 
 
 def drift(frames: FramesFolder, encoder: str) -> float:
-    """Return how far the latents of some frames are from those the encoder was trained on."""
+    """Return how far the latents of some frames are from those of the encoder's training frames."""
     loaded = load_encoder(encoder)
     latents = loaded(frames.sample(min(SAMPLE, len(frames))))
     return Drift(loaded, window=max(2, len(latents)), threshold=1e9).update(latents)
 
 
 def like(encoder: str) -> dict[str, Any]:
-    """Return the sizes and the objective of an encoder, so that nothing but the frames differs."""
+    """Return an encoder's sizes and objective, so that only the frames differ in its further training."""
     config = load_encoder(encoder).config
     settings = config.provenance.get("run", {}).get("config", {})
-    names = ("objective", "beta", "foreground_weight", "rarity_weight", "position_weight")
+    names = ("objective", "beta", "foreground_weight", "rarity_weight")
     objective = {name: settings[name] for name in names if name in settings}
     return {
         "latent_dim": config.vae.latent_dim,
         "channels": config.vae.channels,
-        "rarity_weight": 0.0,  # of those that were trained before there was one, as the next
-        "position_weight": 0.0,
+        "rarity_weight": 0.0,  # encoders that record none were trained without it
         **objective,
     }
 
@@ -92,10 +96,12 @@ def iterate(args: Args) -> list[str]:
     """Run all stages and return the lines of the result.
 
     Raises:
-        ValueError: If the run is not a finished one on latents.
+        ValueError: If run or frames is missing, or the run is unfinished or not on latents.
     """
+    if args.run is None or args.frames is None:
+        raise ValueError("iterate.py needs --run, a finished run of train_agent.py, and --frames.")
     if not is_finished(args.run):
-        raise ValueError(f"{args.run} is no finished run: train_agent.py finishes it.")
+        raise ValueError(f"{args.run} is no finished run. Finish it with train_agent.py, then iterate.")
     about = json.loads((args.run / RUN).read_text())
     settings = about["settings"]
     if settings["arm"] == "pixels":
@@ -133,11 +139,21 @@ def iterate(args: Args) -> list[str]:
     return lines
 
 
+def smallest(args: Args) -> Args:
+    """Train an agent of Breakout for 128 steps, collect a few frames, and return options to iterate both."""
+    frames = CollectConfig("ALE/Breakout-v5", args.out / "old_frames", frames=600, workers=1)
+    collect_frames(frames, progress=False)
+    config = RunConfig("Breakout", steps=128, out=args.out / "old_runs", changes=SMALLEST, progress=False)
+    run = train(config)
+    return replace(args, run=run, frames=str(frames.out), new_frames=64, encoder_steps=1)
+
+
 def main(args: Args) -> None:
     try:
+        args = smallest(args) if args.smallest else args
         print("\n".join(iterate(args)))
     except KeyboardInterrupt:
-        sys.exit("Interrupted; the same command goes on.")
+        sys.exit("Interrupted; the same command continues.")
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -1,19 +1,22 @@
-"""Where does the time of PPO go, on pixels and on latents?
+"""On what does PPO spend its time, on pixels and on latents?
 
 $ python benchmarks/rl/profile_loop.py --games Pong     # about 1 min on 2 cores
 
-Trains each arm for a while with timers around the calls in question; what a call does inside another one is
-taken off the outer one, so the shares add up. The clock is the processor time of the whole process, which a
-busy machine does not stretch; the wall clock stands beside it. Not named profile.py, since that would hide
-the standard library's profile, which PyTorch imports.
+Trains each arm for a while, with timers around the calls of interest. The time of a timed call inside another
+one is subtracted from the outer one, so the shares add up to the whole. The clock is the processor time of
+the whole process, which a busy machine stretches less than the wall-clock time; the latter is printed too.
+
+The script is not named profile.py because that would hide the standard library's profile, which PyTorch
+imports.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.atari_wrappers import WarpFrame
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
-from train_agent import machine
+from train_agent import SMALLEST, machine
 
 import latent_obs.adapter
 from latent_obs.encoders.encoder import Encoder
@@ -39,15 +42,18 @@ class Args:
     games: tuple[str, ...] = ("Pong",)
     arms: tuple[Arm, ...] = ("pixels", "latents")
     seconds: float = 20.0
-    """processor time for each arm, after one rollout and update to warm up; whole rollouts"""
+    """processor time of each arm, rounded up to whole rollouts, after a rollout and an update to warm up"""
     encoder: str = "auto"
     threads: int = 1
     """threads of PyTorch"""
     device: str = "cpu"
+    """cpu or cuda, where the agents' networks are"""
+    smallest: bool = False
+    """the smallest form, which CI runs, in seconds: rollouts of 16 steps"""
 
 
 class Clock:
-    """Adds up the time of labelled calls, each without what labelled calls inside it took."""
+    """Adds up the time of labelled calls, each without the time of labelled calls inside it."""
 
     def __init__(self) -> None:
         self._replaced: list[tuple[Any, str, Any]] = []
@@ -131,11 +137,12 @@ def attach(clock: Clock, model: PPO) -> None:
 
 def profile(game: str, arm: Arm, args: Args) -> None:
     clock = Clock()
+    changes = json.loads(SMALLEST if args.smallest else "{}")
     venv = make_venv(game, arm, args.encoder)
-    model = make_model(arm, venv, hyperparameters(game, arm, {}), 0, args.device)
+    model = make_model(arm, venv, hyperparameters(game, arm, changes), 0, args.device)
     assert isinstance(model, PPO)
     attach(clock, model)
-    # Both are looked up where they are called, hence for every environment of this process.
+    # These two are looked up at each call, so this times them in every environment of this process.
     clock.time(latent_obs.adapter, "preprocess", "preprocessing")
     clock.time(Encoder, "__call__", "encoding")
     watch = Watch(clock, args.seconds)
@@ -144,7 +151,7 @@ def profile(game: str, arm: Arm, args: Args) -> None:
     finally:
         clock.undo()
         venv.close()
-    # The step that ended training is one too many; beside thousands it does not count.
+    # One step too many is counted, the one that ended training: it makes no difference among thousands.
     steps, total = watch.num_timesteps - watch.steps_begun, watch.spent
     spent = {**clock.spent, REST: total - sum(clock.spent.values())}
     print(f"\n{game}, {arm}, {model.device}: {steps / total:,.0f} steps per CPU second, ", end="")
@@ -156,6 +163,8 @@ def profile(game: str, arm: Arm, args: Args) -> None:
 
 
 def main(args: Args) -> None:
+    if args.smallest:
+        args = replace(args, games=("Pong",), seconds=0.1)
     torch.set_num_threads(args.threads)
     print(f"# {machine('stable-baselines3', 'torch', 'gymnasium', 'ale-py', 'openvino')}")
     for game in args.games:

@@ -1,27 +1,39 @@
 """Compare the runs of run.py: a table and a plot of the learning curves.
 
-$ python benchmarks/rl/report.py runs --out benchmarks/rl/results
+$ python benchmarks/rl/report.py runs     # adds the runs to those of benchmarks/rl/results
+$ python benchmarks/rl/report.py          # makes the report of benchmarks/rl/results again
 
-What the report needs of each run, its run.json and progress.csv, is copied beside the report, which covers
-the runs that were copied earlier too: games can be trained one at a time.
+    benchmarks/rl/results/
+        runs.jsonl       a line for each run: its settings, machine, encoder and how it ended
+        curves.csv       the rows of all learning curves
+        random_play.csv  what random play reaches in each game, written by random_play.py
+        report.md        the table
+        curves.png       the plot
 
 A run's return is the mean over its last 100 games, whole games with true rewards. Runs are summarised by
 their interquartile mean (IQM), the mean without the lower and the upper quarter, and its 95% interval from
 resampling the seeds of each game and arm (Agarwal et al. 2021, "Deep RL at the edge of the statistical
 precipice"; their package rliable does the same, but its dependency arch 7.2 cannot be imported beside pandas
-3). Of three runs a quarter is no whole run, so their IQM is the mean.
+3). A quarter of three runs is less than one run, so the IQM of three runs is their mean.
 
-Unfinished runs count as far as they got, where the table says how many are finished; curves go as far as all
-seeds got.
+An arm has learned if the lower end of its interval lies above the mean of random play by at least half a
+standard deviation of random play's games. The time that latents take to the return of pixels is given only
+for games in which pixels have learned: elsewhere it would be the time to the return of chance.
+
+Unfinished runs count as far as they got, and the table says how many are finished. A curve ends where the
+first of its seeds ends.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
+import shutil
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,42 +42,54 @@ import numpy.typing as npt
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from random_play import RANDOM_PLAY, RESULTS, RandomPlay, read_random_play
 
 from latent_obs.files import write_atomically
 
 Floats = npt.NDArray[np.float64]
 
 ARMS = ("pixels", "latents", "latents-raw")
-PIXELS, COLORS = "#c2571a", ("#1f6fb2", "#2f8f5b", "#8a4fb5")
+PIXELS, RANDOM, COLORS = "#c2571a", "#777777", ("#1f6fb2", "#2f8f5b", "#8a4fb5")
+RUNS, CURVES = "runs.jsonl", "curves.csv"
+COLUMNS = ("steps", "seconds", "cpu_seconds", "episodes", "mean_return")
 RESAMPLES = 2000
 POINTS = 100  # of a curve
+LEARNED = 0.5  # standard deviations of random play's games
 
 
 @dataclass(frozen=True)
 class Args:
     """Write a report of finished and unfinished runs."""
 
-    runs: tyro.conf.Positional[Path]
-    """what run.py wrote"""
-    out: Path = Path("benchmarks/rl/results")
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """folders that run.py wrote; without any, the report is that of the runs recorded earlier"""
+    out: Path = RESULTS
+    """folder of the report and of what it records of each run"""
     encoder_seconds: tuple[str, ...] = ()
-    """ENCODER=SECONDS of collecting frames and training, where an encoder does not remember them"""
+    """ENCODER=SECONDS of collecting frames and training, for an encoder that does not record them"""
+    smallest: bool = False
+    """the smallest form, which CI runs, in seconds: the report of the recorded runs, in the folder report"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as far as it got; the arrays are columns of its progress.csv."""
+    """One run, as far as it got; the arrays are the columns of its progress.csv."""
 
     game: str
     arm: str
     seed: int
-    folder: Path
-    about: dict[str, Any]
+    about: dict[str, Any]  # what run.json says
     steps: Floats
     seconds: Floats
     cpu_seconds: Floats
     episodes: Floats
     mean_return: Floats  # nan before the first game ended
+
+    @property
+    def name(self) -> str:
+        """What identifies the run among all recorded ones."""
+        game = self.game.replace("/", "_").replace(":", "_")
+        return f"{game}/{self.label.replace(', ', '-')}/{self.seed}"
 
     @property
     def finished(self) -> bool:
@@ -84,34 +108,63 @@ class Run:
 
     @property
     def encoder_seconds(self) -> float | None:
-        """Seconds of collecting and training, as far as the encoder remembers them."""
+        """Seconds of collecting frames and of training the encoder, those of the two that it records."""
         known = self.about.get("encoder") or {}
         parts = [known.get("collect_seconds"), known.get("train_seconds")]
         return None if parts == [None, None] else sum(part or 0.0 for part in parts)
 
 
 def read_runs(folder: Path) -> list[Run]:
-    """Read all runs below a folder, leaving out those without a row yet.
+    """Read all runs below a folder of run.py, leaving out those without a row yet.
 
     Raises:
         FileNotFoundError: If there is none.
     """
     runs = []
     for path in sorted(folder.rglob("run.json")):
-        about = json.loads(path.read_text())
-        if (path.parent / "progress.csv").stat().st_size == 0:
-            continue
         with open(path.parent / "progress.csv", newline="") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        names = ("steps", "seconds", "cpu_seconds", "episodes", "mean_return")
-        columns = [np.array([float(row[name] or "nan") for row in rows]) for name in names]
         if rows:
-            settings = about["settings"]
-            identity = settings["game"], settings["arm"], settings["seed"]
-            runs.append(Run(*identity, path.parent, about, *columns))
+            runs.append(_run(json.loads(path.read_text()), rows))
     if not runs:
         raise FileNotFoundError(f"There are no runs in {folder}: python benchmarks/rl/run.py makes some.")
     return runs
+
+
+def _run(about: dict[str, Any], rows: list[dict[str, str]]) -> Run:
+    columns = [np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS]
+    settings = about["settings"]
+    return Run(settings["game"], settings["arm"], settings["seed"], about, *columns)
+
+
+def read_recorded(out: Path) -> list[Run]:
+    """Read the runs that an earlier report recorded; none where there was none."""
+    if not (out / RUNS).exists():
+        return []
+    rows: dict[str, list[dict[str, str]]] = {}
+    with open(out / CURVES, newline="") as file:
+        for row in csv.DictReader(file):
+            rows.setdefault(row["run"], []).append(row)
+    known = [json.loads(line) for line in (out / RUNS).read_text().splitlines()]
+    return [_run(about, rows[about.pop("run")]) for about in known]
+
+
+def record(runs: list[Run], out: Path) -> None:
+    """Write what the report needs of runs into ``runs.jsonl`` and ``curves.csv``."""
+    lines, table = [], io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["run", *COLUMNS])
+    for run in sorted(runs, key=lambda run: run.name):
+        about = {"run": run.name, **run.about}
+        if run.encoder is not None:  # its name alone, since its folder exists on one machine only
+            about["encoder"] = {**about["encoder"], "ref": run.encoder}
+            about["settings"] = {**about["settings"], "encoder": Path(about["settings"]["encoder"]).name}
+        lines.append(json.dumps(about))
+        for row in zip(*(getattr(run, name) for name in COLUMNS), strict=True):
+            writer.writerow([run.name, *("" if np.isnan(value) else f"{value:.10g}" for value in row)])
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / CURVES, table.getvalue().encode())
+    write_atomically(out / RUNS, ("\n".join(lines) + "\n").encode())
 
 
 def iqm(scores: Floats) -> Floats:
@@ -172,45 +225,89 @@ def rate(runs: list[Run], clock: str) -> float:
     return float(sum(run.steps[-1] for run in runs) / sum(getattr(run, clock)[-1] for run in runs))
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: the runs of one arm in one game."""
+
+    game: str
+    arm: str
+    seeds: int
+    finished: int
+    steps: int
+    """of the shortest run"""
+    steps_per_second: float
+    steps_per_cpu_second: float
+    iqm: float
+    low: float
+    high: float
+    learned: bool | None
+    """whether the arm plays better than chance; None where random play was not recorded"""
+    random: RandomPlay | None
+    device: str
+    speedup: float | None = None
+    """steps a second, as a multiple of pixels'"""
+    cpu_speedup: float | None = None
+    seconds_to_pixels: float | None = None
+    """seconds to the final return of pixels; None if it is not reached or pixels play like chance"""
+    seconds_with_encoder: float | None = None
+    """the same with collecting frames and training the encoder"""
+    pixel_seconds: float | None = None
+    """seconds that pixels take to that return"""
+
+
 def summarise(
-    game: str, arms: dict[str, list[Run]], encoder_seconds: dict[str, float | None]
-) -> list[dict[str, Any]]:
-    """Return a row of the table for every arm of a game; seconds are by arm too."""
-    rows = []
-    pixels = arms.get("pixels", [])
+    game: str,
+    arms: dict[str, list[Run]],
+    encoder_seconds: dict[str, float | None],
+    random: RandomPlay | None = None,
+) -> list[Row]:
+    """Return a row of the table for every arm of a game; ``encoder_seconds`` are by arm."""
     final = {arm: np.array([run.mean_return[-1] for run in runs]) for arm, runs in arms.items()}
-    threshold = float(iqm(final["pixels"])) if pixels else float("nan")
-    pixel_seconds = seconds_to(pixels, threshold) if pixels else None
+    intervals = {arm: interval(returns) for arm, returns in final.items()}
+    pixels = arms.get("pixels", [])
+    comparable = bool(pixels) and has_learned(float(intervals["pixels"][0]), random) is not False
+    threshold = float(iqm(final["pixels"])) if comparable else float("nan")
+    rows = []
     for arm, runs in arms.items():
-        low, high = interval(final[arm])
-        row: dict[str, Any] = {
-            "game": game,
-            "arm": arm,
-            "seeds": len(runs),
-            "finished": sum(run.finished for run in runs),
-            "steps": int(min(run.steps[-1] for run in runs)),
-            "steps_per_second": rate(runs, "seconds"),
-            "steps_per_cpu_second": rate(runs, "cpu_seconds"),
-            "iqm": float(iqm(final[arm])),
-            "low": float(low),
-            "high": float(high),
-            "seconds": float(np.mean([run.seconds[-1] for run in runs])),
-            "seconds_to_pixels": seconds_to(runs, threshold),
-            "device": ", ".join(sorted({str(run.about.get("device")) for run in runs})),
-        }
-        if pixels:
-            row["speedup"] = row["steps_per_second"] / rate(pixels, "seconds")
-            row["cpu_speedup"] = row["steps_per_cpu_second"] / rate(pixels, "cpu_seconds")
-        reached = row["seconds_to_pixels"]
-        if arm != "pixels":
-            cost = encoder_seconds[arm]
-            if reached is not None and cost is not None:
-                row["seconds_with_encoder"] = reached + cost
-        for name in ("seconds_to_pixels", "seconds_with_encoder"):
-            if row.get(name) is not None and pixel_seconds:
-                row[f"{name}_share"] = row[name] / pixel_seconds
-        rows.append(row)
+        low, high = map(float, intervals[arm])
+        reached = seconds_to(runs, threshold) if comparable else None
+        cost = encoder_seconds.get(arm)
+        rows.append(
+            Row(
+                game,
+                arm,
+                seeds=len(runs),
+                finished=sum(run.finished for run in runs),
+                steps=int(min(run.steps[-1] for run in runs)),
+                steps_per_second=rate(runs, "seconds"),
+                steps_per_cpu_second=rate(runs, "cpu_seconds"),
+                iqm=float(iqm(final[arm])),
+                low=low,
+                high=high,
+                learned=has_learned(low, random),
+                random=random,
+                device=", ".join(sorted({str(run.about.get("device")) for run in runs})),
+                speedup=rate(runs, "seconds") / rate(pixels, "seconds") if pixels else None,
+                cpu_speedup=rate(runs, "cpu_seconds") / rate(pixels, "cpu_seconds") if pixels else None,
+                seconds_to_pixels=reached,
+                seconds_with_encoder=None if reached is None or cost is None else reached + cost,
+                pixel_seconds=seconds_to(pixels, threshold) if comparable else None,
+            )
+        )
     return rows
+
+
+def has_learned(low: float, random: RandomPlay | None) -> bool | None:
+    """Return whether the lower end of an arm's interval is above what random play explains.
+
+    Args:
+        low: Lower end of the 95% interval of the arm's return.
+        random: Random play in the same game, if it was recorded.
+
+    Returns:
+        ``None`` if random play was not recorded.
+    """
+    return None if random is None else low >= random.mean + LEARNED * random.std
 
 
 def cost_of_encoder(runs: list[Run], given: float | None) -> tuple[float | None, str]:
@@ -224,25 +321,31 @@ def cost_of_encoder(runs: list[Run], given: float | None) -> tuple[float | None,
     return known.encoder_seconds, "collection and training" if whole else "training only"
 
 
-def table(rows: list[dict[str, Any]], notes: list[str]) -> str:
+def table(rows: list[Row], notes: list[str]) -> str:
     """Write the Markdown table."""
     lines = [
-        "| game | arm | runs, finished | steps | steps/s | per CPU second | return, IQM [95%] "
+        "| game | arm | runs, finished | steps | steps/s | per CPU second | return, IQM [95%] | random play "
         "| s to pixels' return | and the encoder | device |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        chance = ", like chance" if row.learned is False else ""
+        random = "" if row.random is None else f"{row.random.mean:.4g} ± {row.random.std:.3g}"
+        to_pixels = [
+            _number(seconds, seconds and row.pixel_seconds and seconds / row.pixel_seconds, " of pixels'")
+            for seconds in (row.seconds_to_pixels, row.seconds_with_encoder)
+        ]
         cells = (
-            row["game"],
-            row["arm"],
-            f"{row['seeds']}, {row['finished']}",
-            f"{row['steps']:,}",
-            _number(row["steps_per_second"], row.get("speedup"), "x"),
-            _number(row["steps_per_cpu_second"], row.get("cpu_speedup"), "x"),
-            f"{row['iqm']:.4g} [{row['low']:.4g}, {row['high']:.4g}]",
-            _number(row["seconds_to_pixels"], row.get("seconds_to_pixels_share"), " of pixels'"),
-            _number(row.get("seconds_with_encoder"), row.get("seconds_with_encoder_share"), " of pixels'"),
-            row["device"],
+            row.game,
+            row.arm,
+            f"{row.seeds}, {row.finished}",
+            f"{row.steps:,}",
+            _number(row.steps_per_second, row.speedup, "x"),
+            _number(row.steps_per_cpu_second, row.cpu_speedup, "x"),
+            f"{row.iqm:.4g} [{row.low:.4g}, {row.high:.4g}]{chance}",
+            random,
+            *to_pixels,
+            row.device,
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", *notes, ""])
@@ -254,21 +357,11 @@ def _number(value: float | None, ratio: float | None, unit: str) -> str:
     return f"{value:,.0f}" if ratio is None else f"{value:,.0f} ({ratio:.2f}{unit})"
 
 
-def keep(run: Run, out: Path) -> None:
-    """Copy what the report needs of a run."""
-    arm = run.label.replace(", ", "-")
-    folder = out / run.game.replace("/", "_").replace(":", "_") / arm / str(run.seed)
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.resolve() != run.folder.resolve():
-        about = run.about
-        if run.encoder is not None:  # the folder that it was in is nobody else's
-            about = {**about, "encoder": {**about["encoder"], "ref": run.encoder}}
-        write_atomically(folder / "run.json", (json.dumps(about, indent=1) + "\n").encode())
-        write_atomically(folder / "progress.csv", (run.folder / "progress.csv").read_bytes())
-
-
 def plot(
-    games: dict[str, dict[str, list[Run]]], costs: dict[str, dict[str, float | None]], path: Path
+    games: dict[str, dict[str, list[Run]]],
+    costs: dict[str, dict[str, float | None]],
+    random: dict[str, RandomPlay],
+    path: Path,
 ) -> None:
     """Draw learning curves, a row for each game: against steps and against wall-clock time."""
     figure = Figure(figsize=(9, 2.9 * len(games)), layout="constrained", facecolor="white")
@@ -284,6 +377,11 @@ def plot(
             if arm != "pixels" and (cost := costs[game][arm]) is not None:
                 grid, returns = curves(runs, "seconds")
                 by_time.plot((grid + cost) / 3600, iqm(returns), color=color, linestyle=":")
+        if game in random:
+            for axis in (by_steps, by_time):
+                axis.axhline(
+                    random[game].mean, color=RANDOM, linestyle="--", linewidth=1, label="random play"
+                )
         by_steps.set(title=game, ylabel="return, last 100 games", xlabel="million steps of the agent")
         by_time.set(title=game, xlabel="hours, wall-clock")
         for axis in (by_steps, by_time):
@@ -292,7 +390,7 @@ def plot(
         by_steps.legend(frameon=False, fontsize="small")
     figure.suptitle(
         "PPO on pixels and on latents: IQM over seeds, 95% bootstrap intervals\n"
-        "Dotted: collecting frames and training the encoder are counted",
+        "Dotted: the time of collecting frames and training the encoder is included",
         fontsize="medium",
     )
     figure.savefig(path, dpi=110)
@@ -307,23 +405,23 @@ def _curve(axes: Axes, runs: list[Run], axis: str, unit: float, label: str, colo
 
 
 def report(args: Args) -> str:
-    """Copy what is needed of the runs, write ``report.md`` and ``curves.png``, and return the table.
+    """Record what is needed of the runs, write ``report.md`` and ``curves.png``, and return the table.
 
     Raises:
         FileNotFoundError: If there are no runs.
-        ValueError: If ``encoder_seconds`` is written otherwise than GAME=SECONDS.
+        ValueError: If ``encoder_seconds`` is not written as ENCODER=SECONDS.
     """
-    for run in read_runs(args.runs):
-        keep(run, args.out)
+    given = _given(args.encoder_seconds)
+    known = {run.name: run for run in read_recorded(args.out)}
+    for folder in args.runs:
+        known |= {run.name: run for run in read_runs(folder)}
+    if not known:
+        raise FileNotFoundError(f"No runs are recorded in {args.out}. Name a folder that run.py wrote.")
+    record(list(known.values()), args.out)
     games: dict[str, dict[str, list[Run]]] = {}
-    for run in sorted(read_runs(args.out), key=lambda run: (run.game, ARMS.index(run.arm), run.label)):
+    for run in sorted(known.values(), key=lambda run: (run.game, ARMS.index(run.arm), run.label, run.seed)):
         games.setdefault(run.game, {}).setdefault(run.label, []).append(run)
-    try:
-        given = {name: float(value) for name, value in (pair.split("=", 1) for pair in args.encoder_seconds)}
-    except ValueError:
-        raise ValueError(
-            f"--encoder-seconds takes ENCODER=SECONDS, got {' '.join(args.encoder_seconds)}."
-        ) from None
+    random = read_random_play(args.out / RANDOM_PLAY)
     rows, costs, notes = [], dict[str, dict[str, float | None]](), []
     for game, arms in games.items():
         costs[game] = {}
@@ -332,22 +430,53 @@ def report(args: Args) -> str:
                 costs[game][arm], how = cost_of_encoder(runs, given.get(encoder))
                 if costs[game][arm] is not None:
                     notes.append(f"- {encoder} took {costs[game][arm]:,.0f} s ({how}).")
-        rows += summarise(game, arms, costs[game])
-    notes = list(dict.fromkeys(notes))
-    machines = {run.about.get("machine") for arms in games.values() for runs in arms.values() for run in runs}
-    notes += [f"- {machine}" for machine in sorted(map(str, machines))]
-    text = table(rows, notes)
+        rows += summarise(game, arms, costs[game], random.get(game))
+    text = table(rows, [*_notes(rows), *dict.fromkeys(notes), *_machines(known.values())])
     write_atomically(args.out / "report.md", text.encode())
-    plot(games, costs, args.out / "curves.png")
+    plot(games, costs, random, args.out / "curves.png")
     return text
 
 
+def _given(pairs: tuple[str, ...]) -> dict[str, float]:
+    try:
+        return {name: float(value) for name, value in (pair.split("=", 1) for pair in pairs)}
+    except ValueError:
+        raise ValueError(f"--encoder-seconds takes ENCODER=SECONDS, got {' '.join(pairs)}.") from None
+
+
+def _notes(rows: list[Row]) -> list[str]:
+    """Return what a reader must know of the comparison with pixels."""
+    notes = []
+    if any(row.random is not None for row in rows):
+        notes = [
+            "- Random play: mean ± standard deviation of the true returns of whole games.",
+            f"- Like chance: the lower end of the interval is less than {LEARNED:g} of those standard "
+            "deviations above random play.",
+        ]
+    pixels = [row for row in rows if row.arm == "pixels"]
+    if unlearned := ", ".join(row.game for row in pixels if row.learned is False):
+        notes.append(f"- Pixels play like chance in {unlearned}, so no time to their return is given there.")
+    if unknown := ", ".join(row.game for row in pixels if row.learned is None):
+        notes.append(f"- Random play was not recorded in {unknown}; random_play.py records it.")
+    return notes
+
+
+def _machines(runs: Iterable[Run]) -> list[str]:
+    return [f"- {machine}" for machine in sorted({str(run.about.get("machine")) for run in runs})]
+
+
 def main(args: Args) -> None:
+    if args.smallest:
+        out = Path("report")
+        out.mkdir(exist_ok=True)
+        for name in (RUNS, CURVES, RANDOM_PLAY):
+            shutil.copy(RESULTS / name, out)
+        args = replace(args, runs=(), out=out)
     try:
         print(report(args))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
-    print(f"Written to {args.out}: report.md, curves.png, run.json and progress.csv of each run")
+    print(f"Written to {args.out}: report.md, curves.png, {RUNS} and {CURVES}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Train every game, arm and seed, some at a time.
+"""Train agents on every game, in every arm and with every seed, some of them at a time.
 
 $ python benchmarks/rl/run.py --games Pong Breakout --seeds 0 1 2 --steps 1000000 --jobs 2 --out runs
 
-Both arms of every game get their first seed before any gets its second, so that partial results are
-balanced. Ctrl-C, or --hours, interrupts what runs; the same command goes on with it and leaves finished runs
-alone. Each run is a process whose messages are in its folder's log.txt.
+The first seed of every game and arm is trained before any second seed, so that partial results are balanced.
+Ctrl-C and the end of ``--hours`` interrupt the runs; the same command continues them and does not train
+finished runs again. Each run is a process that writes its messages to log.txt in its folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ import tyro
 from agents import Arm
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from train_agent import INTERRUPTED, PROGRESS, RunConfig, is_finished
+from train_agent import INTERRUPTED, PROGRESS, SMALLEST, RunConfig, is_finished
 
 from latent_obs.progress import stop_on_signals
 
@@ -37,7 +37,7 @@ class Args:
     """Train agents for a comparison."""
 
     games: tuple[str, ...] = ("Pong", "Breakout", "CarRacing")
-    """as train_agent.py takes them"""
+    """as the option --game of train_agent.py"""
     arms: tuple[Arm, ...] = ("pixels", "latents")
     seeds: tuple[int, ...] = (0, 1, 2)
     steps: int = 1_000_000
@@ -46,7 +46,7 @@ class Args:
     jobs: int = 2
     """runs at a time"""
     hours: float | None = None
-    """after so long nothing more is started, and what runs is interrupted"""
+    """after so many hours, no run is started any more and unfinished runs are interrupted"""
     encoders: tuple[str, ...] = ()
     """GAME=ENCODER for games whose encoder is not the bundled one"""
     threads: int = 1
@@ -55,13 +55,15 @@ class Args:
     """cpu or cuda, where the agents' networks are"""
     changes: str = "{}"
     """hyperparameters of PPO to change in every run, as JSON"""
+    smallest: bool = False
+    """the smallest form, which CI runs, in seconds: Pong in both arms, one rollout of 128 steps each"""
 
 
 def by_game(pairs: tuple[str, ...], games: tuple[str, ...], option: str) -> dict[str, str]:
     """Read ``GAME=VALUE`` options.
 
     Raises:
-        ValueError: If one is written otherwise or names a game that is not there.
+        ValueError: If one is written in another way or names a game that is not among ``games``.
     """
     values = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
     if len(values) < len(pairs) or not set(values) <= set(games):
@@ -131,7 +133,7 @@ def run_all(configs: list[RunConfig], jobs: int, hours: float | None = None) -> 
 def _start(config: RunConfig) -> subprocess.Popen[bytes]:
     config.folder.mkdir(parents=True, exist_ok=True)
     script = Path(__file__).with_name("train_agent.py")
-    # In a group of its own: a Ctrl-C in the terminal shall reach it through us, once.
+    # In a session of its own, so that Ctrl-C in the terminal reaches it only through run_all, once.
     with open(config.folder / LOG, "ab") as log:
         return subprocess.Popen(
             [sys.executable, str(script), *config.arguments()], stdout=log, stderr=log, start_new_session=True
@@ -155,7 +157,7 @@ def _wait(
 def _outcome(config: RunConfig, status: int) -> Outcome:
     if is_finished(config.folder):
         return "finished"
-    # A process that is still importing dies of the signal itself.
+    # A process that is interrupted while it imports ends with the signal's own status.
     return "open" if status in (INTERRUPTED, -signal.SIGINT) else "failed"
 
 
@@ -176,10 +178,12 @@ def _last_row(path: Path) -> tuple[int, str]:
 
 
 def main(args: Args) -> None:
+    if args.smallest:
+        args = replace(args, games=("Pong",), seeds=(0,), steps=128, jobs=1, changes=SMALLEST)
     try:
         outcomes = run_all(all_runs(args), args.jobs, args.hours)
     except KeyboardInterrupt:
-        print("Interrupted; the same command goes on.", file=sys.stderr)
+        print("Interrupted; the same command continues.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except ValueError as error:
         sys.exit(f"error: {error}")

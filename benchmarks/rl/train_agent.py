@@ -1,17 +1,17 @@
-"""Train one agent on pixels or on latents, and write down what it reached when.
+"""Train one agent on pixels or on latents, and record which return it reached when.
 
 $ python benchmarks/rl/train_agent.py --game Pong --arm latents --seed 0 --steps 1000000
 
     runs/Pong/latents/0/
-        run.json        everything needed to repeat the run; it has "finished" when it is over
-        progress.csv    a row about every hundredth of the budget
+        run.json        everything needed to repeat the run; a finished run has the key "finished"
+        progress.csv    a row about every hundredth of the steps
         episodes.csv    a row for every game that ended
-        checkpoint.zip  where the same command goes on, while the run is not over
+        checkpoint.zip  from which the same command continues an unfinished run
         model.zip       the trained agent
 
-Ctrl-C stops at once, and ``kill -9`` loses at most two minutes and an update: the same command goes on
-from the last checkpoint, with networks, optimiser, step and time as they were. Environments cannot be
-saved, so the games that were being played then begin anew.
+Ctrl-C stops at once, and ``kill -9`` loses at most two minutes and one update: the same command continues
+from the last checkpoint, with networks, optimiser, step and time as they were. Environments cannot be saved,
+so the games that were being played at that moment begin anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import threading
 import time
 import zipfile
 from collections import deque
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -63,28 +63,29 @@ CHECKPOINT, MODEL, BUFFER = "checkpoint.zip", "model.zip", "buffer.pickle"
 PROGRESS_COLUMNS = ("steps", "seconds", "cpu_seconds", "episodes", "mean_return")
 EPISODE_COLUMNS = ("steps", "seconds", "return", "length")
 INTERRUPTED = 130  # exit status
+SMALLEST = '{"n_steps": 16, "n_epochs": 1, "batch_size": 64}'  # hyperparameters where nothing need be learned
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Train one agent; an interrupted run goes on, a finished one is left alone."""
+    """Train one agent; an interrupted run continues, and a finished one is not trained again."""
 
-    game: str
+    game: str = "Pong"
     """Pong, Breakout or any game of ALE's, CarRacing, or a Gymnasium id"""
-    arm: Arm
-    """what the agent sees"""
+    arm: Arm = "latents"
+    """what the agent sees; latents-raw are latents that are not normalised"""
     seed: int = 0
     """seed of environments and networks"""
     steps: int = 1_000_000
-    """steps of the agent, all environments together; PPO takes whole rollouts"""
+    """steps of the agent, in all environments together, rounded up to whole rollouts of PPO"""
     out: Path = Path("runs")
-    """the run goes to out/game/arm/seed"""
+    """the run's folder is OUT/GAME/ARM/SEED"""
     encoder: str = "auto"
     """the encoder of the latents: auto, a bundled one's name, or an encoder folder"""
     changes: str = "{}"
     """hyperparameters to change, as JSON"""
     algorithm: Algorithm = "ppo"
-    """sac is set up for CarRacing only; give it an --out of its own"""
+    """sac works for CarRacing only; its runs need another --out than PPO's"""
     threads: int = 1
     """threads of PyTorch"""
     device: str = "cpu"
@@ -93,14 +94,17 @@ class RunConfig:
     """time between checkpoints"""
     progress: bool = True
     """show a progress bar"""
+    smallest: bool = False
+    """the smallest form, which CI runs, in seconds: one rollout of 128 steps"""
 
     @property
     def folder(self) -> Path:
         return self.out / self.game.replace("/", "_").replace(":", "_") / self.arm / str(self.seed)
 
     def arguments(self) -> list[str]:
-        """Return the command line that means this, to be followed by options."""
-        fields = {name: value for name, value in asdict(self).items() if name != "progress"}
+        """Return the command line of this run."""
+        switches = ("progress", "smallest")
+        fields = {name: value for name, value in asdict(self).items() if name not in switches}
         words = [
             str(word) for name, value in fields.items() for word in (f"--{name.replace('_', '-')}", value)
         ]
@@ -111,9 +115,9 @@ class Journal:
     """The two tables of a run, and its clocks.
 
     Args:
-        folder: Where the tables are.
-        mark: What :meth:`mark` returned at the checkpoint that the run goes on from; later rows are
-            dropped. A run that begins has none.
+        folder: The run's folder.
+        mark: What :meth:`mark` returned at the checkpoint from which the run continues; rows written after
+            that are dropped. ``None`` for a run that begins.
     """
 
     def __init__(self, folder: Path, mark: dict[str, Any] | None) -> None:
@@ -136,7 +140,7 @@ class Journal:
         self._cpu_begun = time.process_time() - before["cpu_seconds"]
 
     def mark(self) -> dict[str, Any]:
-        """Return where the tables and the clocks are."""
+        """Return the sizes of the tables and the readings of the clocks."""
         for file in self.files.values():
             file.flush()
         clocks = {"seconds": self.seconds, "cpu_seconds": time.process_time() - self._cpu_begun}
@@ -173,7 +177,7 @@ class Journal:
 class Recorder(BaseCallback):
     """Fills the journal, writes checkpoints and stops when it is told to.
 
-    Before each rollout the run can be continued from what is saved then; ``mark`` is the last such moment.
+    A run can be continued from the state before a rollout; ``mark`` describes the last such state.
     """
 
     def __init__(
@@ -216,7 +220,7 @@ class Recorder(BaseCallback):
         return True
 
     def save(self) -> None:
-        """Write the state before the current rollout, of which nothing is kept."""
+        """Write the state before the current rollout; nothing of that rollout is kept."""
         if self.mark["steps"] in (-1, self._saved_steps):
             return
         now, self.model.num_timesteps = self.model.num_timesteps, self.mark["steps"]
@@ -276,7 +280,7 @@ def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
             model = MODELS[config.algorithm].load(networks, venv, device=config.device)
             if isinstance(model, SAC):
                 model.load_replay_buffer(io.BytesIO(archive.read(BUFFER)))
-        # With the first seed the first games would be played once more.
+        # With the run's first seed, its first games would be played again.
         model.set_random_seed(derived_seed(config.seed, mark["steps"]))
         if scales is not None:
             mean, var, scales.ret_rms.count = mark["ret_rms"]
@@ -318,11 +322,11 @@ def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return what identifies a run: with other values it would be another one."""
+    """Return what identifies a run: two runs with the same values are the same run."""
     fields = {name: getattr(config, name) for name in ("game", "arm", "seed", "steps", "threads", "device")}
     arguments = hyperparameters(config.game, config.arm, json.loads(config.changes), config.algorithm)
     encoder = {} if config.arm == "pixels" else {"encoder": config.encoder}
-    # PPO's runs were recorded before there was another algorithm.
+    # Runs of PPO were recorded before there was another algorithm.
     algorithm = {} if config.algorithm == "ppo" else {"algorithm": config.algorithm}
     return {**fields, **algorithm, "hyperparameters": arguments, **encoder}
 
@@ -341,7 +345,7 @@ def _check_settings(config: RunConfig) -> None:
 
 
 def _about(config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: PPO | SAC) -> dict[str, Any]:
-    """Return what else one must know to repeat a run."""
+    """Return what is needed to repeat a run, beside its settings."""
     wrapper = unwrap_vec_wrapper(venv, VecLatentObservation)
     device = str(model.device)
     if model.device.type == "cuda":
@@ -359,7 +363,7 @@ def _about(config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: PP
 
 
 def encoder_cost(encoder: Encoder) -> dict[str, Any]:
-    """Return which encoder it is and what making it took, as far as it remembers."""
+    """Return which encoder it is, and how long its collection and training took if it records that."""
     folder = resolve(encoder.ref).path
     provenance = encoder.config.provenance
     return {
@@ -378,10 +382,12 @@ def _write_json(path: Path, value: Any) -> None:
 
 def main() -> None:
     config = tyro.cli(RunConfig)
+    if config.smallest:
+        config = replace(config, steps=128, changes=SMALLEST)
     try:
         folder = train(config)
     except KeyboardInterrupt:
-        print(f"Interrupted; the same command goes on with {config.folder}.", file=sys.stderr)
+        print(f"Interrupted; the same command continues {config.folder}.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except (ValueError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -118,27 +118,25 @@ def one_core() -> None:
 def grow(collected: FramesFolder, sizes: tuple[int, ...], scratch: Path) -> None:
     """Print what each call costs on folders of several sizes."""
     columns: dict[int, dict[str, tuple[float, float]]] = {}
+    frames = collected.load()
     for size in sizes:
         folder = copy_until(collected, scratch / str(size), size)
+        rows = np.sort(np.random.default_rng(0).integers(0, size, 50))
+        assert np.array_equal(folder.take(rows), frames[rows % len(frames)]), "a frame changed on its way"
         print(
             f"# {size:,} frames in {len(folder.shards):,} shards, {folder.num_bytes / size:.0f} bytes/frame"
         )
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            columns[size] = pool.apply(costs, (folder.path, collected.path))
+            columns[size] = pool.apply(costs, (folder.path,))
     print(f"seconds, peak MiB {'':26}" + "".join(f"{size:>20,}" for size in sizes) + "       ratio")
     for name in columns[sizes[0]]:
         cells = "".join(f"{columns[n][name][0]:12.3f}{columns[n][name][1]:8.0f}" for n in sizes)
         print(f"{name:44}{cells}{columns[sizes[-1]][name][0] / columns[sizes[0]][name][0]:11.1f}x")
 
 
-def costs(path: Path, collected: Path) -> dict[str, tuple[float, float]]:
+def costs(path: Path) -> dict[str, tuple[float, float]]:
     """Return seconds, and the peak of memory so far in MiB, of each call; in a process of its own."""
     one_core()
-    frames = FramesFolder(collected).load()
-    folder = FramesFolder(path)
-    rows = np.sort(np.random.default_rng(0).integers(0, len(folder), 50))
-    assert np.array_equal(folder.take(rows), frames[rows % len(frames)]), "a frame changed on its way"
-    del frames, folder
     before = peak()
     found: dict[str, tuple[float, float]] = {}
 

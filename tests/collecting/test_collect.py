@@ -143,6 +143,27 @@ def test_episodes_have_their_own_numbers(straight: FramesFolder) -> None:
         seen |= set(starts)
 
 
+def test_every_shard_has_seeds_of_its_own(straight: FramesFolder) -> None:
+    """The first 50 frames of a game are alike; what follows depends on the seeds of reset and actions."""
+    begun = {
+        (shard.metadata["worker"], shard.metadata["shard"]): straight.read(shard, 0)[50:200].tobytes()
+        for shard in straight.shards
+        if shard.rows >= 200
+    }
+    assert len(begun) >= 2
+    assert len(set(begun.values())) == len(begun)
+
+
+def test_policies_act_differently_in_each_episode(tmp_path: Path) -> None:
+    config = CollectConfig("Frame-v0", tmp_path, frames=600, workers=1, shard_rows=300)
+    episodes: dict[int, list[Any]] = {}
+    for columns in table(collect_frames(config, progress=False)).values():
+        for episode, action in zip(columns["episode"], columns["action"], strict=True):
+            episodes.setdefault(episode, []).append(action)
+    # Of 100 sequences of 5 out of 4 actions, about 5 occur by chance a second time.
+    assert len({tuple(actions) for actions in episodes.values()}) > 80
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_interrupted_collection_resumes_to_the_same_frames(
     how: signal.Signals, straight: FramesFolder, tmp_path: Path

@@ -450,11 +450,12 @@ def _notes(rows: list[Row]) -> list[str]:
     if any(row.random is not None for row in rows):
         notes = [
             "- Random play: mean ± standard deviation of the true returns of whole games.",
-            f"- Like chance: the interval begins less than {LEARNED:g} deviations above random play.",
+            f"- Like chance: the lower end of the interval is less than {LEARNED:g} of those standard "
+            "deviations above random play.",
         ]
     pixels = [row for row in rows if row.arm == "pixels"]
     if unlearned := ", ".join(row.game for row in pixels if row.learned is False):
-        notes.append(f"- Pixels have not learned in {unlearned}, so no time to their return is given there.")
+        notes.append(f"- Pixels play like chance in {unlearned}, so no time to their return is given there.")
     if unknown := ", ".join(row.game for row in pixels if row.learned is None):
         notes.append(f"- Random play was not recorded in {unknown}; random_play.py records it.")
     return notes

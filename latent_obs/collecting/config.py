@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latent_obs.adapter import NORMALIZE
+from latent_obs.encoders.encoder import NORMALIZE
 from latent_obs.frames import FrameSpec
 
 # Episode numbers leave room for so many shards of a worker, and episodes of a shard.

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import gymnasium as gym
 import numpy as np
 
+from latent_obs.adapter import LatentStack
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.extras import needs
 from latent_obs.frames import preprocess
@@ -25,34 +26,28 @@ SUFFIXES = (".onnx", ".zip")
 _MOST_RATIO, _MOST_BYTES = 20, 64_000_000
 
 
-class LatentStack:
-    """The latest latents of an episode, as ``LatentObservationWrapper(stack=k)`` shows them to an agent.
+class _Latents:
+    """What an agent on latents sees: the latest ones of an episode, as wrappers stack them.
 
     Args:
-        encoder: What encodes the frames.
-        size: Length of the stacked latents: ``k`` times the encoder's ``latent_dim``.
+        encoder: What encodes the observations.
+        size: Length of the agent's observation: a multiple of the encoder's ``latent_dim``.
     """
 
     def __init__(self, encoder: Encoder, size: int) -> None:
-        self.encoder, self._begins = encoder, True
-        self._latents = np.empty((size // encoder.latent_dim, encoder.latent_dim), np.float32)
+        self.encoder, self._stack = encoder, LatentStack(size // encoder.latent_dim, encoder.latent_dim)
 
     def reset(self) -> None:
         """Forget the past."""
-        self._begins = True
+        self._stack.begin()
 
     def push(self, obs: Any) -> Any:
-        """Encode an observation and return the stack, oldest latent first; the first one fills it."""
+        """Encode an observation and return the stack."""
         latent = self.encoder(preprocess(obs, self.encoder.frame_spec))
-        self._latents[:-1] = self._latents[1:]
-        self._latents[slice(None) if self._begins else -1] = latent
-        self._begins = False
-        return self._latents.reshape(-1)
+        return self._stack.push(latent[None])[0]
 
 
-def _stack_for(
-    path: Path, encoder: Encoder | None, wanted: str, shape: tuple[Any, ...]
-) -> LatentStack | None:
+def _latents_for(path: Path, encoder: Encoder | None, wanted: str, shape: tuple[Any, ...]) -> _Latents | None:
     """Return the latents that a model takes; ``None`` where it takes observations."""
     if encoder is None:
         return None
@@ -64,7 +59,7 @@ def _stack_for(
             f"The model {path} {wanted}, which holds no whole number of {encoder.latent_dim}-dimensional "
             f"latents of the encoder {encoder.ref}."
         )
-    return LatentStack(encoder, size)
+    return _Latents(encoder, size)
 
 
 class OnnxPolicy:
@@ -105,10 +100,12 @@ class OnnxPolicy:
             )
         self._name, self._dtype = inputs[0].name, _TYPES[inputs[0].type]
         shape = tuple(inputs[0].shape[1:])
-        self._stack = _stack_for(path, encoder, f"has an input of shape {shape}", shape)
+        self._latents = _latents_for(path, encoder, f"has an input of shape {shape}", shape)
         seen = env.observation_space.shape or ()
-        self._planar = self._stack is None and not _fits(shape, seen) and _fits(shape, (*seen[2:], *seen[:2]))
-        if self._stack is None and not self._planar and not _fits(shape, seen):
+        self._planar = (
+            self._latents is None and not _fits(shape, seen) and _fits(shape, (*seen[2:], *seen[:2]))
+        )
+        if self._latents is None and not self._planar and not _fits(shape, seen):
             raise ValueError(
                 f"The policy {path} takes observations of shape {shape}, the environment's have {seen}. "
                 "If it acts on latents, name their encoder: --policy-encoder."
@@ -125,8 +122,8 @@ class OnnxPolicy:
     def reset(self, seed: int) -> None:
         """Seed the drawing of actions and forget the stacked latents."""
         self._rng = np.random.default_rng(seed)
-        if self._stack is not None:
-            self._stack.reset()
+        if self._latents is not None:
+            self._latents.reset()
 
     def act(self, obs: Any) -> Any:
         """Return the model's action, or draw one from its logits."""
@@ -145,8 +142,8 @@ class OnnxPolicy:
         return action.astype(space.dtype)
 
     def _run(self, obs: Any) -> Any:
-        if self._stack is not None:
-            obs = self._stack.push(obs)
+        if self._latents is not None:
+            obs = self._latents.push(obs)
         obs = np.asarray(obs, self._dtype)
         if self._planar:
             obs = np.moveaxis(obs, -1, 0)
@@ -222,18 +219,18 @@ class SB3Policy:
                 )
         space = self.model.observation_space
         shape = space.shape if isinstance(space, gym.spaces.Box) else ()
-        self._stack = _stack_for(path, encoder, f"was trained with the observation_space {space}", shape)
+        self._latents = _latents_for(path, encoder, f"was trained with the observation_space {space}", shape)
 
     def reset(self, seed: int) -> None:
         """Seed the model's sampling and forget the stacked latents."""
         self.model.set_random_seed(seed)
-        if self._stack is not None:
-            self._stack.reset()
+        if self._latents is not None:
+            self._latents.reset()
 
     def act(self, obs: Any) -> Any:
         """Sample an action from the model."""
-        if self._stack is not None:
-            obs = self._stack.push(obs)
+        if self._latents is not None:
+            obs = self._latents.push(obs)
         return self.model.predict(obs, deterministic=False)[0]
 
 

@@ -162,6 +162,20 @@ def test_the_second_signal_ends_a_collection_whose_env_hangs(
     assert len(contents(out)) == workers
 
 
+def test_the_second_signal_ends_a_worker_in_the_calling_process(tmp_path: Path) -> None:
+    process = start(replace(QUICK, out=tmp_path, workers=1, env_kwargs={"hang_after": 700}))
+    wait_for(lambda: contents(tmp_path))
+    time.sleep(1)
+    assert children(process.pid) == []
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=10)
+    assert messages.index("Stopping") < messages.index("Ending at once") < messages.index("KeyboardInterrupt")
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
 def test_signals_in_quick_succession_count_as_one(capfd: pytest.CaptureFixture[str]) -> None:
     """A launcher passes on the Ctrl-C that the terminal has sent to everyone."""
     with stop_on_signals() as stop:

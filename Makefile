@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 .PHONY: demo test chromium oldest rllib zoo lint types check clean
 
-demo: .venv/installed
+demo: .venv/demo-installed
 	$(BIN)/latent-obs demo
 
 # A process on each core, hence one thread in each.
@@ -29,18 +29,20 @@ oldest: .venv/oldest/installed
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/oldest gymnasium==1.0.0 ale-py==0.10.2
 	touch $@
 
-# RLlib pins an older Gymnasium and the RL Zoo brings much along: each gets an environment of its own.
+# RLlib needs an older Gymnasium than constraints.txt has, and the RL Zoo brings many packages: each gets an
+# environment of its own.
 rllib zoo: %: .venv/%/installed
 	.venv/$@/bin/pytest $(TESTS_$@)
 
 TESTS_rllib := tests/test_rllib.py tests/test_examples.py -k rllib
 TESTS_zoo := tests/test_rl_zoo.py
-NEEDS_rllib := '.[rllib]'
-NEEDS_zoo := '.[box2d,sb3]' rl_zoo3 requests
+NEEDS_rllib := '.[make,rllib]'
+NEEDS_zoo := '.[box2d,make,sb3]' rl_zoo3 requests
 
-.venv/rllib/installed .venv/zoo/installed: pyproject.toml
+.venv/rllib/installed .venv/zoo/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --editable $(NEEDS_$(notdir $(@D))) pytest
+	sed '/^gymnasium=/d' constraints.txt > $(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable $(NEEDS_$(notdir $(@D))) pytest
 	touch $@
 
 lint: .venv/installed
@@ -52,10 +54,17 @@ types: .venv/installed
 
 check: lint types test
 
-.venv/installed: pyproject.toml constraints.txt hatch_build.py latent_obs/_area.c
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+# The demo needs a part of what the tests need, in the same environment: after `make test` it installs nothing.
+INSTALL = $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+INPUTS := pyproject.toml constraints.txt hatch_build.py $(wildcard latent_obs/_*.[ch])
+
+.venv/demo-installed: $(INPUTS)
+	$(INSTALL) '.[make,sb3]'
 	touch $@
+
+.venv/installed: $(INPUTS)
+	$(INSTALL) '.[dev]'
+	touch .venv/demo-installed $@
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache

@@ -113,7 +113,7 @@ def main(args: Args) -> None:
 
 
 def encode(name: str, frames: Any) -> Any:
-    encoder = load_encoder(name, precision="float32")
+    encoder = load_encoder(name, precision="float32", normalize=False)
     return np.concatenate([encoder(frames[i : i + 64]) for i in range(0, len(frames), 64)])
 
 

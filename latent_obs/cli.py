@@ -7,16 +7,17 @@ import importlib
 import json
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from latent_obs.extras import needs
+from latent_obs.progress import plain_console
 
 if TYPE_CHECKING:
     import tyro
@@ -81,26 +82,58 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 after an error, 130 after Ctrl-C.
     """
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console(stderr=True)
 
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        console.print(f"warning: {message}", style="yellow", markup=False)
+        console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
     before, warnings.showwarning = warnings.showwarning, show_warning
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with needs(f"latent-obs {' '.join(arguments[:1])}"):
             run, config = _parse(arguments)
-            run(config)
+            _run(run, config)
     except KeyboardInterrupt:
         console.print("Interrupted. Finished work is saved; the same command continues from there.")
         return 130
-    except (ValueError, ImportError, OSError, ArithmeticError, RuntimeError) as error:
-        console.print(f"error: {error}", style="bold red", markup=False)
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        console.print(f"error: {_explain(error)}", style="bold red", soft_wrap=True)
         return 1
     finally:
         warnings.showwarning = before
     return 0
+
+
+def _run(run: Callable[[Any], None], config: Any) -> None:
+    """Run a command; code of others that exits in the midst of it has not finished it."""
+    try:
+        run(config)
+    except SystemExit as error:
+        raise RuntimeError(
+            f"The command was ended by sys.exit({error.code!r}) before it was done."
+        ) from error
+
+
+# What the package and its libraries raise for mistakes of the user and faults of the machine.
+_EXPECTED = (ValueError, ImportError, OSError, ArithmeticError, RuntimeError)
+
+
+def _explain(error: Exception) -> str:
+    """Return what an error says; one that nobody expected says where it came from too."""
+    if isinstance(error, _EXPECTED):
+        return str(error)
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} (in {at.filename}, line {at.lineno}). Nobody expected this error. "
+        f"Please report it with what the same command prints after `{sys.executable} -X dev -m latent_obs`."
+    )
+
+
+def _say(text: object, style: str | None = None) -> None:
+    """Print a line as it is: a terminal wraps it, so a path in it can be copied."""
+    plain_console().print(str(text), style=style, soft_wrap=True)
 
 
 def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
@@ -155,7 +188,7 @@ def _json_argument(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 def _collect(config: CollectConfig) -> None:
     from latent_obs.collecting.collect import collect_frames
 
-    _say_frames(collect_frames(config))
+    _say_frames(collect_frames(config, in_process=False))
 
 
 def _demo(config: DemoConfig) -> None:
@@ -186,12 +219,11 @@ def _evaluate(config: EvaluateConfig) -> None:
         table.add_column(column, justify="right")
     for row in table_rows(report):
         table.add_row(*row)
-    console = Console()
-    console.print(table)
+    plain_console().print(table)
     for fault in report["warnings"]:
-        console.print(fault, style="bold red", markup=False, highlight=False, soft_wrap=True)
+        _say(fault, style="bold red")
     for path in paths:
-        console.print(path, highlight=False, soft_wrap=True)
+        _say(path)
 
 
 def _export(config: ExportConfig) -> None:
@@ -205,7 +237,7 @@ def _export(config: ExportConfig) -> None:
         table.add_column(column, justify="right")
     for name, row in report.items():
         table.add_row(name, f"{row['bytes']:,}", f"{row['max_difference']:.1e}", f"{TOLERANCE:.0e}")
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _encode(config: EncodeConfig) -> None:
@@ -215,14 +247,14 @@ def _encode(config: EncodeConfig) -> None:
     encoder = latents.metadata["encoder"]
     line = f"{latents.path}: {len(latents):,} latents of {latents.latent_dim} numbers"
     line += f" by {encoder['name']} in {encoder['precision']}"
-    Console().print(line, highlight=False, soft_wrap=True)
+    _say(line)
 
 
 def _visualize(config: VisualizeConfig) -> None:
     from latent_obs.visualizer import visualize_encoder
 
     path = visualize_encoder(config)
-    Console().print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+    _say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def _pull(config: PullConfig) -> None:
@@ -230,7 +262,7 @@ def _pull(config: PullConfig) -> None:
 
     folder, commit = pull_encoder(config)
     repo = config.repo.removeprefix(HUB_PREFIX).partition("@")[0]
-    Console().print(f"{folder}\n{HUB_PREFIX}{repo}@{commit}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"{folder}\n{HUB_PREFIX}{repo}@{commit}")
 
 
 def _push(config: PushConfig) -> None:
@@ -239,7 +271,7 @@ def _push(config: PushConfig) -> None:
 
     url, commit = push_encoder(config)
     repo = config.repo.removeprefix(HUB_PREFIX)
-    Console().print(f"{url}\n{HUB_PREFIX}{repo}@{commit}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"{url}\n{HUB_PREFIX}{repo}@{commit}")
 
 
 def _report(title: str, metrics: dict[str, Any]) -> None:
@@ -248,7 +280,7 @@ def _report(title: str, metrics: dict[str, Any]) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_short(each)}" for key, each in value.items())
         table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else f"{value}")
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _short(value: Any) -> str:
@@ -274,7 +306,7 @@ def _frames_info(config: InfoConfig) -> None:
             per_frame = f"{shard.num_bytes / max(1, shard.rows):.1f}"
             complete = "yes" if shard.complete else "no"
             table.add_row(name_of(shard.path), shard.env_id, f"{shard.rows:,}", per_frame, complete)
-        Console().print(table)
+        plain_console().print(table)
 
 
 def _frames_check(config: CheckConfig) -> None:
@@ -283,20 +315,20 @@ def _frames_check(config: CheckConfig) -> None:
     problems = check_frames(config.folder)
     for name, found in sorted(problems.items()):
         for problem in found:
-            Console().print(f"{name}: {problem}", highlight=False, markup=False, soft_wrap=True)
+            _say(f"{name}: {problem}")
     if problems:
         raise ValueError(
             f"{config.folder} has {len(problems)} bad shards, named above. Delete them; the command that "
             "collected the folder collects them again."
         )
-    Console().print(f"{config.folder}: every shard is whole", highlight=False, soft_wrap=True)
+    _say(f"{config.folder}: every shard is whole")
 
 
 def _frames_show(config: ShowConfig) -> None:
     from latent_obs.data.show import show_frames
 
     for path in show_frames(config):
-        Console().print(str(path), highlight=False, soft_wrap=True)
+        _say(path)
 
 
 def _frames_merge(config: MergeConfig) -> None:
@@ -323,7 +355,7 @@ def _export_minari(config: ExportMinariConfig) -> None:
 
     dataset = export_minari(config)
     line = f"{dataset.id}: {dataset.total_episodes:,} episodes, {dataset.total_steps:,} steps"
-    Console().print(f"{line}, in {dataset.storage.data_path}", highlight=False, soft_wrap=True)
+    _say(f"{line}, in {dataset.storage.data_path}")
 
 
 def _recipe_build(config: BuildConfig) -> None:
@@ -339,15 +371,20 @@ def _card(config: CardConfig) -> None:
 
     from latent_obs.evaluation.markdown import read_card
 
-    text = read_card(config.encoder).partition("---\n")[2].partition("---\n")[2]  # after the front matter
+    text = read_card(config.encoder)
+    if text.startswith("---\n"):
+        text = text.partition("---\n")[2].partition("---\n")[2]  # after the front matter
     text = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
-    Console().print(Markdown(text) if sys.stdout.isatty() else text.strip(), highlight=False, soft_wrap=True)
+    if sys.stdout.isatty():
+        plain_console().print(Markdown(text))
+    else:
+        _say(text.strip())
 
 
 def _say_frames(folder: FramesFolder) -> None:
     line = f"{folder}: {len(folder):,} frames, {len(folder.episodes()):,} episodes"
     per_frame = f"{folder.num_bytes / len(folder):,.1f} bytes/frame"
-    Console().print(f"{line}, {per_frame}", highlight=False, soft_wrap=True)
+    _say(f"{line}, {per_frame}")
 
 
 def _list(config: ListConfig) -> None:
@@ -364,7 +401,7 @@ def _list(config: ListConfig) -> None:
         if Path(root).resolve().parent == PRETRAINED.resolve():
             continue  # listed by its name already
         if "config.json" in files and "model.safetensors" in files:
-            with contextlib.suppress(ValueError):  # some other program's config.json
+            with contextlib.suppress(ValueError, OSError):  # some other program's config.json
                 found.setdefault(root, read_config(Path(root)))
     table = Table()
     table.add_column("encoder")
@@ -373,17 +410,29 @@ def _list(config: ListConfig) -> None:
         table.add_column(column, justify="right")
     for name, encoder in found.items():
         metrics, envs = encoder.metrics, encoder.source.env_ids
+        probes = metrics.get("probe_f1", {})
         table.add_row(
             name,
             envs[0] if len(envs) == 1 else f"{len(envs)} environments" if envs else "",
             str(encoder.vae.latent_dim),
-            *(f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in _LISTED.values()),
+            *(_fixed(metrics.get(key), digits) for key, digits in _LISTED.values()),
             str(metrics.get("active_units", "")),
-            ", ".join(f"{f1:.2f}" for f1 in metrics.get("probe_f1", {}).values()),
+            ", ".join(_fixed(f1, 2) for f1 in probes.values())
+            if isinstance(probes, dict)
+            else _fixed(probes, 2),
         )
     # Never cut a path that is there to be copied: a narrow terminal wraps the line itself.
-    needed = Console(width=1000).measure(table).maximum
-    Console(width=max(Console().width, needed)).print(table)
+    console = plain_console()
+    console.width = max(
+        console.width, console.measure(table, options=console.options.update(width=1000)).maximum
+    )
+    console.print(table)
+
+
+def _fixed(value: Any, digits: int) -> str:
+    """Return a metric with so many digits; one that is no number as it is."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return f"{value:.{digits}f}" if number else "" if value is None else str(value)
 
 
 # Columns, their metrics and digits.

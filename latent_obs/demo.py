@@ -19,7 +19,7 @@ from rich.table import Table
 from latent_obs.encoders.resolve import resolve
 from latent_obs.extras import missing, needs
 from latent_obs.files import write_atomically
-from latent_obs.progress import progress_bar
+from latent_obs.progress import plain_console, progress_bar
 
 EXTRAS = "make,sb3"
 with needs("The demo", EXTRAS):
@@ -67,7 +67,7 @@ def run_demo(config: DemoConfig) -> None:
     """
     if importlib.util.find_spec("stable_baselines3") is None:
         raise missing("The demo", "stable_baselines3", EXTRAS)
-    console, folder, begun = Console(), config.folder, time.monotonic()
+    console, folder, begun = plain_console(), config.folder, time.monotonic()
 
     console.rule(f"1/5  Collect {config.frames:,} frames of {config.env} with a random policy")
     # A random walk where actions are continuous: independent ones cancel each other out.

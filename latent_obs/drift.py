@@ -17,6 +17,7 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
+from latent_obs.adapter import ImageEntries
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.encoders.folder import ACTIVE_VARIANCE, Latents
 from latent_obs.wrappers import LatentObservationWrapper
@@ -139,25 +140,28 @@ class LatentDriftMonitor(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstr
         gym.utils.RecordConstructorArgs.__init__(self, window=window, threshold=threshold)
         gym.Wrapper.__init__(self, env)
         wrapper = find_wrapper(env, LatentObservationWrapper)
-        self.drift, self._key = Drift(wrapper.encoder, window, threshold), wrapper.key
+        self.drift, self._entries = Drift(wrapper.encoder, window, threshold), wrapper._entries
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; the window goes on."""
         obs, info = self.env.reset(seed=seed, options=options)
-        return obs, {**info, INFO_KEY: self.drift.update(newest(obs, self._key, self.drift))}
+        return obs, {**info, INFO_KEY: self.drift.update(newest(obs, self._entries, self.drift))}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment and add the drift to its info."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        info = {**info, INFO_KEY: self.drift.update(newest(obs, self._key, self.drift))}
+        info = {**info, INFO_KEY: self.drift.update(newest(obs, self._entries, self.drift))}
         return obs, reward, terminated, truncated, info
 
 
-def newest(obs: Any, key: str | None, drift: Drift) -> Latents:
-    """Return the newest latent of each stack in an observation, (latent_dim,) or (N, latent_dim)."""
-    stacks: Latents = obs if key is None else obs[key]
+def newest(obs: Any, entries: ImageEntries, drift: Drift) -> Latents:
+    """Return the newest latent of each stack in an observation, (latent_dim,) or (N, latent_dim).
+
+    Of several entries it is the first that is watched.
+    """
+    stacks: Latents = entries.images(obs)[0]
     return stacks[..., -len(drift.mean) :]
 
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 
-from latent_obs.adapter import (
-    EncoderLike,
-    arrangement,
-    as_rgb,
-    encode_images,
-    latent_space,
-    open_encoder,
-    warn_of_other_source,
-)
+from latent_obs.adapter import EncoderLike, ImageEntries, Key, is_trained_on_gray
 from latent_obs.drift import INFO_KEY, Drift, newest
+from latent_obs.encoders.encoder import Encoder
 from latent_obs.extras import needs
-from latent_obs.frames import FrameSource, frame_source
 
 with needs("latent_obs.sb3", "sb3"):
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_wrapper
@@ -38,15 +31,17 @@ class VecLatentObservation(VecEnvWrapper):
     episode's stack with zeros, where the ``stack`` of the wrapper repeats the first latent.
 
     Args:
-        venv: Its observations are ``uint8`` RGB images, or a ``Dict`` with such an entry.
+        venv: Its observations are as :class:`latent_obs.LatentObservationWrapper` takes them.
         encoder: As :class:`latent_obs.LatentObservationWrapper` takes it.
-        key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+        key: As :class:`latent_obs.LatentObservationWrapper` takes it; Stable-Baselines3 has no nested keys.
         normalize: As :class:`latent_obs.LatentObservationWrapper` takes it. Unlike ``VecNormalize`` it has
             no running statistics, hence nothing to save.
 
+    Attributes:
+        encoder: The loaded encoder; where each key has its own, that of the first.
+
     Raises:
-        ValueError: If the observations are no RGB images, ``key`` does not fit, the encoder
-            is damaged, or ``encoder`` says otherwise than ``normalize``.
+        ValueError: As :class:`latent_obs.LatentObservationWrapper` does.
         FileNotFoundError: If there is no such encoder.
 
     Example:
@@ -60,51 +55,52 @@ class VecLatentObservation(VecEnvWrapper):
     def __init__(
         self,
         venv: VecEnv,
-        encoder: EncoderLike = "auto",
+        encoder: EncoderLike | Mapping[str, EncoderLike] = "auto",
         *,
-        key: str | None = None,
+        key: Key = None,
         normalize: bool | None = None,
     ) -> None:
-        space = venv.observation_space
-        image = space if key is None else getattr(space, "spaces", {}).get(key)
-        if getattr(image, "shape", None) in ((84, 84, 1), (1, 84, 84)):
+        space, who = venv.observation_space, "VecLatentObservation"
+        if space.shape in ((84, 84, 1), (1, 84, 84)):
+            self._refuse_atari_frames(encoder, who)
+        self._entries = ImageEntries(space, encoder, key=key, normalize=normalize, env=_specs(venv), who=who)
+        self.encoder, self.key = self._entries.encoder, key
+        super().__init__(venv, observation_space=self._entries.space)
+
+    @staticmethod
+    def _refuse_atari_frames(encoder: Any, who: str) -> None:
+        """Refuse make_atari_env's gray frames, but for an encoder that was trained on gray ones."""
+        if encoder == "auto" or not (
+            isinstance(encoder, (str, Path, Encoder))
+            and is_trained_on_gray(encoder.ref if isinstance(encoder, Encoder) else encoder)
+        ):
             raise ValueError(
-                "VecLatentObservation needs RGB images, got the grayscale 84x84 ones of make_atari_env. Make "
-                'the environments with make_vec_env("ALE/Pong-v5", n_envs=8) instead. Of the Atari wrappers '
-                "all but WarpFrame, and hence AtariWrapper, may go below."
+                f"{who} needs RGB images, got the grayscale 84x84 ones of make_atari_env, and an encoder "
+                "that was not trained on gray ones. Make the environments with "
+                'make_vec_env("ALE/Pong-v5", n_envs=8) instead. '
+                "Of the Atari wrappers all but WarpFrame, and hence AtariWrapper, may go below."
             )
-        source = _source(venv)
-        self.encoder = open_encoder(encoder, source, normalize)
-        self.key = key
-        self._arranged = arrangement(image)
-        latents = latent_space(as_rgb(space, key), self.encoder, 1, key, "VecLatentObservation")
-        super().__init__(venv, observation_space=latents)
-        warn_of_other_source(source, self.encoder)
 
     def reset(self) -> VecEnvObs:
         """Reset all environments and encode their observations."""
         obs = self.venv.reset()
-        images = self._entry(obs)
-        encoded: VecEnvObs = self._replace(obs, encode_images(self.encoder, images, self._arranged))
+        encoded: VecEnvObs = self._entries.put(obs, self._entries.encode(self._entries.images(obs)))
         return encoded
 
     def step_wait(self) -> VecEnvStepReturn:
         """Encode what the environments return, terminal observations included."""
         obs, rewards, dones, infos = self.venv.step_wait()
-        live = self._entry(obs)
+        live = self._entries.images(obs)
         ended = [i for i in np.flatnonzero(dones) if "terminal_observation" in infos[i]]
         terminal = [infos[i]["terminal_observation"] for i in ended]
-        images = [*live, *map(self._entry, terminal)] if ended else live
-        latents = encode_images(self.encoder, images, self._arranged)
-        for i, observation, latent in zip(ended, terminal, latents[len(live) :], strict=True):
-            infos[i]["terminal_observation"] = self._replace(observation, latent)
-        return self._replace(obs, latents[: len(live)]), rewards, dones, infos
-
-    def _entry(self, obs: Any) -> Any:
-        return obs if self.key is None else obs[self.key]
-
-    def _replace(self, obs: Any, latents: Any) -> Any:
-        return latents if self.key is None else {**obs, self.key: latents}
+        if ended:
+            finals = zip(*map(self._entries.images, terminal), strict=True)
+            live = [[*batch, *final] for batch, final in zip(live, finals, strict=True)]
+        latents = self._entries.encode(live)
+        for row, (i, observation) in enumerate(zip(ended, terminal, strict=True), len(dones)):
+            infos[i]["terminal_observation"] = self._entries.put(observation, [one[row] for one in latents])
+        encoded = self._entries.put(obs, [one[: len(dones)] for one in latents])
+        return encoded, rewards, dones, infos
 
 
 class VecLatentDriftMonitor(VecEnvWrapper):
@@ -134,27 +130,26 @@ class VecLatentDriftMonitor(VecEnvWrapper):
                 "above that wrapper."
             )
         super().__init__(venv)
-        self.drift, self._key = Drift(wrapper.encoder, window, threshold), wrapper.key
+        self.drift, self._entries = Drift(wrapper.encoder, window, threshold), wrapper._entries
 
     def reset(self) -> VecEnvObs:
         """Reset the environments; the window goes on."""
         obs = self.venv.reset()
-        self.drift.update(newest(obs, self._key, self.drift))
+        self.drift.update(newest(obs, self._entries, self.drift))
         return obs
 
     def step_wait(self) -> VecEnvStepReturn:
         """Add the drift to the infos of what the environments return."""
         obs, rewards, dones, infos = self.venv.step_wait()
-        value = self.drift.update(newest(obs, self._key, self.drift))
+        value = self.drift.update(newest(obs, self._entries, self.drift))
         for info in infos:
             info[INFO_KEY] = value
         return obs, rewards, dones, infos
 
 
-def _source(venv: VecEnv) -> FrameSource:
-    """Read off the first environment where its frames come from."""
+def _specs(venv: VecEnv) -> list[Any]:
+    """Return the specs of the environments; empty for native vector environments, which have none."""
     try:
-        spec = venv.get_attr("spec", 0)[0]
-    except AttributeError:  # native vector environments, such as Procgen's, have no environments
-        return FrameSource()
-    return frame_source(spec) if isinstance(spec, EnvSpec) else FrameSource()
+        return list(venv.get_attr("spec"))
+    except AttributeError:
+        return []

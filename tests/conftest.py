@@ -23,8 +23,13 @@ TINY_VAE = VAEConfig(latent_dim=32, channels=(4, 8))
 class FrameEnv(gym.Env[Any, Any]):
     """A bright square moves over noise; episodes last 5 steps, alternately ended and cut."""
 
-    def __init__(self, shape: tuple[int, ...] = (80, 72, 3), dtype: Any = np.uint8, length: int = 5) -> None:
-        high = 255 if dtype == np.uint8 else 1.0
+    def __init__(
+        self,
+        shape: tuple[int, ...] = (80, 72, 3),
+        dtype: Any = np.uint8,
+        length: int = 5,
+        high: float = 255,
+    ) -> None:
         self.observation_space = gym.spaces.Box(0, high, shape, dtype)
         self.action_space = gym.spaces.Discrete(4)
         self.length, self.episodes = length, 0
@@ -82,11 +87,11 @@ def random_tensors(vae: VAEConfig, seed: int = 0) -> dict[str, Any]:
     return tensors
 
 
-def save_encoder(folder: Path, vae: VAEConfig = TINY_VAE, **fields: Any) -> Path:
+def save_encoder(folder: Path, vae: VAEConfig = TINY_VAE, seed: int = 0, **fields: Any) -> Path:
     """Write an encoder folder with random weights."""
     flat = {"mean": [0.0] * vae.latent_dim, "std": [1.0] * vae.latent_dim, "kl": [1.0] * vae.latent_dim}
     config = EncoderConfig(fields.pop("frame_spec", FrameSpec()), vae, flat, **fields)
-    write_encoder_folder(folder, config, random_tensors(vae))
+    write_encoder_folder(folder, config, random_tensors(vae, seed))
     return folder
 
 
@@ -110,7 +115,7 @@ def training_frames() -> Any:
 def trained(tmp_path_factory: pytest.TempPathFactory, training_frames: Any) -> Path:
     """A small random encoder whose config holds the true statistics of FrameEnv's latents."""
     folder = save_encoder(tmp_path_factory.mktemp("encoder") / "trained")
-    latents = load_encoder(folder)(training_frames)
+    latents = load_encoder(folder, normalize=False)(training_frames)
     statistics = {"mean": latents.mean(0), "std": latents.std(0), "kl": np.ones(32)}
     config = EncoderConfig(
         FrameSpec(), TINY_VAE, {name: value.tolist() for name, value in statistics.items()}

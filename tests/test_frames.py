@@ -82,7 +82,7 @@ def test_an_invalid_spec_is_refused(value: Any) -> None:
         (gym.spaces.Box(0, 255, (84, 84, 1), np.uint8), "obs_type='rgb'"),
         (gym.spaces.Box(0, 1, (96, 96, 3), np.float32), "before wrappers that scale or transpose"),
         (gym.spaces.Box(0, 255, (3, 96, 96), np.uint8), "before wrappers that scale or transpose"),
-        (gym.spaces.Box(0, 255, (4, 96, 96, 3), np.uint8), "stack=k"),
+        (gym.spaces.Box(0, 255, (4, 96, 96, 3), np.uint8), "stack latents instead with stack=4"),
         (gym.spaces.Box(-1, 1, (4,), np.float32), "AddRenderObservation"),
         (gym.spaces.Discrete(5), "AddRenderObservation"),
         (gym.spaces.Dict(image=gym.spaces.Box(0, 255, (9, 9, 3), np.uint8)), "key='image'"),

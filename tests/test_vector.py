@@ -221,12 +221,16 @@ def test_planar_images_are_encoded_as_what_they_show(encoder: Path, shape: Any) 
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda: SyncVectorEnv([lambda: FrameEnv((80, 72))]), {}, "needs uint8 RGB"),
+        (lambda: SyncVectorEnv([lambda: FrameEnv((4, 80, 72))]), {}, "needs uint8 RGB"),
         (lambda: SyncVectorEnv([lambda: gym.make("CartPole-v1")]), {}, "AddRenderObservation"),
         (lambda: SyncVectorEnv([DictEnv]), {}, "key='image'"),
         (lambda: SyncVectorEnv([DictEnv]), {"key": "eye"}, "was told key='eye'"),
         (lambda: SyncVectorEnv([FrameEnv]), {"stack": 0}, "stack"),
-        (lambda: gym.make_vec("ALE/Pong-v5", num_envs=1), {}, "needs uint8 RGB"),
+        (
+            lambda: gym.make_vec("ALE/Pong-v5", num_envs=3),
+            {},
+            r'gym.make_vec\("ALE/Pong-v5", 3, stack_num=1, grayscale=False\), and stack latents with stack=4',
+        ),
     ],
 )
 def test_what_cannot_be_encoded_is_refused_by_the_constructor(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latent_obs.adapter import NORMALIZE
+from latent_obs.encoders.encoder import NORMALIZE
 from latent_obs.frames import FrameSpec
 
 # Episode numbers leave room for so many shards of a worker, and episodes of a shard.
@@ -44,6 +45,9 @@ class CollectConfig:
     """rows and columns to keep before resizing: top bottom left right"""
     shard_rows: int = 8192
     """rows after which a shard is committed, at the end of an episode"""
+    step_timeout: float | None = None
+    """seconds that one step, reset or close of the environment may take, the policy's choice of the action
+    included; a worker that takes longer is ended and reported; default: no limit"""
     ray: bool = False
     """run the workers as Ray tasks, on all machines of the cluster; `out` must be reachable from each"""
 
@@ -55,6 +59,8 @@ class CollectConfig:
             raise ValueError(f"workers must be at least 1, got {self.workers}.")
         if self.shard_rows > MAX_SHARD_ROWS:
             raise ValueError(f"shard_rows must be at most {MAX_SHARD_ROWS:,}, got {self.shard_rows:,}.")
+        if self.step_timeout is not None and not 0 < self.step_timeout < math.inf:
+            raise ValueError(f"step_timeout must be a number of seconds above 0, got {self.step_timeout}.")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
         if self.policy_normalize != NORMALIZE and self.policy_encoder is None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.latents import FORMAT, ROW_GROUP, VERSION, LatentsFolder, latents_schema
 from latent_obs.data.parquet import TableWriter, staged_folder
-from latent_obs.data.shards import Shard, read_group
+from latent_obs.data.shards import Shard, read_group, read_steps
 from latent_obs.data.storage import name_of
 from latent_obs.encoders.encoder import Encoder, load_encoder
 from latent_obs.encoders.resolve import encoder_name, resolve
@@ -44,8 +44,9 @@ class EncodeConfig:
 def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFolder:
     """Encode every frame of a folder to mean and log-variance of its posterior.
 
-    The encoder runs in the precision that :func:`latent_obs.load_encoder` chooses for acting, so
-    that an agent meets the latents that the dynamics model learnt from.
+    The latents are stored as the VAE has them, in the precision that :func:`latent_obs.load_encoder`
+    chooses for acting. Wrappers scale them unless told otherwise: ``LatentsFolder(out, normalize=True)``
+    reads the folder with that scaling, so that a dynamics model learns from what an agent observes.
 
     Args:
         config: Frames, encoder and where to.
@@ -58,6 +59,7 @@ def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFold
         FileNotFoundError: If frames or encoder are missing.
         ValueError: If the frames were made with another frame spec than the encoder's.
         FileExistsError: If ``out`` holds something else.
+        ValueError: If another process is writing to ``out``.
         KeyboardInterrupt: After Ctrl-C; the same call goes on with the shard it was in.
 
     Warns:
@@ -78,6 +80,7 @@ def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFold
             UserWarning,
             stacklevel=2,
         )
+    shift, scale = encoder.config.scaling
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -85,6 +88,7 @@ def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFold
         "frames": folder.identity,
         "frame_spec": folder.frame_spec.to_json(),
         "source": folder.source.to_json(),
+        "scaling": {"mean": shift.tolist(), "std": scale.tolist()},
     }
     if any(config.out.glob("*.parquet")):
         finished = LatentsFolder(config.out)
@@ -138,7 +142,7 @@ def _read_ahead(folder: FramesFolder, shard: Shard) -> Iterator[tuple[Frames, pa
     with shard.open() as file, ThreadPoolExecutor(1) as reader:
 
         def read(group: int) -> tuple[Frames, pa.Table]:
-            return read_group(file, group), file.read_row_group(group, columns=_STEPS)
+            return read_group(file, group), read_steps(file, group, _STEPS)
 
         ahead = reader.submit(read, 0)
         for group in range(shard.row_groups):

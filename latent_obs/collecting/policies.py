@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.adapter import open_encoder
+from latent_obs.adapter import LatentStack, open_encoder
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.encoders.resolve import resolve, resolve_auto
 from latent_obs.extras import needs
@@ -207,20 +207,19 @@ class SB3Policy:
                 f"The model {path} was trained with the observation_space {wanted}, which holds no whole "
                 f"number of {encoder.latent_dim}-dimensional latents of the encoder {encoder.ref}."
             )
-        self._latents = np.empty((size // encoder.latent_dim, encoder.latent_dim), np.float32)
+        self._stack = LatentStack(size // encoder.latent_dim, encoder.latent_dim)
 
     def reset(self, seed: int) -> None:
         """Seed the model's sampling and forget the stacked latents."""
         self.model.set_random_seed(seed)
-        self._begins = True
+        if self.encoder is not None:
+            self._stack.begin()
 
     def act(self, obs: Any) -> Any:
         """Sample an action from the model."""
         if self.encoder is not None:
             latent = self.encoder(preprocess(obs, self.encoder.frame_spec))
-            self._latents[:-1] = self._latents[1:]
-            self._latents[slice(None) if self._begins else -1] = latent
-            self._begins, obs = False, self._latents.reshape(-1)
+            obs = self._stack.push(latent[None])[0]
         return self.model.predict(obs, deterministic=False)[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,13 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from latent_obs.data.folder import FramesFolder
-from latent_obs.data.shards import Shard, frames_schema, read_shard
+from latent_obs.data.shards import Shard, first_line, read_shard
 from latent_obs.data.storage import list_files, name_of, parse_location, shown
-from latent_obs.frames import FrameSource, FrameSpec
 from latent_obs.progress import progress_bar
 
-# What all shards of one collection share.
-_SHARED = ("env_id", "env_kwargs", "policy", "seed", "workers", "shard_rows", "source", "minari", "split")
 _STEPS = ["episode", "step", "action", "reward", "terminated", "truncated"]
 
 
@@ -155,13 +153,9 @@ def check_frames(folder: str | Path, *, progress: bool = True) -> dict[str, list
     shards: list[Shard] = []
     for path in paths:
         try:
-            shard = read_shard(path)
-            FrameSpec.from_json(shard.metadata["frame_spec"])
-            FrameSource.from_json(shard.metadata["source"])
-            shards.append(shard)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"its metadata has no {error}" if isinstance(error, KeyError) else str(error)
-            problems[name_of(path)] = [reason.removeprefix(f"{shown(path)} ")]
+            shards.append(read_shard(path))
+        except ValueError as error:
+            problems[name_of(path)] = [str(error).removeprefix(f"{shown(path)} ")]
     for name, reason in [*_strangers(shards), *_missing(shards)]:
         problems.setdefault(name, []).append(reason)
 
@@ -179,18 +173,21 @@ def _strangers(shards: list[Shard]) -> Iterator[tuple[str, str]]:
     """Name shards whose metadata does not fit the folder's other shards."""
     if not shards:
         return
-    usual = collections.Counter(json.dumps(s.metadata["frame_spec"]) for s in shards).most_common(1)[0][0]
+    usual = collections.Counter(shard.collection.frame_spec for shard in shards).most_common(1)[0][0]
     for shard in shards:
-        if (spec := json.dumps(shard.metadata["frame_spec"])) != usual:
+        if (spec := shard.collection.frame_spec) != usual:
             yield name_of(shard.path), f"its frame spec is {spec}, that of the other shards {usual}"
     # A merged folder holds several collections; elsewhere the name says which shard it is.
     collected = [s for s in shards if name_of(s.path).startswith("part-")]
-    kinds = [json.dumps([s.metadata.get(name) for name in _SHARED], sort_keys=True) for s in collected]
+    # The emulator's settings follow from the collection, but an update of the environment can change them.
+    kinds = [json.dumps([s.collection.to_json(), s.metadata["source"]], sort_keys=True) for s in collected]
+    typical = kinds.index(collections.Counter(kinds).most_common(1)[0][0]) if kinds else 0
     for shard, kind in zip(collected, kinds, strict=True):
-        common = collections.Counter(kinds).most_common(1)[0][0]
-        if kind != common:
-            pairs = zip(_SHARED, json.loads(kind), json.loads(common), strict=True)
-            differ = [f"{n} {a!r} and not {b!r}" for n, a, b in pairs if a != b]
+        if kind != kinds[typical]:
+            other = collected[typical]
+            pairs = shard.collection.differences(other.collection)
+            pairs.append(("source", shard.source, other.source))
+            differ = [f"{name} {here!r} and not {there!r}" for name, here, there in pairs if here != there]
             yield name_of(shard.path), f"it belongs to another collection: {', '.join(differ)}"
         worker, number = shard.metadata.get("worker"), shard.metadata.get("shard")
         if isinstance(worker, int) and isinstance(number, int):
@@ -211,8 +208,15 @@ def _missing(shards: list[Shard]) -> Iterator[tuple[str, str]]:
     workers = max((s.metadata.get("workers") or 0 for s in shards), default=0)
     for worker in range(workers):
         has = numbers.get(worker, set())
-        for number in sorted(set(range(max(has, default=0) + 1)) - has):
-            yield f"part-{worker:03d}-{number:05d}.parquet", "it is missing"
+        found = sorted(has | {-1})
+        gaps = list(itertools.pairwise(found)) or [(-1, 1)]  # a worker without any shard lacks its first
+        for before, after in gaps:
+            if (missing := after - before - 1) > 0:
+                name = f"part-{worker:03d}-{before + 1:05d}.parquet"
+                yield (
+                    name,
+                    "it is missing" + (f", as are the {missing - 1:,} after it" if missing > 1 else ""),
+                )
 
 
 def _damage(shard: Shard, seen: dict[int, str]) -> Iterator[str]:
@@ -221,32 +225,22 @@ def _damage(shard: Shard, seen: dict[int, str]) -> Iterator[str]:
         yield f"it holds {shard.rows} frames, its metadata says {shard.metadata['rows']}"
     try:
         with shard.open() as file:
-            yield from _wrong_columns(file.schema_arrow)
+            for name in file.schema_arrow.names:
+                if name not in ("frame", *_STEPS):
+                    yield f"the column {name} is none of the format's"
             order = _Order(name_of(shard.path), seen)
             for group in range(shard.row_groups):
                 try:
                     table = file.read_row_group(group)
                 except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
-                    yield f"row group {group} is corrupt: {str(error).splitlines()[0]}"
+                    yield f"row group {group} is corrupt: {first_line(error)}"
                     order.lost(file.metadata.row_group(group).num_rows)
                     continue
-                if set(_STEPS) <= set(table.column_names):
-                    yield from order.check(table)
+                if table["frame"].null_count:
+                    yield f"row group {group} holds null frames"
+                yield from order.check(table)
     except (pa.ArrowException, OSError, ValueError) as error:
-        yield f"it cannot be read: {str(error).splitlines()[0]}"
-
-
-def _wrong_columns(schema: pa.Schema) -> Iterator[str]:
-    action = schema.field("action").type if "action" in schema.names else pa.int64()
-    wanted = {field.name: field for field in frames_schema(action)}
-    for name, field in wanted.items():
-        if name not in schema.names:
-            yield f"the column {name} is missing"
-        elif schema.field(name).type != field.type:
-            yield f"the column {name} is {schema.field(name).type} and not {field.type}"
-    for name in schema.names:
-        if name not in wanted:
-            yield f"the column {name} is none of the format's"
+        yield f"it cannot be read: {first_line(error)}"
 
 
 class _Order:

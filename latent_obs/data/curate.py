@@ -125,10 +125,10 @@ def _offsets(folders: list[FramesFolder]) -> list[int]:
 def _origins(folder: FramesFolder) -> dict[int, str]:
     """Return for each episode the collected shard it comes from; ``""`` where that is not known."""
     origins: dict[int, str] = {}
-    names = ("env_id", "env_kwargs", "policy", "seed", "worker", "shard", "minari", "episode_offset")
     for shard in folder.shards:
-        known = shard.metadata.get("env_id") is not None
-        origin = json.dumps([shard.metadata.get(name) for name in names], sort_keys=True) if known else ""
+        collection, places = shard.collection, ("worker", "shard", "episode_offset")
+        where = [collection.origin().to_json(), *(shard.metadata.get(name) for name in places)]
+        origin = json.dumps(where, sort_keys=True) if collection.env_id is not None else ""
         with shard.open() as file:
             column = file.read(columns=["episode"])["episode"].to_numpy()
         origins |= dict.fromkeys(np.unique(column).tolist(), origin)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from latent_obs.data.index import EpisodeIndex, Integers, Mask
 from latent_obs.data.shards import Shard, read_group, read_shard
-from latent_obs.data.shuffle import shuffled_batches
+from latent_obs.data.shuffle import GroupReader, shuffled_batches
 from latent_obs.data.storage import Location, list_files, parse_location, shown
 from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames, FrameSource, FrameSpec
 
-# The settings of a collection, and what else tells where frames come from where it applies.
-_SETTINGS = ("env_id", "env_kwargs", "frame_spec", "policy", "seed", "workers", "shard_rows")
-_OPTIONAL = ("key", "minari", "split")
+# A sample of a folder of up to so many frames is drawn from a permutation of all of them, as
+# published figures were; a permutation of ten million would take 80 MB.
+_PERMUTED = 1_000_000
 
 
 class FramesFolder:
@@ -46,15 +50,14 @@ class FramesFolder:
             wrong = "There is no frames folder {}." if missing else "The folder {} holds no frames."
             make = "Make one" if missing else "Fill it"
             raise FileNotFoundError(f"{wrong.format(self)} {make}: latent-obs collect ENV --out {self}")
-        specs = {json.dumps(shard.metadata["frame_spec"]) for shard in self.shards}
+        specs = {shard.collection.frame_spec for shard in self.shards}
         if len(specs) > 1:
             raise ValueError(
                 f"The shards of {self} were made with different frame specs: "
-                f"{', '.join(sorted(specs))}. Keep them in one folder each."
+                f"{', '.join(sorted(map(str, specs)))}. Keep them in one folder each."
             )
-        self.frame_spec = FrameSpec.from_json(self.shards[0].metadata["frame_spec"])
-        sources = [FrameSource.from_json(shard.metadata["source"]) for shard in self.shards]
-        self.source = FrameSource.combine(sources)
+        self.frame_spec: FrameSpec = self.shards[0].collection.frame_spec
+        self.source = FrameSource.combine([shard.source for shard in self.shards])
 
     def __str__(self) -> str:
         """Return the folder's path or URL, without any password."""
@@ -66,24 +69,23 @@ class FramesFolder:
 
     @property
     def collections(self) -> list[dict[str, Any]]:
-        """What was collected: the settings of each collection and its ``frames``, in order.
+        """What was collected: each :class:`Collection` as JSON, with its number of ``frames``, in order.
 
         There is one, except in a merged folder.
         """
         found: dict[str, dict[str, Any]] = {}
         for shard in self.shards:
-            settings = {name: shard.metadata.get(name) for name in _SETTINGS}
-            optional = (name for name in _OPTIONAL if shard.metadata.get(name) is not None)
-            settings |= {name: shard.metadata[name] for name in optional}
+            settings = shard.collection.to_json()
             collection = found.setdefault(json.dumps(settings, sort_keys=True), {"frames": 0, **settings})
             collection["frames"] += shard.rows
         return list(found.values())
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells one folder from another; stored with the encoder trained on it.
+        """What tells one folder from another, as JSON; stored with the encoder trained on it.
 
-        The settings of the collection; of a merged folder, those of each of its ``collections``.
+        It is the folder's only collection with the number of ``frames``; of a merged folder, the list of
+        its ``collections``. Folders of equal identity hold the same frames.
         """
         collections = self.collections
         if len(collections) == 1:
@@ -96,14 +98,11 @@ class FramesFolder:
         return sum(shard.num_bytes for shard in self.shards)
 
     def episodes(self) -> dict[int, int]:
-        """Return the number of frames of each episode, in order of collection."""
-        counts: dict[int, int] = {}
-        for shard in self.shards:
-            with shard.open() as file:
-                column = file.read(columns=["episode"])["episode"].to_numpy()
-            for episode, rows in zip(*np.unique(column, return_counts=True), strict=True):
-                counts[int(episode)] = counts.get(int(episode), 0) + int(rows)
-        return counts
+        """Return the number of frames of each episode, in order of collection.
+
+        The first call reads the episode numbers of the whole folder, and later calls remember them.
+        """
+        return self._index.counts()
 
     def split(self, validation: float, seed: int = 0) -> tuple[list[int], list[int]]:
         """Split the episodes into training and validation, never the frames of one episode.
@@ -128,12 +127,14 @@ class FramesFolder:
                 "--env-kwargs '{\"max_episode_steps\": 1000}'."
             )
         shuffled = np.random.default_rng(seed).permutation(list(counts))
-        held_out: list[int] = []
-        for episode in shuffled[:-1]:
-            held_out.append(int(episode))
-            if sum(counts[e] for e in held_out) >= validation * len(self):
+        held_out: dict[int, None] = {}  # in the order drawn
+        rows = 0
+        for episode in shuffled[:-1].tolist():
+            held_out[episode] = None
+            rows += counts[episode]
+            if rows >= validation * len(self):
                 break
-        return [e for e in counts if e not in set(held_out)], held_out
+        return [episode for episode in counts if episode not in held_out], list(held_out)
 
     def read(self, shard: Shard, group: int, episodes: Sequence[int] | None = None) -> Frames:
         """Read the frames of one row group, ``uint8`` of shape ``(N, 64, 64, 3)``.
@@ -158,13 +159,9 @@ class FramesFolder:
             episodes: Keep only these episodes' frames.
             limit: At most this many, from the beginning of the folder.
         """
-        parts, rows = [np.empty((0, *FRAME_SHAPE), np.uint8)], 0
-        for shard, group in self._groups():
-            parts.append(self.read(shard, group, episodes))
-            rows += len(parts[-1])
-            if limit is not None and rows >= limit:
-                break
-        return np.concatenate(parts)[:limit]
+        total, keep = self._choose(episodes)
+        ranks = np.arange(total if limit is None else min(limit, total))
+        return self.take(ranks if keep is None else self._index.rows(ranks, keep))
 
     def sample(self, count: int, episodes: Sequence[int] | None = None, seed: int = 0) -> Frames:
         """Return up to ``count`` frames spread over the folder, in random order.
@@ -173,17 +170,50 @@ class FramesFolder:
             count: Number of frames; all of them when the folder holds fewer.
             episodes: Draw from these episodes only.
             seed: Chooses the frames.
+
+        Returns:
+            ``uint8`` frames of shape ``(N, 64, 64, 3)``. Only the row groups in which they lie are read.
         """
         rng = np.random.default_rng(seed)
-        total = len(self) if episodes is None else sum(self.episodes()[e] for e in episodes)
-        wanted = np.zeros(total, bool)
-        wanted[rng.permutation(total)[:count]] = True
-        parts, rows = [np.empty((0, *FRAME_SHAPE), np.uint8)], 0
-        for shard, group in self._groups():
-            frames = self.read(shard, group, episodes)
-            parts.append(frames[wanted[rows : rows + len(frames)]])
-            rows += len(frames)
-        return rng.permutation(np.concatenate(parts))
+        total, keep = self._choose(episodes)
+        if total <= _PERMUTED:
+            ranks = rng.permutation(total)[:count]
+        else:
+            ranks = rng.choice(total, min(count, total), replace=False, shuffle=False)
+        ranks = np.sort(ranks)
+        order = rng.permutation(len(ranks))
+        return self.take(ranks if keep is None else self._index.rows(ranks, keep), order)
+
+    def take(self, rows: Integers, order: Integers | None = None) -> Frames:
+        """Read the frames of some rows of the folder; row groups without any are not read.
+
+        Args:
+            rows: Row numbers in ascending order, counted from 0 over all shards.
+            order: A permutation: frame ``order[i]`` of those rows comes out as the ``i``-th.
+
+        Returns:
+            ``uint8`` frames of shape ``(len(rows), 64, 64, 3)``.
+        """
+        frames = np.empty((len(rows), *FRAME_SHAPE), np.uint8)
+        places = np.arange(len(rows))
+        if order is not None:
+            places[order] = places.copy()
+        group = np.searchsorted(self._group_ends, rows, "right")
+        first = np.concatenate([[0], np.cumsum([len(shard.groups) for shard in self.shards])])
+        edges = np.flatnonzero(np.diff(group, prepend=-1, append=-1)).tolist()
+        with contextlib.ExitStack() as stack:
+            opened, file = -1, None
+            for begin, end in itertools.pairwise(edges):
+                number = int(group[begin])
+                shard = int(np.searchsorted(first, number, "right")) - 1
+                if shard != opened:
+                    stack.close()
+                    opened, file = shard, stack.enter_context(self.shards[shard].open())
+                assert file is not None
+                inside = number - int(first[shard])
+                start = int(self._group_ends[number]) - self.shards[shard].groups[inside]
+                frames[places[begin:end]] = read_group(file, inside)[rows[begin:end] - start]
+        return frames
 
     def batches(
         self,
@@ -213,9 +243,8 @@ class FramesFolder:
         Raises:
             ValueError: If the episodes hold fewer frames than one batch.
         """
-        for rows in shuffled_batches(
-            self.shards, str(self), batch_size, episodes, seed, buffer_frames, skip, None
-        ):
+        reader = GroupReader(self.shards, self._kept(episodes), episodes, None)
+        for rows in shuffled_batches(reader, str(self), batch_size, seed, buffer_frames, skip):
             yield rows.reshape(-1, *FRAME_SHAPE)
 
     def batches_and_foreground(
@@ -243,9 +272,8 @@ class FramesFolder:
             environment's median frame, and those that differ from the frame before or after in the
             same episode and row group. A score differs from the median and stands still, a ball moves.
         """
-        for rows in shuffled_batches(
-            self.shards, str(self), batch_size, episodes, seed, buffer_frames, skip, medians
-        ):
+        reader = GroupReader(self.shards, self._kept(episodes), episodes, medians)
+        for rows in shuffled_batches(reader, str(self), batch_size, seed, buffer_frames, skip):
             frames, bits = np.ascontiguousarray(rows[:, :FRAME_BYTES]), rows[:, FRAME_BYTES:]
             masks = np.unpackbits(bits, 1).astype(bool).reshape(-1, 2, *FRAME_SHAPE[:2])
             yield frames.reshape(-1, *FRAME_SHAPE), masks
@@ -254,21 +282,45 @@ class FramesFolder:
         """Return the per-pixel median frame of each environment: what stands still in it.
 
         Args:
-            count: About so many frames of each environment, evenly spaced, are read for it.
+            count: About so many frames of each environment, evenly spaced, are taken for it, from at
+                most so many row groups.
 
         Returns:
             ``uint8`` frames of shape ``(64, 64, 3)`` by environment id; a merged folder has several.
         """
-        shards: dict[str, list[Shard]] = {}
+        groups: dict[str, list[range]] = {}  # the rows of each row group
+        end = 0
         for shard in self.shards:
-            shards.setdefault(shard.env_id, []).append(shard)
+            for rows in shard.groups:
+                groups.setdefault(shard.env_id, []).append(range(end, end + rows))
+                end += rows
         medians = {}
-        for env_id, mine in shards.items():
-            every = max(1, sum(shard.rows for shard in mine) // count)
-            groups = ((shard, group) for shard in mine for group in range(shard.row_groups))
-            picked = np.concatenate([self.read(*group)[::every] for group in groups])
-            medians[env_id] = np.median(picked, 0).astype(np.uint8)
+        for env_id, mine in groups.items():
+            every = max(1, sum(map(len, mine)) // count)
+            chosen = np.unique(np.linspace(0, len(mine) - 1, min(count, len(mine))).round().astype(int))
+            picked = np.concatenate([np.array(mine[i])[::every] for i in chosen])
+            medians[env_id] = np.median(self.take(picked), 0).astype(np.uint8)
         return medians
 
-    def _groups(self) -> Iterator[tuple[Shard, int]]:
-        return ((shard, group) for shard in self.shards for group in range(shard.row_groups))
+    @cached_property
+    def _index(self) -> EpisodeIndex:
+        return EpisodeIndex(self.shards)
+
+    @cached_property
+    def _group_ends(self) -> Integers:
+        """The row behind each row group."""
+        return np.cumsum([rows for shard in self.shards for rows in shard.groups], dtype=np.int64)
+
+    def _choose(self, episodes: Sequence[int] | None) -> tuple[int, Mask | None]:
+        """Return how many rows some episodes have, and which runs of the index; ``None`` means all."""
+        if episodes is None:
+            return len(self), None
+        keep = self._index.keep(episodes)
+        return int(self._index.kept_before(np.array([len(self)]), keep)[0]), keep
+
+    def _kept(self, episodes: Sequence[int] | None) -> Integers:
+        """Return the rows of each row group that belong to some episodes."""
+        ends = self._group_ends
+        if episodes is not None:
+            ends = self._index.kept_before(ends, self._index.keep(episodes))
+        return np.diff(ends, prepend=0)

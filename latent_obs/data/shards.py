@@ -15,17 +15,22 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from latent_obs.data.provenance import MAX_WORKERS, Collection
 from latent_obs.data.storage import Location, NewFile, name_of, num_bytes, open_parquet, shown
-from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames
+from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames, FrameSource
 
 FORMAT = "latent_obs.frames"
 VERSION = 1
 ROW_GROUP = 512
 METADATA_KEY = b"latent_obs"
 _PAGE = 128  # rows of frames
+# Bounds of what is believed of a file; a row group is decoded as a whole.
+MAX_GROUP = 16_384
+_NUMBERS = {"worker": MAX_WORKERS - 1, "shard": 10**6, "rows": 2**40, "episode_offset": 2**62}
 
 
 def action_type(space: gym.Space[Any]) -> pa.DataType:
@@ -172,12 +177,31 @@ class ShardWriter:
 
 @dataclass(frozen=True)
 class Shard:
-    """One committed Parquet file of a frames folder."""
+    """One committed Parquet file of a frames folder.
+
+    Args:
+        path: Its path or URL.
+        groups: Rows of each of its row groups.
+        collection: The collection that it is a part of.
+        source: The environment that its frames come from.
+        metadata: What the file says of itself; ``docs/formats.md`` lists the fields.
+    """
 
     path: Location
-    rows: int
-    row_groups: int
+    groups: tuple[int, ...]
+    collection: Collection
+    source: FrameSource
     metadata: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Number of frames."""
+        return sum(self.groups)
+
+    @property
+    def row_groups(self) -> int:
+        """Number of row groups."""
+        return len(self.groups)
 
     @property
     def name(self) -> str:
@@ -187,7 +211,7 @@ class Shard:
     @property
     def env_id(self) -> str:
         """The environment its frames come from; ``""`` where that is not known."""
-        return str(self.metadata["source"].get("env_id", ""))
+        return self.source.env_id
 
     @property
     def complete(self) -> bool:
@@ -205,44 +229,150 @@ class Shard:
 
 
 def read_shard(path: Location) -> Shard:
-    """Read one shard's footer.
+    """Read one shard's footer and check everything in it, so that nothing behind this door has to.
 
     Args:
         path: The path or URL of the file.
 
     Raises:
-        ValueError: If the file is truncated, is not Parquet or is not a frames shard.
+        ValueError: If it is no regular file, is truncated, is not Parquet, is not a frames shard, or its
+            columns or its metadata are not those of one.
     """
     try:
         with open_parquet(path) as file:
-            footer = file.metadata
-    except (pa.ArrowException, OSError) as error:
+            footer, schema = file.metadata, file.schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(
-            f"{shown(path)} is not a readable Parquet file ({str(error).splitlines()[0]}). "
+            f"{shown(path)} is not a readable Parquet file ({first_line(error)}). "
             "Delete it and collect again: only its own frames are missing then."
         ) from error
+    metadata = read_metadata(footer, FORMAT)
+    if metadata is None:
+        raise ValueError(f"{shown(path)} is a Parquet file, but not a shard written by latent-obs collect.")
+    if (version := metadata.get("version")) != VERSION:
+        said = f"has version {version}" if "version" in metadata else "does not say which version it has"
+        raise ValueError(
+            f"{shown(path)} {said} of the frames format; this latent_obs reads version {VERSION}."
+        )
+    if wrong := wrong_columns(schema):
+        raise ValueError(f"{shown(path)} cannot be read as frames: {'; '.join(wrong)}.")
+    groups = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+    try:
+        if sum(groups) != footer.num_rows or not all(0 < rows <= MAX_GROUP for rows in groups):
+            raise ValueError(f"its row groups must hold 1 to {MAX_GROUP:,} rows each, and all of its rows")
+        for name, most in _NUMBERS.items():
+            given = metadata.get(name, 0)
+            if not isinstance(given, int) or isinstance(given, bool) or not 0 <= given <= most:
+                raise ValueError(f"its {name} must be an integer from 0 to {most:,}, got {str(given)[:60]!r}")
+        if not isinstance(metadata.get("complete", False), bool):
+            raise ValueError(f"its complete must be true or false, got {str(metadata['complete'])[:60]!r}")
+        return Shard(
+            path, groups, Collection.from_json(metadata), read_source(metadata.get("source")), metadata
+        )
+    except ValueError as error:
+        raise ValueError(f"{shown(path)} is no shard of a frames folder: {error}.") from error
+
+
+def read_metadata(footer: pq.FileMetaData, wanted: str) -> dict[str, Any] | None:
+    """Return what a Parquet file of this package says of itself; ``None`` if it is of another format."""
     try:
         metadata = json.loads((footer.metadata or {})[METADATA_KEY])
-        known = metadata["format"] == FORMAT
-    except (KeyError, ValueError, TypeError):
-        known = False
-    if not known:
-        raise ValueError(f"{shown(path)} is a Parquet file, but not a shard written by latent-obs collect.")
-    if metadata["version"] != VERSION:
-        raise ValueError(
-            f"{shown(path)} has version {metadata['version']} of the frames format, this latent_obs reads "
-            f"version {VERSION}."
-        )
-    return Shard(path, footer.num_rows, footer.num_row_groups, metadata)
+    except (KeyError, ValueError, RecursionError):
+        return None
+    known = isinstance(metadata, dict) and metadata.get("format") == wanted
+    return metadata if known else None
+
+
+def read_source(value: Any) -> FrameSource:
+    """Read the ``source`` of a file's metadata.
+
+    Raises:
+        ValueError: If it is missing, or one of its fields has another type than it must have.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"its source must be an object, got {str(value)[:60]!r}")
+    for name, kind in (("env_id", str), ("env_kwargs", dict), ("emulator", dict)):
+        if not isinstance(value.get(name, kind()), kind):
+            raise ValueError(f"the {name} of its source must be a {kind.__name__}")
+    return FrameSource.from_json(value)
+
+
+def wrong_columns(schema: pa.Schema) -> list[str]:
+    """Say which columns of a shard are missing or have another type than they must have."""
+    wrong = []
+    for field in frames_schema(pa.int64()):
+        if field.name not in schema.names:
+            wrong.append(f"the column {field.name} is missing")
+        elif schema.names.count(field.name) > 1:
+            wrong.append(f"the column {field.name} is there more than once")
+        elif field.name == "action":
+            wrong += wrong_action(schema)
+        elif schema.field(field.name).type != field.type:
+            wrong.append(f"the column {field.name} is {schema.field(field.name).type} and not {field.type}")
+    return wrong
+
+
+def wrong_action(schema: pa.Schema) -> list[str]:
+    """Say what is wrong with the type of the ``action`` column, if anything."""
+    kind = schema.field("action").type
+    numbers = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+    if pa.types.is_integer(numbers) or pa.types.is_floating(numbers):
+        return []
+    return [f"the column action is {kind} and neither integers nor lists of numbers"]
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_group(file: pq.ParquetFile, group: int) -> Frames:
-    """Read the frames of a row group of an open shard, ``uint8`` of shape ``(N, 64, 64, 3)``."""
-    return as_frames(file.read_row_group(group, columns=["frame"], use_threads=False)["frame"])
+    """Read the frames of a row group of an open shard, ``uint8`` of shape ``(N, 64, 64, 3)``.
+
+    Raises:
+        ValueError: If a frame is missing.
+        OSError: If the row group is corrupt.
+    """
+    return as_frames(read_steps(file, group, ["frame"])["frame"])
+
+
+def read_steps(file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
+    """Read columns of a row group of an open shard; only the ``action`` may be null.
+
+    Raises:
+        ValueError: If another value is null.
+        OSError: If the row group is corrupt.
+    """
+    return without_nulls(file.read_row_group(group, columns=columns, use_threads=False))
+
+
+def read_episodes(shard: Shard) -> npt.NDArray[np.int64]:
+    """Read the episode number of every row of a shard.
+
+    Raises:
+        ValueError: If one is null.
+        OSError: If the column is corrupt.
+    """
+    with shard.open() as file:
+        table = without_nulls(file.read(columns=["episode"], use_threads=False))
+    numbers: npt.NDArray[np.int64] = table["episode"].to_numpy()
+    return numbers
+
+
+def without_nulls(table: pa.Table) -> pa.Table:
+    """Return a table of a shard's columns, having refused nulls in all of them but ``action``.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    for name in table.column_names:
+        if name != "action" and table[name].null_count:
+            raise ValueError(f"The column {name} of a shard holds nulls, which only action may.")
+    return table
 
 
 def as_frames(column: pa.ChunkedArray) -> Frames:
-    """View a ``fixed_size_binary[12288]`` column as frames, without a copy when it is one chunk."""
+    """View a ``fixed_size_binary[12288]`` column without nulls as frames; one chunk is not copied."""
     array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     data = np.frombuffer(array.buffers()[1], np.uint8)
     data = data[array.offset * FRAME_BYTES : (array.offset + len(array)) * FRAME_BYTES]

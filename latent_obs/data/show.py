@@ -5,18 +5,16 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import matplotlib.figure
 import numpy as np
-import numpy.typing as npt
 
 from latent_obs.data.folder import FramesFolder
-from latent_obs.data.shards import read_group
 from latent_obs.data.storage import name_of
 from latent_obs.files import write_atomically
-from latent_obs.frames import FRAME_SHAPE, Frames
+from latent_obs.frames import Frames
 
 # Frames of a clip are enlarged, or players blur them.
 _SCALE = 4
@@ -114,22 +112,18 @@ def _spread(folder: FramesFolder, count: int) -> tuple[Frames, list[str]]:
     """Return evenly spread frames, and the episode, by its place in the folder, and step of each."""
     wanted = np.unique(np.linspace(0, len(folder) - 1, count).round().astype(int))
     place = {episode: i for i, episode in enumerate(folder.episodes())}
-    frames: list[npt.NDArray[Any]] = [np.empty((0, *FRAME_SHAPE), np.uint8)]
     labels: list[str] = []
     start = 0
     for shard in folder.shards:
+        mine = wanted[(wanted >= start) & (wanted < start + shard.rows)] - start
+        start += shard.rows
+        if len(mine) == 0:
+            continue
         with shard.open() as file:
-            for group in range(shard.row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                mine = wanted[(wanted >= start) & (wanted < start + rows)] - start
-                start += rows
-                if len(mine) == 0:
-                    continue
-                frames.append(read_group(file, group)[mine])
-                steps = file.read_row_group(group, columns=["episode", "step"])
-                for episode, step in zip(*(c.to_numpy()[mine] for c in steps.columns), strict=True):
-                    labels.append(f"episode {place[int(episode)]}, step {step}")
-    return np.concatenate(frames), labels
+            steps = file.read(columns=["episode", "step"])
+        for episode, step in zip(*(c.to_numpy()[mine] for c in steps.columns), strict=True):
+            labels.append(f"episode {place[int(episode)]}, step {step}")
+    return folder.take(wanted), labels
 
 
 def _enlarged(frames: Frames) -> Frames:

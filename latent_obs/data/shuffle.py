@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from latent_obs.data.shards import ROW_GROUP, Shard, read_group
+from latent_obs.data.shards import ROW_GROUP, Shard, read_group, read_steps
 from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames
 
 # A block mixes at least about this many places, at the price of decoding a row group up to
@@ -31,21 +31,24 @@ Indices = npt.NDArray[np.int64]
 
 
 def shuffled_batches(
-    shards: Sequence[Shard],
-    folder: str,
-    batch_size: int,
-    episodes: Sequence[int] | None,
-    seed: int,
-    buffer_frames: int,
-    skip: int,
-    medians: Mapping[str, Frame] | None,
+    reader: GroupReader, folder: str, batch_size: int, seed: int, buffer_frames: int, skip: int
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Yield shuffled batches of rows for ever; the work behind :meth:`FramesFolder.batches`.
 
-    A row is a frame's bytes and, with ``medians``, the bits of two masks: the pixels that differ from
-    the median of its environment, and those of :func:`changed_pixels`.
+    Args:
+        reader: What to read; it is closed at the end.
+        folder: What an error calls the folder.
+        batch_size: Rows in a batch.
+        seed: Chooses the order.
+        buffer_frames: Rows held in memory at most.
+        skip: Batches to leave out at the beginning.
+
+    Yields:
+        Rows of the reader, shape (batch_size, reader.width).
+
+    Raises:
+        ValueError: If there are fewer rows than a batch holds.
     """
-    reader = _Reader(shards, episodes, medians)
     total = int(reader.rows.sum())
     if total < batch_size:
         raise ValueError(
@@ -63,7 +66,7 @@ def shuffled_batches(
     buffer: npt.NDArray[np.uint8] | None = None
     try:
         for epoch in itertools.count(start):
-            order = np.random.default_rng((seed, epoch)).permutation(len(sizes))
+            order = _stream(seed, epoch, 0).permutation(len(sizes))
             # Blocks of nearly equal size: a small last one would mix little.
             block_of = (np.cumsum(sizes[order]) - 1) * blocks // total
             batch, filled = np.empty((batch_size, reader.width), np.uint8), 0
@@ -75,7 +78,7 @@ def shuffled_batches(
                     continue
                 if buffer is None:
                     buffer = np.empty((min(total, capacity), reader.width), np.uint8)
-                picks = np.random.default_rng((seed, epoch, block)).permutation(rows)
+                picks = _stream(seed, epoch, 1 + block).permutation(rows)
                 reader.fill(buffer, places, sizes[places], parts, picks[position:])
                 while position < rows:
                     mine = picks[position : position + batch_size - filled]
@@ -87,6 +90,15 @@ def shuffled_batches(
                 position = 0
     finally:
         reader.close()
+
+
+def _stream(seed: int, *numbers: int) -> np.random.Generator:
+    """Return a random stream of its own for each seed and numbers.
+
+    As a tuple they would not do: NumPy pads it with zeros, so ``(seed, epoch)`` and
+    ``(seed, epoch, 0)`` are one stream.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=numbers))
 
 
 def changed_pixels(frames: Frames, episodes: Indices) -> npt.NDArray[np.bool_]:
@@ -118,33 +130,39 @@ def _any_channel(differ: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return found  # several times faster than any(-1)
 
 
-class _Reader:
+class GroupReader:
     """Reads row groups of a folder, keeping only the frames of some episodes.
+
+    A row is a frame's bytes and, with ``medians``, the bits of two masks: the pixels that differ from
+    the median of its environment, and those of :func:`changed_pixels`.
+
+    Args:
+        shards: The shards of the folder.
+        kept: How many rows of each of their row groups belong to the episodes, shape (row groups,).
+        episodes: The episodes to keep; ``None`` means all.
+        medians: Median frame of each environment, or ``None`` for frames without masks.
 
     Attributes:
         width: Bytes of a row.
-        rows: Frames kept of each row group, shape (row groups,).
+        rows: Value of ``kept``.
     """
 
     def __init__(
-        self, shards: Sequence[Shard], episodes: Sequence[int] | None, medians: Mapping[str, Frame] | None
+        self,
+        shards: Sequence[Shard],
+        kept: Indices,
+        episodes: Sequence[int] | None,
+        medians: Mapping[str, Frame] | None,
     ) -> None:
         self._medians = medians
         self.width = FRAME_BYTES + 2 * MASK_BYTES * (medians is not None)
         self._episodes: Indices = np.unique(np.asarray([] if episodes is None else episodes, np.int64))
-        self._groups = [(shard, group) for shard in shards for group in range(shard.row_groups)]
+        self._groups = [(shard, group) for shard in shards for group in range(len(shard.groups))]
         self._open: OrderedDict[object, pq.ParquetFile] = OrderedDict()
-        kept, self._whole = [], []
-        for shard in shards:
-            with shard.open() as file:
-                for group in range(shard.row_groups):
-                    rows = file.metadata.row_group(group).num_rows
-                    kept.append(rows if episodes is None else int(self._mask(file, group).sum()))
-                    self._whole.append(kept[-1] == rows)
-        self.rows: Indices = np.array(kept, np.int64)
+        self.rows = kept
 
     def _mask(self, file: pq.ParquetFile, group: int) -> npt.NDArray[np.bool_]:
-        return np.isin(_episodes_of(file, group), self._episodes)
+        return np.isin(read_steps(file, group, ["episode"])["episode"].to_numpy(), self._episodes)
 
     def _read(self, group: int) -> npt.NDArray[np.uint8]:
         """Return the kept rows of a row group, shape (N, width)."""
@@ -157,9 +175,10 @@ class _Reader:
         rows = frames.reshape(-1, FRAME_BYTES)
         if self._medians is not None:
             moving = _any_channel(frames != self._medians[shard.env_id])
-            masks = moving, changed_pixels(frames, _episodes_of(file, number))
+            episodes = read_steps(file, number, ["episode"])["episode"].to_numpy()
+            masks = moving, changed_pixels(frames, episodes)
             rows = np.concatenate([rows, *(np.packbits(m.reshape(len(rows), -1), 1) for m in masks)], 1)
-        return rows if self._whole[group] else rows[self._mask(file, number)]
+        return rows if self.rows[group] == len(rows) else rows[self._mask(file, number)]
 
     def fill(
         self, buffer: npt.NDArray[np.uint8], places: Indices, sizes: Indices, parts: int, picks: Indices
@@ -187,10 +206,3 @@ class _Reader:
         for file in self._open.values():
             file.close()
         self._open.clear()
-
-
-def _episodes_of(file: pq.ParquetFile, group: int) -> Indices:
-    episodes: Indices = file.read_row_group(group, columns=["episode"], use_threads=False)[
-        "episode"
-    ].to_numpy()
-    return episodes

@@ -14,6 +14,7 @@ import errno
 import functools
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from latent_obs.files import sync_folder
+from latent_obs.files import create, sync_folder
 
 Location = Path | str  # of a folder or of a file; a str may be a URL
 
@@ -119,13 +120,26 @@ def open_parquet(location: Location) -> pq.ParquetFile:
 
     Raises:
         OSError: If it cannot be read.
+        ValueError: If it is a folder, a pipe or a device.
         pyarrow.ArrowException: If it is no Parquet file.
     """
     if isinstance(location, Path):
+        refuse_irregular(location)
         return pq.ParquetFile(location, pre_buffer=False, page_checksum_verification=True)
     filesystem, path = _resolve(location)
     # A store answers slowly, so what will be needed is asked for at once.
     return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, page_checksum_verification=True)
+
+
+def refuse_irregular(path: Path) -> None:
+    """Refuse a path that is no regular file: opening a pipe would wait for ever.
+
+    Raises:
+        ValueError: If it is a folder, a pipe or a device.
+        OSError: If there is nothing.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is not a regular file")
 
 
 def make_folder(folder: Location) -> None:
@@ -177,7 +191,7 @@ class NewFile:
         self._temporary: Path | None = None
         if isinstance(location, Path):
             self._temporary = location.with_name(f".{location.name}.tmp")
-            self.stream = open(self._temporary, "wb")
+            self.stream = create(self._temporary)
         else:
             # Unlinked from the start, so that even kill -9 leaves nothing of it.
             self.stream = tempfile.TemporaryFile()
@@ -212,7 +226,7 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def locked(folder: Location) -> Iterator[int | None]:
+def locked(folder: Location, called: Location | None = None) -> Iterator[int | None]:
     """Keep other processes out of a local folder.
 
     The kernel releases the lock when the last process that holds its descriptor ends, however it
@@ -221,6 +235,7 @@ def locked(folder: Location) -> Iterator[int | None]:
 
     Args:
         folder: An existing folder.
+        called: What an error calls it, if not by its own name.
 
     Yields:
         The descriptor that holds the lock, to be inherited by workers; ``None`` without a lock.
@@ -235,7 +250,7 @@ def locked(folder: Location) -> Iterator[int | None]:
     import fcntl  # not on Windows
 
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise type(error)(f"The folder {folder} cannot be written ({error.strerror}).") from error
     try:
@@ -248,7 +263,7 @@ def locked(folder: Location) -> Iterator[int | None]:
                 if time.monotonic() >= deadline:
                     holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
                     raise ValueError(
-                        f"Another process is writing to {folder} ({holder or 'unknown'}). "
+                        f"Another process is writing to {called or folder} ({holder or 'unknown'}). "
                         "Wait for it, end it, or choose another --out."
                     ) from None
                 time.sleep(0.1)

@@ -85,7 +85,9 @@ def _all_terms(vae: VAE, frames: npt.NDArray[np.uint8], sample: bool = False) ->
     rows: dict[str, list[npt.NDArray[np.float32]]] = {"squared_error": [], "kl": [], "mean": []}
     for start in range(0, len(frames), 256):
         batch = as_tensor(vae, frames[start : start + 256])
-        parts = terms(vae, batch, sample=sample, generator=generator)
+        shape = (len(batch), vae.config.latent_dim)
+        noise = torch.randn(shape, generator=generator, device=batch.device) if sample else None
+        parts = terms(vae, batch, noise)
         for name, values in rows.items():
             values.append(getattr(parts, name).cpu().numpy())
     return {name: np.concatenate(values) for name, values in rows.items()}

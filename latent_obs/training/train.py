@@ -23,7 +23,7 @@ from latent_obs.progress import progress_bar, stop_on_signals
 from latent_obs.training.batch_norm import fold
 from latent_obs.training.checkpoint import CHECKPOINT
 from latent_obs.training.config import TrainConfig
-from latent_obs.training.distributed import has_fast_bfloat16, launch, make_fabric
+from latent_obs.training.distributed import choose_precision, launch, make_fabric
 from latent_obs.training.held_out import evaluate_vae, latent_statistics
 from latent_obs.training.history import check_tensorboard
 from latent_obs.training.run import TrainingRun
@@ -81,9 +81,7 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
             f"{config.out} already holds an encoder trained with other settings or frames. "
             "Choose another --out, or --overwrite it."
         )
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if has_fast_bfloat16() else "float32"
+    precision, _ = choose_precision(config.precision)
     fabric = make_fabric(config.devices, config.num_nodes, precision)
     config.out.mkdir(parents=True, exist_ok=True)
     result = launch(fabric, _train, config, folder, identity, progress)
@@ -123,13 +121,13 @@ def _write_encoder(run: TrainingRun, config: TrainConfig) -> EncoderConfig:
     if run.best:
         run.vae.load_state_dict(run.best)
     vae = fold(run.vae).requires_grad_(False)
-    metrics = evaluate_vae(vae, folder.sample(4096, run.held_out_episodes, config.seed))
+    metrics = evaluate_vae(vae, run.held_out_sample)
     metrics["collapsed"] = metrics["active_units"] < COLLAPSED_BELOW
     device = run.fabric.device.type
     result = EncoderConfig(
         frame_spec=folder.frame_spec,
         vae=config.vae,
-        latents=latent_statistics(vae, folder.sample(4096, run.episodes, config.seed)),
+        latents=latent_statistics(vae, run.sample),
         source=folder.source,
         provenance={
             "run": run.identity,
@@ -150,8 +148,7 @@ def _write_encoder(run: TrainingRun, config: TrainConfig) -> EncoderConfig:
     )
     run.monitor.write_history()
     run.monitor.close()
-    calibration = folder.sample(CALIBRATION_FRAMES, run.episodes, config.seed)
-    write_encoder_folder(config.out, result, vae.tensors(), calibration)
+    write_encoder_folder(config.out, result, vae.tensors(), run.sample[:CALIBRATION_FRAMES])
     (config.out / CHECKPOINT).unlink(missing_ok=True)
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -137,6 +138,113 @@ def damage_end(path: Path) -> None:
 
 def damage_action(path: Path) -> None:
     rewrite(path, lambda t: swap(t, "action", lambda v: put(v, 30, None)))
+
+
+def damage_null_frame(path: Path) -> None:
+    """A null frame has bytes too: those of whatever was in memory."""
+    table = pq.read_table(path)
+    column = pa.array(put(table["frame"].to_pylist(), 30, None), pa.binary(12_288))
+    rewrite(path, lambda t: t.set_column(0, pa.field("frame", column.type), column))
+
+
+def damage_wide_frame(path: Path) -> None:
+    """One byte more: from the second frame on, all would be read shifted."""
+    wide = pa.array([b"x" * 12_289] * 180, pa.binary(12_289))
+    rewrite(path, lambda t: t.set_column(0, pa.field("frame", wide.type, nullable=False), wide))
+
+
+def damage_null_episode(path: Path) -> None:
+    column = pa.array(put(pq.read_table(path)["episode"].to_pylist(), 30, None), pa.int64())
+    rewrite(path, lambda t: t.set_column(1, pa.field("episode", column.type), column))
+
+
+def damage_frame_missing(path: Path) -> None:
+    rewrite(path, lambda t: t.drop_columns(["frame"]))
+
+
+def damage_big_row_group(path: Path) -> None:
+    """A few kilobytes that would be 246 MB in memory."""
+    rows = 20_000
+    frames = pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(12_288), rows, [None, pa.py_buffer(bytes(rows * 12_288))]
+    )
+    table = pq.read_table(path)
+    columns = [frames, *(pa.array([1] * rows, f.type) for f in list(table.schema)[1:5])]
+    columns += [pa.array([False] * rows)] * 2
+    stored = {METADATA_KEY: json.dumps(read_shard(path).metadata)}
+    table = pa.Table.from_arrays(columns, schema=table.schema).replace_schema_metadata(stored)
+    pq.write_table(table, path, row_group_size=rows, **writer_options(table.schema))
+
+
+def damage_pipe(path: Path) -> None:
+    """Whoever opens it waits for a writer for ever."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def damage_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def claims(**metadata: Any) -> Callable[[Path], None]:
+    """Change what a shard says of itself; ``None`` takes a field away."""
+
+    def damage(path: Path) -> None:
+        stored = {**read_shard(path).metadata, **metadata}
+        stored = {name: value for name, value in stored.items() if value is not None}
+        table = pq.read_table(path).replace_schema_metadata({METADATA_KEY: json.dumps(stored)})
+        pq.write_table(table, path, row_group_size=64, **writer_options(table.schema))
+
+    return damage
+
+
+def read_all(path: Path) -> None:
+    folder = FramesFolder(path)
+    folder.episodes()
+    folder.load()
+
+
+HOSTILE = [
+    (damage_null_frame, "The column frame of a shard holds nulls|holds null frames"),
+    (damage_wide_frame, r"the column frame is fixed_size_binary\[12289\]"),
+    (damage_null_episode, "must not be null|holds nulls"),
+    (damage_frame_missing, "the column frame is missing"),
+    (damage_big_row_group, "row groups must hold 1 to 16,384 rows"),
+    (damage_pipe, "is not a regular file"),
+    (damage_directory, "is not a regular file"),
+    (claims(version=None), "does not say which version"),
+    (claims(version=2), "has version 2"),
+    (claims(source=None), "its source must be an object"),
+    (claims(source=[]), "its source must be an object"),
+    (claims(source={"env_id": 3}), "the env_id of its source must be a str"),
+    (claims(frame_spec=None), "its frame_spec must be an object"),
+    (claims(shard=10**8), "its shard must be an integer from 0 to 1,000,000"),
+    (claims(shard="1"), "its shard must be an integer"),
+    (claims(worker=10**9), "its worker must be an integer from 0 to 99,999"),
+    (claims(workers=10**9), "its workers must be from 1 to 100,000"),
+    (claims(rows=-1), "its rows must be an integer"),
+    (claims(complete="yes"), "its complete must be true or false"),
+    (claims(seed=[1]), "its seed must be an integer"),
+]
+
+
+@pytest.mark.parametrize(("damage", "reason"), HOSTILE)
+def test_a_hostile_shard_is_refused_by_checking_and_by_reading(
+    damage: Callable[[Path], None], reason: str, path: Path
+) -> None:
+    damage(path)
+    problems = check_frames(path.parent, progress=False)
+    assert any(re.search(reason, line) for line in problems[BAD]), problems
+    with pytest.raises(ValueError, match=reason):
+        read_all(path.parent)
+
+
+def test_a_shard_of_a_high_number_lacks_the_ones_before_it_in_one_line(path: Path) -> None:
+    rewrite(path, lambda t: t, shard=10**6)
+    path.rename(path.with_name("part-000-1000000.parquet"))
+    problems = check_frames(path.parent, progress=False)
+    assert problems == {"part-000-00001.parquet": ["it is missing, as are the 999,998 after it"]}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ from latent_obs.training.config import TrainConfig
 from latent_obs.training.train import train_vae
 
 
-def collection(folder: Path, env_id: str, seed: int = 0, spec: FrameSpec | None = None) -> FramesFolder:
+def collection(
+    folder: Path, env_id: str, seed: int = 0, spec: FrameSpec | None = None, **settings: Any
+) -> FramesFolder:
     """Two shards of three episodes of 60 random frames each, written as a collection's."""
     folder.mkdir()
     rng = np.random.default_rng([seed, *env_id.encode()])
@@ -37,6 +39,7 @@ def collection(folder: Path, env_id: str, seed: int = 0, spec: FrameSpec | None 
             "worker": 0,
             "shard": number,
             "source": {"env_id": env_id, "env_kwargs": {}, "emulator": {"frameskip": 4, "game": env_id}},
+            **settings,
         }
         writer = ShardWriter(folder / f"part-000-{number:05d}.parquet", pa.int64(), metadata)
         for episode in range(3):

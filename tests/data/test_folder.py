@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from latent_obs.data import folder as folder_module
 from latent_obs.data.folder import FramesFolder
-from latent_obs.data.shards import ROW_GROUP, ShardWriter, action_type, read_shard
+from latent_obs.data.shards import ROW_GROUP, ShardWriter, action_type, read_episodes, read_group, read_shard
 from latent_obs.frames import FrameSpec
 
 
@@ -200,3 +201,132 @@ def test_a_sample_is_drawn_from_the_whole_folder(folder: tuple[FramesFolder, Any
     assert len(set(drawn)) == 300
     assert np.ptp(drawn) > 1300
     assert set(numbers(folder[0].sample(9999, [3, 12]))) == {*range(300, 400), *range(1200, 1300)}
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The row groups that were decoded, in order."""
+    groups: list[int] = []
+    plain = read_group
+
+    def counted(file: Any, group: int) -> Any:
+        groups.append(group)
+        return plain(file, group)
+
+    monkeypatch.setattr("latent_obs.data.folder.read_group", counted)
+    return groups
+
+
+@pytest.mark.parametrize("episodes", [None, [3, 12], [14, 0, 1, 2]])
+@pytest.mark.parametrize("count", [1, 70, 9999])
+def test_a_sample_is_what_a_permutation_of_all_frames_begins_with(
+    folder: tuple[FramesFolder, Any], episodes: list[int] | None, count: int
+) -> None:
+    """Published figures rest on these draws."""
+    frames = folder[1]
+    mine = frames if episodes is None else frames[np.isin(np.arange(1500) // 100, episodes)]
+    rng = np.random.default_rng(5)
+    wanted = np.sort(rng.permutation(len(mine))[:count])
+    np.testing.assert_array_equal(folder[0].sample(count, episodes, seed=5), rng.permutation(mine[wanted]))
+
+
+def test_a_sample_of_a_large_folder_needs_no_permutation_of_it(
+    folder: tuple[FramesFolder, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder_module, "_PERMUTED", 1000)
+    drawn = np.array([numbers(folder[0].sample(100, seed=seed)) for seed in range(30)])
+    assert all(len(set(one)) == 100 for one in drawn)
+    assert np.bincount(drawn.ravel() // 100, minlength=15).min() > 0.7 * 3000 / 15
+    order = [np.corrcoef(np.arange(100), one)[0, 1] for one in drawn]
+    assert abs(np.mean(order)) < 0.1
+    assert set(numbers(folder[0].sample(9999))) == set(range(1500))
+
+
+def test_only_row_groups_with_something_chosen_are_read(
+    folder: tuple[FramesFolder, Any], read: list[int]
+) -> None:
+    """Row groups of 512: two in the first shard of 900 frames and two in the second of 600."""
+    frames = folder[0]
+    assert numbers(frames.load([9])).tolist() == list(range(900, 1000))
+    assert read == [0]
+    read.clear()
+    assert numbers(frames.load([5, 14], limit=50)).tolist() == list(range(500, 550))
+    assert read == [0, 1]
+    read.clear()
+    assert len(frames.load(limit=3)) == 3
+    assert read == [0]
+    read.clear()
+    assert set(numbers(frames.sample(20, [0, 1, 2]))) <= set(range(300))
+    assert read == [0]
+    read.clear()
+    assert numbers(frames.take(np.array([899, 900, 1499]))).tolist() == [899, 900, 1499]
+    assert read == [1, 0, 1]
+    assert frames.load([]).shape == frames.load([77]).shape == (0, 64, 64, 3)
+
+
+def test_medians_are_of_evenly_spaced_frames_and_of_no_more_row_groups_than_frames(
+    tmp_path: Path, read: list[int]
+) -> None:
+    """A pixel that is lit in a quarter of the frames is dark in the median, and not in the mean."""
+    frames = np.full((2000, 64, 64, 3), 10, np.uint8)
+    frames[np.arange(2000) // 25 % 4 == 0, 0] = 250
+    frames[:, 1, 1, 1] = np.arange(2000) // 10  # grows, so its median is that of the middle
+    for number in range(4):
+        part = slice(500 * number, 500 * number + 500)
+        write_shard(tmp_path / f"part-000-{number:05d}.parquet", [number] * 500, frames[part], env_id="a")
+    folder = FramesFolder(tmp_path)
+    median = folder.medians(100)["a"]
+    assert abs(int(median[1, 1, 1]) - 100) <= 2
+    assert len(read) == 4
+    assert np.array_equal(median, np.median(frames[::20], 0).astype(np.uint8))
+    assert (median[0] == 10).all()
+    read.clear()
+    folder.medians(2)
+    assert len(read) == 2, "the first row group and the last"
+
+
+def test_episode_numbers_are_read_once(
+    folder: tuple[FramesFolder, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths: list[Path] = []
+    plain = read_episodes
+
+    def counted(shard: Any) -> Any:
+        paths.append(shard.path)
+        return plain(shard)
+
+    monkeypatch.setattr("latent_obs.data.index.read_episodes", counted)
+    frames = folder[0]
+    frames.sample(9), frames.load(limit=9), next(frames.batches(9))
+    assert paths == [], "they are not needed for all episodes"
+    frames.split(0.5), frames.episodes(), frames.sample(9, [1]), next(frames.batches(9, [1]))
+    assert paths == [shard.path for shard in frames.shards]
+
+
+def test_an_episode_may_go_on_in_another_shard_and_numbers_may_come_in_any_order(tmp_path: Path) -> None:
+    frames = np.zeros((12, 64, 64, 3), np.uint8)
+    frames[:, 0, 0, 0] = np.arange(12)
+    write_shard(tmp_path / "a.parquet", [7, 7, 3, 3, 3, 7], frames[:6])
+    write_shard(tmp_path / "b.parquet", [1, 1, 3, 7, 7, 7], frames[6:])
+    folder = FramesFolder(tmp_path)
+    assert list(folder.episodes().items()) == [(3, 4), (7, 6), (1, 2)]
+    assert numbers(folder.load([7])).tolist() == [0, 1, 5, 9, 10, 11]
+    assert numbers(folder.load([3, 1], limit=5)).tolist() == [2, 3, 4, 6, 7]
+    assert sorted(numbers(next(folder.batches(6, [7])))) == [0, 1, 5, 9, 10, 11]
+
+
+@pytest.mark.parametrize(("validation", "held_out"), [(0.5, 8), (0.999, 14), (0.001, 1), (1 / 15, 1)])
+def test_a_split_holds_out_the_fraction_in_whole_episodes_and_keeps_one_to_train_on(
+    folder: tuple[FramesFolder, Any], validation: float, held_out: int
+) -> None:
+    """15 episodes of 100 frames: half of 1,500 frames needs eight of them."""
+    train, validating = folder[0].split(validation)
+    assert len(validating) == held_out
+    assert validating == np.random.default_rng(0).permutation(15)[:held_out].tolist()
+    assert train == [episode for episode in range(15) if episode not in validating]
+
+
+@pytest.mark.parametrize("validation", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_a_split_of_all_or_nothing_is_refused(folder: tuple[FramesFolder, Any], validation: float) -> None:
+    with pytest.raises(ValueError, match="must be between 0 and 1"):
+        folder[0].split(validation)

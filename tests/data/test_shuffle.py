@@ -183,3 +183,16 @@ def test_the_foreground_is_what_differs_from_the_games_own_median_and_what_chang
     assert sorted(moving.tolist()) == [2] * 8 + [3] * 72
     assert masks[:, 1, 0, :10].all(1).sum() == 4
     assert not masks[:, 1, 1:20].any()
+
+
+def test_the_order_of_reading_and_the_order_of_drawing_are_independent(tmp_path: Path) -> None:
+    """16 shards of one frame: a frame comes out in its own place once in a pass on average.
+
+    Were one permutation applied twice, that would happen twice on average.
+    """
+    for number in range(16):
+        frame = np.full((1, 64, 64, 3), number, np.uint8)
+        write_shard(tmp_path / f"part-000-{number:05d}.parquet", [number], frame)
+    folder = FramesFolder(tmp_path)
+    passes = [next(folder.batches(16, seed=seed))[:, 0, 0, 0] for seed in range(200)]
+    assert 0.7 < np.mean([(one == np.arange(16)).sum() for one in passes]) < 1.3

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +21,11 @@ from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import read_config, read_tensors
 from latent_obs.frames import FrameSpec
-from latent_obs.measures import color_bins
 from latent_obs.training.batch_norm import fold
 from latent_obs.training.checkpoint import CHECKPOINT
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.distributed import make_fabric
-from latent_obs.training.run import HELD_OUT, Means, TrainingRun, _sums
+from latent_obs.training.run import HELD_OUT, TrainingRun
 from latent_obs.training.train import train_vae
 from latent_obs.vae import load_vae, reconstruct
 from tests.conftest import save_encoder
@@ -45,7 +43,6 @@ def quick(pong_frames: FramesFolder, tmp_path: Path) -> TrainConfig:
         channels=(8, 8),
         batch_size=32,
         precision="float32",
-        position_weight=1000.0,
     )
 
 
@@ -77,7 +74,7 @@ def test_training_improves_the_objective_and_writes_a_whole_encoder(quick: Train
 def test_the_statistics_are_those_of_the_latents(quick: TrainConfig, pong_frames: FramesFolder) -> None:
     latents = train_vae(quick, progress=False).latents
     train, _ = pong_frames.split(quick.validation, quick.seed)
-    encoded = load_encoder(quick.out, precision="float32")(pong_frames.load(train))
+    encoded = load_encoder(quick.out, precision="float32", normalize=False)(pong_frames.load(train))
     np.testing.assert_allclose(latents["mean"], encoded.mean(0), atol=1e-4)
     np.testing.assert_allclose(latents["std"], encoded.std(0), atol=1e-4)
 
@@ -103,7 +100,7 @@ import latent_obs.training.run
 from pathlib import Path
 latent_obs.training.run.CHECKPOINT_SECONDS = 0.2
 t.train_vae(t.TrainConfig(Path({str(config.data)!r}), Path({str(config.out)!r}), steps=200,
-    channels=(8, 8), batch_size=32, precision="float32", position_weight=1000.0), progress=False)
+    channels=(8, 8), batch_size=32, precision="float32"), progress=False)
 """
     process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -208,10 +205,10 @@ def test_nan_stops_training_and_the_state_before_it_is_kept(
 ) -> None:
     config, straight = replace(quick, steps=6), replace(quick, steps=6, out=tmp_path / "straight")
     train_vae(straight, progress=False)
-    backward, compute = TrainingRun._backward, TrainingRun._terms
+    add, compute = TrainingRun._sum_gradients, TrainingRun._terms
 
-    def poisoned_gradient(run: TrainingRun, *arguments: Any) -> None:
-        backward(run, *arguments)
+    def poisoned_gradient(run: TrainingRun) -> None:
+        add(run)
         if run.step == 3:
             run.vae.output_bias.grad[0, 0, 0] = math.inf  # type: ignore[index]
 
@@ -223,7 +220,7 @@ def test_nan_stops_training_and_the_state_before_it_is_kept(
         if where == "loss":
             patch.setattr(TrainingRun, "_terms", poisoned_loss)
         else:
-            patch.setattr(TrainingRun, "_backward", poisoned_gradient)
+            patch.setattr(TrainingRun, "_sum_gradients", poisoned_gradient)
         with pytest.raises(FloatingPointError, match="at step 4; the state before it is kept"):
             train_vae(config, progress=False)
     with safetensors.safe_open(config.out / CHECKPOINT, framework="np") as file:
@@ -294,7 +291,6 @@ def test_two_processes_take_the_steps_of_one(quick: TrainConfig, how: str) -> No
             "--precision",
             "float32",
             "--no-batch-norm",
-            "--position-weight=1000",
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert not done.returncode, done.stderr
@@ -315,26 +311,27 @@ def test_processes_report_their_errors(quick: TrainConfig) -> None:
 def test_a_flash_does_not_throw_training_back(quick: TrainConfig) -> None:
     """A batch of noise has a gradient many times the usual one, and moves the weights no more than others."""
     run = TrainingRun(make_fabric(1, 1, "float32"), quick, FramesFolder(quick.data), {})
-    batches, stop = run.folder.batches_and_foreground(32, run.medians, run.episodes), threading.Event()
+    batches = run.folder.batches_and_foreground(32, run.medians, run.episodes)
+    norm_of = {"before": 0.0, "taken": 0.0}
+    limit = run._limit_gradient
+
+    def watched(norm: torch.Tensor) -> None:
+        norm_of["before"] = float(norm)
+        limit(norm)
+        norm_of["taken"] = float(torch.stack([g.norm() for g in run._gradients()]).norm())
+
+    run._limit_gradient = watched  # type: ignore[method-assign]
     for _ in range(40):
-        frames, foreground = map(torch.from_numpy, next(batches))
-        run.take_step(frames, foreground, stop)
+        run.take_step(*map(torch.from_numpy, next(batches)))
     usual, norms = float(run.gradient_norm), []
-    weights = [parameter for parameter in run.vae.parameters() if parameter.grad is not None]
     for flash in (False, True):
         frames, foreground = map(torch.from_numpy, next(batches))
         if flash:
-            frames = torch.from_numpy(
-                np.random.default_rng(0).integers(0, 256, frames.shape).astype(np.uint8)
-            )
-        colors = color_bins(frames.int())
-        parts = run._terms(frames, colors, foreground, run._noise(32, run.step))
-        read = run.positions(parts.mean, colors)
-        run._backward(parts, Means.of(_sums(parts), 32), run.weighted_variance, 1.0, read)
-        norms.append(float(torch.stack([w.grad.norm() for w in weights]).norm()))  # type: ignore[union-attr]
-        run.take_step(frames, foreground, stop)
-        taken = float(torch.stack([w.grad.norm() for w in weights]).norm())  # type: ignore[union-attr]
-        assert taken <= 2 * usual * 1.05
+            noise = np.random.default_rng(0).integers(0, 256, frames.shape)
+            frames = torch.from_numpy(noise.astype(np.uint8))
+        run.take_step(frames, foreground)
+        norms.append(norm_of["before"])
+        assert norm_of["taken"] <= 2 * usual * 1.05
     assert norms[1] > 5 * norms[0], "else the flash would be none"
     assert float(run.gradient_norm) < 1.1 * usual
 

@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy as np
 import tyro
 from agents import derived_seed, make_env
+from report import RANDOM_PLAY, RESULTS, RandomPlay, read_random_play
 
 from latent_obs.files import write_atomically
 
 sys.path.append(str(Path(__file__).parents[1]))
 from machine import machine
 
-RESULTS = Path(__file__).parent / "results"
-RANDOM_PLAY = "random_play.csv"
 COLUMNS = ("game", "episodes", "mean", "std")
 
 
@@ -45,16 +44,6 @@ class Args:
     """the smallest form, which CI runs, in seconds: one game of Pong"""
 
 
-@dataclass(frozen=True)
-class RandomPlay:
-    """What random play reached in a game; ``std`` is that of single games, not of their mean."""
-
-    game: str
-    episodes: int
-    mean: float
-    std: float
-
-
 def play(game: str, episodes: int, seed: int) -> list[float]:
     """Return the true returns of whole games with uniformly random actions."""
     env = make_env(game)
@@ -69,18 +58,6 @@ def play(game: str, episodes: int, seed: int) -> list[float]:
             env.reset()
     env.close()
     return returns
-
-
-def read_random_play(path: Path) -> dict[str, RandomPlay]:
-    """Read what was recorded, by game; nothing where there is no file."""
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        row["game"]: RandomPlay(row["game"], int(row["episodes"]), float(row["mean"]), float(row["std"]))
-        for row in rows
-    }
 
 
 def record(game: str, returns: list[float], path: Path) -> RandomPlay:

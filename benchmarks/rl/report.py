@@ -42,7 +42,6 @@ import numpy.typing as npt
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from random_play import RANDOM_PLAY, RESULTS, RandomPlay, read_random_play
 
 from latent_obs.files import write_atomically
 
@@ -50,7 +49,8 @@ Floats = npt.NDArray[np.float64]
 
 ARMS = ("pixels", "latents", "latents-raw")
 PIXELS, RANDOM, COLORS = "#c2571a", "#777777", ("#1f6fb2", "#2f8f5b", "#8a4fb5")
-RUNS, CURVES = "runs.jsonl", "curves.csv"
+RESULTS = Path(__file__).parent / "results"
+RUNS, CURVES, RANDOM_PLAY = "runs.jsonl", "curves.csv", "random_play.csv"
 COLUMNS = ("steps", "seconds", "cpu_seconds", "episodes", "mean_return")
 RESAMPLES = 2000
 POINTS = 100  # of a curve
@@ -114,6 +114,16 @@ class Run:
         return None if parts == [None, None] else sum(part or 0.0 for part in parts)
 
 
+@dataclass(frozen=True)
+class RandomPlay:
+    """What random play reached in a game; ``std`` is that of single games, not of their mean."""
+
+    game: str
+    episodes: int
+    mean: float
+    std: float
+
+
 def read_runs(folder: Path) -> list[Run]:
     """Read all runs below a folder of run.py, leaving out those without a row yet.
 
@@ -165,6 +175,18 @@ def record(runs: list[Run], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / CURVES, table.getvalue().encode())
     write_atomically(out / RUNS, ("\n".join(lines) + "\n").encode())
+
+
+def read_random_play(path: Path) -> dict[str, RandomPlay]:
+    """Read what was recorded, by game; nothing where there is no file."""
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        row["game"]: RandomPlay(row["game"], int(row["episodes"]), float(row["mean"]), float(row["std"]))
+        for row in rows
+    }
 
 
 def iqm(scores: Floats) -> Floats:

@@ -15,6 +15,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "rl"))
 
+import records
 import report
 
 
@@ -49,7 +50,7 @@ def test_the_report_finds_the_iqm_and_the_time_to_the_pixels_return(tmp_path: Pa
         write_run(tmp_path / "runs", "pixels", seed, [100, 200, 400], [math.nan, 1.0, final])
     for seed in range(4):
         write_run(tmp_path / "runs", "latents", seed, [10, 20, 40, 80], [1.0, 5.0, 11.0, 20.0], 60.0)
-    runs = report.read_runs(tmp_path / "runs")
+    runs = records.read_runs(tmp_path / "runs")
     arms = {arm: [r for r in runs if r.arm == arm] for arm in ("pixels", "latents")}
     pixels, latents = report.summarise("Pong", arms, {"latents": 60.0})
     assert pixels.iqm == 11.0
@@ -123,8 +124,8 @@ def test_latents_are_not_compared_with_pixels_that_play_like_chance(
 def test_the_recorded_runs_give_the_recorded_report(tmp_path: Path) -> None:
     """Arithmetic by hand, on the runs in the repository: means of three seeds, and steps over seconds."""
     for name in ("runs.jsonl", "curves.csv", "random_play.csv"):
-        shutil.copy(report.RESULTS / name, tmp_path)
-    assert report.report(report.Args((), tmp_path)) == (report.RESULTS / "report.md").read_text()
+        shutil.copy(records.RESULTS / name, tmp_path)
+    assert report.report(report.Args((), tmp_path)) == (records.RESULTS / "report.md").read_text()
     last: dict[str, dict[str, str]] = {row["run"]: row for row in rows(tmp_path / "curves.csv")}
     ends = [last[f"Breakout/latents-breakout-v0/{seed}"] for seed in range(3)]
     mean = sum(float(end["mean_return"]) for end in ends) / 3
@@ -186,8 +187,8 @@ def test_the_time_to_a_return_is_that_of_the_iqm_of_all_seeds() -> None:
     assert report.seconds_to(runs, 4.6) is None
 
 
-def make_run(seconds: list[float], returns: list[float]) -> report.Run:
+def make_run(seconds: list[float], returns: list[float]) -> records.Run:
     """Return a run whose rows are 100 steps apart."""
     numbers = np.arange(1.0, len(seconds) + 1)
     wall = np.array(seconds, float)
-    return report.Run("Pong", "pixels", 0, {}, 100 * numbers, wall, wall, numbers, np.array(returns))
+    return records.Run("Pong", "pixels", 0, {}, 100 * numbers, wall, wall, numbers, np.array(returns))

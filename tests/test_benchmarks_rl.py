@@ -31,6 +31,7 @@ import agents  # noqa: E402
 import car_racing  # noqa: E402
 import iterate  # noqa: E402
 import random_play  # noqa: E402
+import records  # noqa: E402
 import run  # noqa: E402
 import train_agent  # noqa: E402
 
@@ -150,9 +151,9 @@ def test_random_play_is_of_whole_games_with_true_rewards(tmp_path: Path) -> None
     # A game has 22.5 steps on average, and a deviation of about 17.
     assert np.mean(returns) == pytest.approx(22.5 * 1.5, abs=4 * 17 / math.sqrt(200))
     path = tmp_path / "random_play.csv"
-    random_play.record("b", [1.0, 2.0, 6.0], path)
-    random_play.record("a", [1.0, 1.0], path)
-    random_play.record("b", [0.0, 2.0, 4.0], path)
+    records.record_random_play("b", [1.0, 2.0, 6.0], path)
+    records.record_random_play("a", [1.0, 1.0], path)
+    records.record_random_play("b", [0.0, 2.0, 4.0], path)
     assert path.read_text() == "game,episodes,mean,std\na,2,1.0,0.0\nb,3,2.0,2.0\n"
 
 

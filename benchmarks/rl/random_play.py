@@ -9,23 +9,16 @@ to tell whether an agent plays better than chance.
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import tyro
 from agents import derived_seed, make_env
-from report import RANDOM_PLAY, RESULTS, RandomPlay, read_random_play
-
-from latent_obs.files import write_atomically
+from records import RANDOM_PLAY, RESULTS, record_random_play
 
 sys.path.append(str(Path(__file__).parents[1]))
 from machine import machine
-
-COLUMNS = ("game", "episodes", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -60,20 +53,6 @@ def play(game: str, episodes: int, seed: int) -> list[float]:
     return returns
 
 
-def record(game: str, returns: list[float], path: Path) -> RandomPlay:
-    """Put a game's returns into the file in place of what it had of that game."""
-    mean, std = round(float(np.mean(returns)), 3), round(float(np.std(returns, ddof=1)), 3)
-    known = read_random_play(path)
-    known[game] = RandomPlay(game, len(returns), mean, std)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for name in sorted(known):
-        writer.writerow([getattr(known[name], column) for column in COLUMNS])
-    write_atomically(path, text.getvalue().encode())
-    return known[game]
-
-
 def main(args: Args) -> None:
     if args.smallest:
         args = replace(args, games=("Pong",), episodes=2, out=Path("random_play"))
@@ -81,7 +60,7 @@ def main(args: Args) -> None:
     print(f"# {machine('gymnasium', 'ale-py')}")
     for game in args.games:
         try:
-            played = record(game, play(game, args.episodes, args.seed), args.out / RANDOM_PLAY)
+            played = record_random_play(game, play(game, args.episodes, args.seed), args.out / RANDOM_PLAY)
         except ImportError as error:
             sys.exit(f"error: {game} needs a package that is not installed: {error}")
         print(f"{game}: {played.mean:g} +- {played.std:g} over {played.episodes} games", flush=True)

@@ -11,6 +11,7 @@ CAR = "benchmarks/rl/car_racing.py"
 AGENTS = "benchmarks/rl/agents.py"
 TRAIN = "benchmarks/rl/train_agent.py"
 RANDOM = "benchmarks/rl/random_play.py"
+RECORDS = "benchmarks/rl/records.py"
 
 IQM = f"{REPORTED}::test_the_iqm_leaves_out_a_quarter_on_either_side"
 INTERVAL = f"{REPORTED}::test_the_interval_leaves_out_a_fortieth_on_either_side"
@@ -157,7 +158,7 @@ MUTANTS = [
         "learned=has_learned(high, random)",
         CHANCE,
     ),
-    Mutant("A recorded curve has three digits.", REPORT, ":.10g}", ":.3g}", f"{TABLE} {RECORDED}"),
+    Mutant("A recorded curve has three digits.", RECORDS, ":.10g}", ":.3g}", f"{TABLE} {RECORDED}"),
     Mutant(
         "A later run does not replace the recorded one.",
         REPORT,
@@ -167,13 +168,13 @@ MUTANTS = [
     ),
     Mutant(
         "Random play's deviation is that of the mean.",
-        RANDOM,
+        RECORDS,
         "np.std(returns, ddof=1)",
         "np.std(returns, ddof=1) / len(returns) ** 0.5",
         PLAY,
     ),
     Mutant(
-        "Random play's deviation divides by n.", RANDOM, "np.std(returns, ddof=1)", "np.std(returns)", PLAY
+        "Random play's deviation divides by n.", RECORDS, "np.std(returns, ddof=1)", "np.std(returns)", PLAY
     ),
     Mutant(
         "Random play always does the same.",

@@ -26,7 +26,7 @@ class Args:
     """Play games at random and record their returns."""
 
     games: tuple[str, ...] = ("Pong", "Breakout", "Riverraid", "VizdoomBasic-v1", "envpool/CarRacing-v3")
-    """as train_agent.py takes them"""
+    """as the option --game of train_agent.py"""
     episodes: int = 100
     """whole games of each"""
     seed: int = 0
@@ -34,7 +34,7 @@ class Args:
     out: Path = RESULTS
     """folder of random_play.csv; other games that the file has are kept"""
     smallest: bool = False
-    """the smallest form, which CI runs, in seconds: one game of Pong"""
+    """the smallest form, which CI runs, in seconds: two games of Pong"""
 
 
 def play(game: str, episodes: int, seed: int) -> list[float]:

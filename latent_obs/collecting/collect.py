@@ -68,9 +68,9 @@ def collect_frames(config: CollectConfig, *, progress: bool = True) -> FramesFol
         20
     """
     # The dry run finds a wrong id, space or policy here, in one process, before any starts.
-    env = open_env(config.env_id, config.env_kwargs, config.key)
+    env = open_env(config.env_id, config.env_kwargs, config.key, render=config.render, wrapper=config.wrapper)
     try:
-        check_frame_space(env.observation_space, "latent-obs collect")
+        check_frame_space(env.observation_space, "latent-obs collect", env)
         action_type(env.action_space)
         make_policy(config.policy, env, config.policy_encoder, config.policy_normalize)
         files = policy_files(config.policy, env, config.policy_encoder)
@@ -107,6 +107,8 @@ def _plan(config: CollectConfig, out: Location, files: dict[str, str] | None) ->
         workers=workers,
         shard_rows=config.shard_rows,
         key=config.key,
+        render=config.render or None,
+        wrapper=config.wrapper,
         policy_encoder=config.policy_encoder,
         policy_normalize=None if config.policy_encoder is None else config.policy_normalize,
         policy_files=files,

@@ -170,8 +170,8 @@ class LatentExtractor(BaseFeaturesExtractor):
         channels = 0 if len(shape) != 3 else shape[0 if self.planar else 2]
         if observation_space.dtype != np.uint8 or channels == 0 or channels % 3:
             raise ValueError(
-                "LatentExtractor needs uint8 RGB images, of shape (H, W, 3) or (3, H, W), or k of them stacked "
-                f"by VecFrameStack(venv, k), got {observation_space}."
+                "LatentExtractor needs uint8 RGB images, of shape (H, W, 3) or (3, H, W), or k of them that "
+                f"VecFrameStack(venv, k) stacks, got {observation_space}."
             )
         loaded = open_named_encoder(encoder, "LatentExtractor", normalize, fingerprint)
         frames = channels // 3

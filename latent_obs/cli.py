@@ -87,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
         console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # environments, policies and wrappers may be modules in this folder
     before, warnings.showwarning = warnings.showwarning, show_warning
     arguments = sys.argv[1:] if arguments is None else arguments
     try:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,6 +17,21 @@ from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import EncoderConfig, VAEConfig, write_encoder_folder
 from latent_obs.frames import FrameSpec, preprocess
+
+# Of Gymnasium's vector environments; before 1.1 they had no other mode than the first, and no name for it.
+AUTORESET_MODES = (
+    ["NextStep", "SameStep", "Disabled"] if hasattr(gym.vector, "AutoresetMode") else ["NextStep"]
+)
+NATIVE_ALE = hasattr(ale_py, "AtariVectorEnv")  # since ale-py 0.11
+needs_native_ale = pytest.mark.skipif(not NATIVE_ALE, reason="ale-py before 0.11 has no vector environment")
+
+
+def vector_env(make: Any, mode: str, kind: Any = gym.vector.SyncVectorEnv) -> Any:
+    """Make a vector environment with an autoreset mode."""
+    if mode == "NextStep":
+        return kind(make)
+    return kind(make, autoreset_mode=gym.vector.AutoresetMode(mode))
+
 
 TINY_VAE = VAEConfig(latent_dim=32, channels=(4, 8))
 

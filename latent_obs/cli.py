@@ -342,6 +342,10 @@ def _card(config: CardConfig) -> None:
     text = read_card(config.encoder).partition("---\n")[2].partition("---\n")[2]  # after the front matter
     text = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
     Console().print(Markdown(text) if sys.stdout.isatty() else text.strip(), highlight=False, soft_wrap=True)
+    from latent_obs.encoders.encoder import load_encoder
+
+    encoder = load_encoder(config.encoder)
+    print(f"\nOn this machine it runs in {encoder.precision}: {encoder.precision_reason}.")
 
 
 def _say_frames(folder: FramesFolder) -> None:

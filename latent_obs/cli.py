@@ -378,6 +378,7 @@ def _recipe_measure(config: MeasureConfig) -> None:
 def _card(config: CardConfig) -> None:
     from rich.markdown import Markdown
 
+    from latent_obs.encoders.encoder import load_encoder
     from latent_obs.evaluation.markdown import read_card
 
     text = read_card(config.encoder)
@@ -388,6 +389,8 @@ def _card(config: CardConfig) -> None:
         plain_console().print(Markdown(text))
     else:
         _say(text.strip())
+    encoder = load_encoder(config.encoder)
+    _say(f"\nOn this machine it runs in {encoder.precision}: {encoder.precision_reason}.")
 
 
 def _say_frames(folder: FramesFolder) -> None:

@@ -40,3 +40,10 @@ def test_the_version_is_the_same_everywhere() -> None:
     version = latent_obs.__version__
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert re.search(rf"^## \[(Unreleased|{re.escape(version)})\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+
+
+def test_the_changelog_has_each_heading_once() -> None:
+    """Branches that change the file are merged line by line, which doubles headings and restores old lines."""
+    unreleased = (ROOT / "CHANGELOG.md").read_text().partition("## [Unreleased]")[2].partition("\n## ")[0]
+    assert re.findall("^### (.*)$", unreleased, re.M) == ["Added", "Changed", "Fixed", "Removed"]
+    assert len(unreleased.splitlines()) < 120

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from latent_obs.encoders.hub import PullConfig
     from latent_obs.evaluation.evaluate import EvaluateConfig
     from latent_obs.push import PushConfig
-    from latent_obs.recipe import BuildConfig
+    from latent_obs.recipe import BuildConfig, MeasureConfig
     from latent_obs.training.config import TrainConfig
     from latent_obs.visualizer import VisualizeConfig
 
@@ -87,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
         console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # environments, policies and wrappers may be modules in this folder
     before, warnings.showwarning = warnings.showwarning, show_warning
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -206,21 +208,22 @@ def _train(config: TrainConfig) -> None:
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from latent_obs.evaluation.evaluate import evaluate_encoder
-    from latent_obs.evaluation.page import table_rows, write_card
+    from latent_obs.evaluation.evaluate import evaluate
+    from latent_obs.evaluation.page import write_card
+    from latent_obs.evaluation.report import CODES
 
-    report = evaluate_encoder(config, progress=True)
-    paths = write_card(report, config)
-    told = "held-out episodes of " if report["data"]["held_out"] else ""
-    title = f"{config.encoder} on {report['frames']:,} frames of {told}{config.frames}"
+    evaluation = evaluate(config, progress=True)
+    card, paths = evaluation.card, write_card(evaluation, config.out)
+    told = "held-out episodes of " if card.data.held_out else ""
+    title = f"{config.encoder} on {card.frames:,} frames of {told}{config.frames}"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for column in ("encoder", f"PCA-{report['latent_dim']}", "untrained"):
+    for column in CODES.values():
         table.add_column(column, justify="right")
-    for row in table_rows(report):
+    for row in card.rows():
         table.add_row(*row)
     plain_console().print(table)
-    for fault in report["warnings"]:
+    for fault in card.warnings:
         _say(fault, style="bold red")
     for path in paths:
         _say(path)
@@ -274,7 +277,7 @@ def _push(config: PushConfig) -> None:
     _say(f"{url}\n{HUB_PREFIX}{repo}@{commit}")
 
 
-def _report(title: str, metrics: dict[str, Any]) -> None:
+def _report(title: str, metrics: Mapping[str, Any]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
         if isinstance(value, dict):
@@ -366,9 +369,16 @@ def _recipe_build(config: BuildConfig) -> None:
     _report(f"{out} on fresh frames", result.metrics)
 
 
+def _recipe_measure(config: MeasureConfig) -> None:
+    from latent_obs.recipe import measure_recipe
+
+    _report(f"{config.encoder or config.recipe} on fresh frames", measure_recipe(config).metrics)
+
+
 def _card(config: CardConfig) -> None:
     from rich.markdown import Markdown
 
+    from latent_obs.encoders.encoder import load_encoder
     from latent_obs.evaluation.markdown import read_card
 
     text = read_card(config.encoder)
@@ -379,6 +389,8 @@ def _card(config: CardConfig) -> None:
         plain_console().print(Markdown(text))
     else:
         _say(text.strip())
+    encoder = load_encoder(config.encoder)
+    _say(f"\nOn this machine it runs in {encoder.precision}: {encoder.precision_reason}.")
 
 
 def _say_frames(folder: FramesFolder) -> None:
@@ -390,6 +402,7 @@ def _say_frames(folder: FramesFolder) -> None:
 def _list(config: ListConfig) -> None:
     from latent_obs.encoders.folder import read_config
     from latent_obs.encoders.resolve import PRETRAINED, list_encoders
+    from latent_obs.evaluation.report import BRIEF
 
     found: dict[str, EncoderConfig] = dict(list_encoders())
     if not config.folder.is_dir():
@@ -406,7 +419,7 @@ def _list(config: ListConfig) -> None:
     table = Table()
     table.add_column("encoder")
     table.add_column("environment")
-    for column in ("latent", *_LISTED, "active", "probe F1"):
+    for column in ("latent", *(figure.brief for figure in BRIEF), "probe F1"):
         table.add_column(column, justify="right")
     for name, encoder in found.items():
         metrics, envs = encoder.metrics, encoder.source.env_ids
@@ -415,11 +428,10 @@ def _list(config: ListConfig) -> None:
             name,
             envs[0] if len(envs) == 1 else f"{len(envs)} environments" if envs else "",
             str(encoder.vae.latent_dim),
-            *(_fixed(metrics.get(key), digits) for key, digits in _LISTED.values()),
-            str(metrics.get("active_units", "")),
-            ", ".join(_fixed(f1, 2) for f1 in probes.values())
+            *(figure.shown(metrics) for figure in BRIEF),
+            ", ".join(f"{f1:.2f}" for f1 in probes.values() if isinstance(f1, float))
             if isinstance(probes, dict)
-            else _fixed(probes, 2),
+            else str(probes),
         )
     # Never cut a path that is there to be copied: a narrow terminal wraps the line itself.
     console = plain_console()
@@ -428,20 +440,6 @@ def _list(config: ListConfig) -> None:
     )
     console.print(table)
 
-
-def _fixed(value: Any, digits: int) -> str:
-    """Return a metric with so many digits; one that is no number as it is."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"{value:.{digits}f}" if number else "" if value is None else str(value)
-
-
-# Columns, their metrics and digits.
-_LISTED = {
-    "moving R²": ("moving_r2", 3),
-    "changing R²": ("changing_r2", 3),
-    "PSNR dB": ("psnr", 1),
-    "KL nats": ("kl", 1),
-}
 
 _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "": (
@@ -539,14 +537,20 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         },
     ),
     "recipe": (
-        "Make a bundled encoder again from its recipe: build.",
+        "Make a bundled encoder again from its recipe, or measure it again: build, measure.",
         {
             "build": Command(
                 "Make an encoder from its recipe: collect, train, measure and write its card.",
                 _recipe_build,
                 "recipe",
                 "BuildConfig",
-            )
+            ),
+            "measure": Command(
+                "Measure an encoder again on fresh frames of its recipe, and write its card; weights stay.",
+                _recipe_measure,
+                "recipe",
+                "MeasureConfig",
+            ),
         },
     ),
 }

@@ -64,7 +64,7 @@ check: lint types test
 
 # The demo needs a part of what the tests need, in the same environment: after `make test` it installs nothing.
 INSTALL = $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
-INPUTS := pyproject.toml constraints.txt hatch_build.py latent_obs/_area.c
+INPUTS := pyproject.toml constraints.txt hatch_build.py $(wildcard latent_obs/_*.[ch])
 
 .venv/demo-installed: $(INPUTS)
 	$(INSTALL) '.[make,sb3]'

@@ -1,4 +1,4 @@
-"""The whole idea on a real game, in five minutes: collect, train, evaluate, look, act."""
+"""The demo: all stages on a real game, from collecting frames to PPO on latents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from latent_obs.encoders.resolve import resolve
 from latent_obs.extras import missing, needs
 from latent_obs.files import write_atomically
-from latent_obs.progress import progress_bar
+from latent_obs.progress import plain_console, progress_bar
 
 EXTRAS = "make,sb3"
 with needs("The demo", EXTRAS):
@@ -34,7 +34,7 @@ RESULT = "ppo.json"
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Collect frames, train a VAE, look at it, and train PPO on its latents."""
+    """Do it all on a real game: collect frames, train a VAE, look at it, train PPO on latents."""
 
     env: str = "ALE/Pong-v5"
     """Gymnasium id of an environment with image observations"""
@@ -49,7 +49,7 @@ class DemoConfig:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """keyword arguments for gymnasium.make, as JSON"""
     key: str | None = None
-    """the entry of Dict observations that is the image, such as screen of ViZDoom's"""
+    """the entry of Dict observations that is the image, such as screen in ViZDoom"""
     render: bool = False
     """draw the environment, and let the drawing be the observation: for environments of states"""
     wrapper: str | None = None
@@ -57,7 +57,7 @@ class DemoConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the demo's files go."""
+        """The folder for everything that the demo makes."""
         name = self.env.rpartition("/")[2].rpartition(":")[2]
         return self.out or Path("demo") / name.lower()
 
@@ -67,18 +67,21 @@ class DemoConfig:
 
 
 def run_demo(config: DemoConfig) -> None:
-    """Run the five stages, keeping what an earlier run finished.
+    """Run the five stages and print what they made. A stage that an earlier run finished is not run again.
+
+    Args:
+        config: Which environment, how much of everything, and where to.
 
     Raises:
-        ImportError: If Stable-Baselines3 or the environment's package is missing.
-        ValueError: If the environment does not exist or shows no images.
+        ImportError: If Stable-Baselines3 or the environment's package is not installed.
+        ValueError: If there is no such environment, or its observations are no images.
     """
     if importlib.util.find_spec("stable_baselines3") is None:
         raise missing("The demo", "stable_baselines3", EXTRAS)
-    console, folder, begun = Console(), config.folder, time.monotonic()
+    console, folder, begun = plain_console(), config.folder, time.monotonic()
 
     console.rule(f"1/5  Collect {config.frames:,} frames of {config.env} with a random policy")
-    # A random walk where actions are continuous: independent ones cancel each other out.
+    # Independent continuous actions cancel each other out; a random walk through them does not.
     env = config.open()
     policy = "brownian" if isinstance(env.action_space, gym.spaces.Box) else "random"
     env.close()
@@ -98,13 +101,13 @@ def run_demo(config: DemoConfig) -> None:
         _say_reused(console, "frames", found == config.frames, f"{found:,} were there")
 
     console.rule("2/5  Train a VAE on them")
-    # Imported when needed: workers and --help should not wait for torch.
+    # Imported here, so that neither the workers nor --help wait for torch.
     from latent_obs.training.checkpoint import CHECKPOINT
     from latent_obs.training.config import TrainConfig
     from latent_obs.training.train import train_vae
 
     train = TrainConfig(folder / "frames", folder / "encoder", steps=config.steps)
-    finished = (train.out / "config.json").exists()  # by the same settings, else train_vae refuses
+    finished = (train.out / "config.json").exists()  # train_vae refuses one of other settings
     begun_before = (train.out / CHECKPOINT).exists()
     train_vae(train)
     if finished or begun_before:
@@ -112,29 +115,22 @@ def run_demo(config: DemoConfig) -> None:
 
     console.rule("3/5  Evaluate it on held-out episodes and draw what it keeps")
     from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
+    from latent_obs.evaluation.report import FIGURES
 
-    report = evaluate_encoder(EvaluateConfig(train.out, train.data))
-    write_atomically(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    card = evaluate_encoder(EvaluateConfig(train.out, train.data))
+    write_atomically(folder / "report.json", (json.dumps(card.to_json(), indent=1) + "\n").encode())
     pictures = _draw(config, train.out)
 
     console.rule("4/5  Train PPO on the latents")
     ppo = _train_ppo(console, config, train.out)
 
     console.rule("5/5  Done")
-    encode = report["encode_us"]
     table = Table(show_header=False)
     for name, value in (
         ("frames", f"{len(frames):,}"),
         ("bytes/frame", f"{frames.num_bytes / len(frames):,.1f} (raw: 12,288)"),
-        (
-            "negative ELBO",
-            f"{report['negative_elbo']:,.0f} nats/frame, {report['bits_per_dim']:.2f} bits/dim",
-        ),
-        ("KL", f"{report['kl']:.1f} nats/frame"),
-        ("active units", f"{report['active_units']} of {train.latent_dim}"),
-        ("PSNR", f"{report['psnr']:.1f} dB"),
-        ("moving-object R²", f"{report['moving_r2']:.3f}"),
-        ("encode one frame", f"{encode['openvino']:.0f} µs (eager PyTorch: {encode['torch']:.0f} µs)"),
+        *((figure.label, figure.shown(card)) for figure in FIGURES),
+        *((f"encode one frame, {name}", f"{us:,.0f} µs") for name, us in card.encode_us.items()),
         ("PPO", f"{ppo['steps_per_second']:,.0f} steps/s over {ppo['steps']:,} steps"),
     ):
         table.add_row(name, value)
@@ -159,17 +155,17 @@ def _say_reused(console: Console, what: str, finished: bool, rest: str) -> None:
 
 
 def _frames_in(path: Path) -> int:
-    """Count the frames that an earlier run left; 0 where there is no whole folder."""
+    """Count the frames that an earlier run left; 0 if there is no frames folder, or a damaged one."""
     try:
         return len(FramesFolder(path))
     except (FileNotFoundError, ValueError):
-        return 0  # collecting says what is wrong
+        return 0  # collect_frames says what is wrong with it
 
 
 def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
-    """Write the four pictures of the demo and return their paths."""
+    """Draw the four pictures of the demo and return their paths."""
     from latent_obs.evaluation import pictures
-    from latent_obs.evaluation.evaluate import held_out_episodes
+    from latent_obs.evaluation.selection import held_out_episodes
     from latent_obs.vae import load_vae
 
     found = resolve(encoder)
@@ -192,7 +188,10 @@ def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
 
 
 def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None, **options: Any) -> list[Any]:
-    """Return ten observations of a game in progress, three steps apart; the arguments are ``open_env``'s."""
+    """Play a game with the sticky policy and return ten observations of it, three steps apart.
+
+    The arguments are those of :func:`~latent_obs.collecting.sources.open_env`.
+    """
     env = open_env(env_id, env_kwargs, key, **options)
     policy = make_policy("sticky", env)
     policy.reset(123)
@@ -207,7 +206,7 @@ def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None, **opti
 
 
 def _train_ppo(console: Console, config: DemoConfig, encoder: Path) -> dict[str, Any]:
-    """Train PPO on stacked latents, or return the result of the run that did."""
+    """Train PPO on four stacked latents, unless an earlier run of these settings did; return its result."""
     result = config.folder / RESULT
     settings: dict[str, Any] = {"env": config.env, "env_kwargs": config.env_kwargs, "key": config.key}
     settings |= {"render": config.render, "wrapper": config.wrapper, "steps": config.ppo_steps}

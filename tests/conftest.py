@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,14 @@ def save_encoder(folder: Path, vae: VAEConfig = TINY_VAE, seed: int = 0, **field
     config = EncoderConfig(fields.pop("frame_spec", FrameSpec()), vae, flat, **fields)
     write_encoder_folder(folder, config, random_tensors(vae, seed))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_remembered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What an earlier version computed must not pass for this one's result, nor stay in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENT_OBS_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -302,6 +302,11 @@ class FramesFolder:
             medians[env_id] = np.median(self.take(picked), 0).astype(np.uint8)
         return medians
 
+    @property
+    def index(self) -> EpisodeIndex:
+        """Which rows belong to which episode, read once."""
+        return self._index
+
     @cached_property
     def _index(self) -> EpisodeIndex:
         return EpisodeIndex(self.shards)

@@ -60,6 +60,11 @@ class EpisodeIndex:
         found: Integers = before[run] + (rows - self._starts[run]) * np.append(keep, False)[run]
         return found
 
+    def numbers(self, rows: Integers) -> Integers:
+        """Return the number of the episode of each row."""
+        found: Integers = self._numbers[np.searchsorted(self._starts, rows, "right") - 1]
+        return found
+
     def rows(self, ranks: Integers, keep: Mask) -> Integers:
         """Return the row of the folder in which each of the kept rows, counted by themselves, lies."""
         starts, sizes = self._starts[:-1][keep], np.diff(self._starts)[keep]

@@ -1,35 +1,29 @@
 """Frozen encoders: frames in, latents out.
 
-This is the acting half. It reads encoder folders and runs them with OpenVINO, so a process
-that only acts never imports torch.
+This is the acting half. It reads encoder folders and runs them without torch, so a process that
+only acts never imports it.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import warnings
 import weakref
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 
-from latent_obs.encoders.folder import (
-    EncoderConfig,
-    Latents,
-    Precision,
-    Tensors,
-)
+from latent_obs.encoders import runtimes
+from latent_obs.encoders.folder import EncoderConfig, Latents, Precision, Tensors
 from latent_obs.encoders.resolve import EncoderRef, resolve
+from latent_obs.encoders.runtimes import Backend as Backend  # also for who names one
+from latent_obs.encoders.runtimes import Device, Options, Run
 from latent_obs.frames import FRAME_SHAPE, Frames, FrameSpec
 
-Backend = Literal["openvino", "torch"]
-Device = Literal["cpu", "cuda"]
-_Run = Callable[[Frames], Latents]
-
 # Latents are scaled unless somebody says otherwise: PPO's MlpPolicy learns faster on scaled ones
-# (benchmarks/rl/normalize.py).
+# (benchmarks/rl/results/report.md, "latents" and "latents-raw").
 NORMALIZE = True
 
 
@@ -37,7 +31,8 @@ class Encoder:
     """Encodes frames with a frozen network.
 
     The network is compiled at the first call in each process, so an encoder pickles, deepcopies
-    and survives ``fork``. Build one with :func:`load_encoder`.
+    and survives ``fork``. Threads may share one: in int8 they encode at the same time, in other
+    precisions they wait for one another. Build one with :func:`load_encoder`.
 
     Attributes:
         ref: What finds the encoder again: its name, its folder, or ``hf://USER/NAME``.
@@ -54,17 +49,16 @@ class Encoder:
         config: EncoderConfig,
         tensors: Tensors,
         calibration: Frames | None,
-        options: dict[str, Any],
+        options: Options,
     ) -> None:
         self.ref, self.config, self._tensors, self._calibration = ref, config, tensors, calibration
-        self.backend: Backend = options["backend"]
-        self.device: Device = options["device"]
-        self.num_threads: int = options["num_threads"]
-        self.normalize: bool = options["normalize"]
-        self._wanted: Precision | Literal["auto"] = options["precision"]
+        self.backend, self.device, self.num_threads = options.backend, options.device, options.num_threads
+        self.normalize = options.normalize
+        self._options = options
         self._precision: Precision | None = None
-        self._run: _Run | None = None
-        self._posterior: _Run | None = None
+        self._reason = ""
+        self._run: Run | None = None
+        self._posterior: Run | None = None
 
     @property
     def frame_spec(self) -> FrameSpec:
@@ -84,6 +78,12 @@ class Encoder:
         return self._precision
 
     @property
+    def precision_reason(self) -> str:
+        """How :attr:`precision` was chosen, in words; asking compiles the network."""
+        self._compile()
+        return self._reason
+
+    @property
     def statistics(self) -> tuple[Latents, Latents]:
         """Mean and standard deviation of its latents over the training frames, ``(latent_dim,)`` each.
 
@@ -101,7 +101,7 @@ class Encoder:
 
         All but :attr:`normalize`, which ``env.spec`` records beside.
         """
-        options: dict[str, Any] = {"precision": self._wanted, "num_threads": self.num_threads}
+        options: dict[str, Any] = {"precision": self._options.precision, "num_threads": self.num_threads}
         defaults = {"precision": "auto", "num_threads": 1}
         if self.backend != _choose_backend("auto", "auto") or self.device != "cpu":
             options |= {"backend": self.backend, "device": self.device}
@@ -151,47 +151,28 @@ class Encoder:
         if frames.ndim == 3:
             mean, log_variance = self.posterior(frames[None])
             return mean[0], log_variance[0]
-        if self._posterior is None:
-            from latent_obs.encoders import runtimes
-
-            self._posterior = runtimes.compile_posterior(
-                self.backend,
-                self.config.vae,
-                self._tensors,
-                self._calibration,
-                self.precision,
-                self.num_threads,
-                self.device,
-            )
-        if len(frames) == 0:
-            both = np.empty((0, 2 * self.latent_dim), np.float32)
-        else:
-            both = self._posterior(frames)
+        run = self._posterior or self._compile_posterior()
+        both = run(frames) if len(frames) else np.empty((0, 2 * self.latent_dim), np.float32)
         return both[:, : self.latent_dim], both[:, self.latent_dim :]
 
-    def _compile(self) -> _Run:
-        if self._run is None:
-            from latent_obs.encoders import runtimes
-
-            vae, tensors, wanted, threads = self.config.vae, self._scaled(), self._wanted, self.num_threads
-            if self.backend == "openvino":
-                compiled = runtimes.compile_openvino(
-                    vae, tensors, self._calibration, wanted, threads, self.ref
+    def _compile(self) -> Run:
+        with _compiling:
+            if self._run is None:
+                compiled = runtimes.compile_mean(
+                    self.config, self._tensors, self._calibration, self._options, self.ref
                 )
-            else:
-                compiled = runtimes.compile_torch(vae, tensors, wanted, threads, self.device)
-            self._run, self._precision = compiled
-            _compiled.add(self)
-        return self._run
+                self._precision, self._reason = compiled.precision, compiled.reason
+                self._run = compiled.run
+                _compiled.add(self)
+            return self._run
 
-    def _scaled(self) -> Tensors:
-        """Return the weights to run: ``normalize`` is folded into those of the mean, where it is free."""
-        if not self.normalize:
-            return self._tensors
-        shift, scale = self.config.scaling
-        weight, bias = self._tensors["mean.weight"] / scale[:, None], self._tensors["mean.bias"] - shift
-        folded = {"mean.weight": weight, "mean.bias": bias / scale}
-        return {**self._tensors, **{name: value.astype(np.float32) for name, value in folded.items()}}
+    def _compile_posterior(self) -> Run:
+        with _compiling:
+            if self._posterior is None:
+                self._posterior = runtimes.compile_posterior(
+                    self.config, self._tensors, self._calibration, self._options, self.precision
+                )
+            return self._posterior
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the compiled network behind: it is a native handle."""
@@ -200,7 +181,7 @@ class Encoder:
     def __repr__(self) -> str:
         """Return the call that makes this encoder."""
         return (
-            f"load_encoder({self.ref!r}, backend={self.backend!r}, precision={self._wanted!r}, "
+            f"load_encoder({self.ref!r}, backend={self.backend!r}, precision={self._options.precision!r}, "
             f"device={self.device!r}, num_threads={self.num_threads}, normalize={self.normalize})"
         )
 
@@ -284,13 +265,7 @@ def load_encoder(
             RuntimeWarning,
             stacklevel=2,
         )
-    options = {
-        "backend": backend,
-        "precision": precision,
-        "device": "cpu" if device == "auto" else device,
-        "num_threads": num_threads,
-        "normalize": normalize,
-    }
+    options = Options(backend, "cpu" if device == "auto" else device, precision, num_threads, normalize)
     return Encoder(name, config, tensors, calibration, options)
 
 
@@ -307,17 +282,34 @@ def _choose_backend(backend: Backend | Literal["auto"], device: str) -> Backend:
     return backend
 
 
+# One thread at a time compiles. A fork waits until no thread compiles or is inside a runtime: a child
+# would find the locks that such a thread holds closed forever.
+_compiling = threading.RLock()
+
 # A forked child must compile anew: the threads behind its parent's handles did not come along,
 # and merely freeing such a handle ends the process, so the child keeps them unused.
 _compiled: weakref.WeakSet[Encoder] = weakref.WeakSet()
-_inherited: list[_Run | None] = []
+_inherited: list[Run | None] = []
 
 
-def _forget_handles_after_fork() -> None:
+def _before_fork() -> None:
+    _compiling.acquire()
+    runtimes.stop_before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    runtimes.go_on_after_fork()
+    _compiling.release()
+
+
+def _after_fork_in_child() -> None:
+    _after_fork_in_parent()  # the forking thread, which holds the locks, is the one that came along
     for encoder in _compiled:
         _inherited.extend((encoder._run, encoder._posterior))
         encoder._run = encoder._posterior = None
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_forget_handles_after_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )

@@ -1,30 +1,43 @@
 """The frozen encoder as an OpenVINO graph: ``uint8`` frames in, float32 latents out.
 
-The graph is built from the weights directly, so acting needs neither torch nor a converter. In
-int8, weights are quantised per output channel, symmetrically, and activations per tensor over the
-range that calibration frames reach (min-max): OpenVINO turns these fake quantisations into int8
+The graph is built from the weights directly, so acting needs neither torch nor a converter. In int8 it
+has the integers of :mod:`latent_obs.encoders.quantise`: OpenVINO turns fake quantisations into int8
 kernels when it compiles.
 """
 
 from __future__ import annotations
 
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import openvino as ov
-from openvino import opset13 as ops
 
 from latent_obs.encoders.folder import Latents, Precision, Tensors, VAEConfig
+from latent_obs.encoders.quantise import HEAD_TOP, TOP, Quantised
 from latent_obs.frames import FRAME_SHAPE, Frames
+
+# Importing openvino reports to an analytics server by way of openvino_telemetry, and writes an id into the
+# home folder. Where that package is missing openvino does neither, so it is made to look missing meanwhile.
+_absent = "openvino_telemetry" not in sys.modules
+if _absent:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+try:
+    import openvino as ov
+    from openvino import opset13 as ops
+finally:
+    if _absent:
+        del sys.modules["openvino_telemetry"]
 
 # A batch size that keeps coming back gets a graph of its own, which runs about a tenth faster
 # than one for any size; compiling it takes some 40 ms.
 _OWN_GRAPH_AFTER = 10
 _OWN_GRAPHS = 4
+
+Build = Callable[[int], ov.Model]  # from a batch size, -1 for any
 
 
 def build_graph(
@@ -32,58 +45,77 @@ def build_graph(
     tensors: Tensors,
     *,
     batch: int = -1,
-    ranges: Sequence[float] | None = None,
-    activations: bool = False,
     heads: Sequence[str] = ("mean",),
 ) -> ov.Model:
-    """Build the encoder.
+    """Build the encoder in floating point.
 
     Args:
         vae: Sizes of the networks.
         tensors: Weights, named as in ``model.safetensors``.
         batch: Frames in a call; -1 for any number.
-        ranges: Largest value after each convolution's ReLU, from :func:`activation_ranges`;
-            the graph is quantised to int8 with them.
-        activations: Return the convolutions' results beside the latent.
         heads: What to return of the posterior: its ``"mean"``, its ``"log_variance"`` or both.
 
     Returns:
         A model from ``uint8`` (N, 64, 64, 3) to float32 (N, latent_dim); with both heads to
         (N, 2 x latent_dim), one after the other.
     """
+    frames = ops.parameter([batch, *FRAME_SHAPE], np.uint8, name="frames")
+    x = ops.transpose(ops.convert(frames, "f32"), np.array([0, 3, 1, 2]))
+    for i in range(len(vae.channels)):
+        # Pixels become 0 to 1 by dividing the first layer's weights instead of every pixel.
+        kernel = tensors[f"encoder.conv{i}.weight"] * np.float32(1 / 255 if i == 0 else 1)
+        x = _convolve(x, ops.constant(kernel), tensors[f"encoder.conv{i}.bias"])
+    weights = np.concatenate([tensors[f"{head}.weight"] for head in heads])
+    weights = weights.reshape(-1, *vae.feature_shape).transpose(0, 2, 3, 1).reshape(len(weights), -1)
+    bias = np.concatenate([tensors[f"{head}.bias"] for head in heads])
+    return ov.Model([_finish(x, weights, bias)], [frames], "encoder")
 
-    def quantise(x: Any, largest: float) -> Any:
-        if ranges is None:
-            return x
-        low, high = np.float32(0), np.float32(largest)
-        return ops.fake_quantize(x, low, high, low, high, 256)
 
-    def weight(value: npt.NDArray[np.float32]) -> Any:
-        if ranges is None:
-            return ops.constant(value)
-        axes = tuple(range(1, value.ndim))
-        largest = np.abs(value).max(axes, keepdims=True)
-        return ops.fake_quantize(ops.constant(value), -largest, largest, -largest, largest, 255)
+def build_quantised(quantised: Quantised, *, batch: int = -1) -> ov.Model:
+    """Build the encoder in int8, with the head in float32.
+
+    Args:
+        quantised: The encoder in integers.
+        batch: Frames in a call; -1 for any number.
+
+    Returns:
+        A model from ``uint8`` (N, 64, 64, 3) to float32 (N, outputs). Its latents are close to those of the
+        compiled kernel, but not the same bits: it rounds elsewhere.
+    """
+
+    def fake(x: Any, low: Any, high: Any, levels: int) -> Any:
+        return ops.fake_quantize(
+            x, np.float32(low), np.float32(high), np.float32(low), np.float32(high), levels
+        )
 
     frames = ops.parameter([batch, *FRAME_SHAPE], np.uint8, name="frames")
-    x = ops.transpose(quantise(ops.convert(frames, "f32"), 255.0), np.array([0, 3, 1, 2]))
-    after_relu = []
-    for i, channels in enumerate(vae.channels):
-        # Pixels become 0 to 1 by dividing the first layer's weights instead of every pixel.
-        kernel = weight(tensors[f"encoder.conv{i}.weight"] * np.float32(1 / 255 if i == 0 else 1))
-        x = ops.convolution(x, kernel, [2, 2], [1, 1], [1, 1], [1, 1])
-        x = ops.relu(ops.add(x, tensors[f"encoder.conv{i}.bias"].reshape(1, channels, 1, 1)))
-        after_relu.append(x)
-        x = quantise(x, ranges[i] if ranges is not None else 0.0)
-    # Kernels keep channels last: flattening in that order, with the weights rearranged to match, moves
-    # no data.
+    x = ops.transpose(fake(ops.convert(frames, "f32"), 0, 255, 256), np.array([0, 3, 1, 2]))
+    before, last = 3, len(quantised.channels) - 1
+    for i, after in enumerate(quantised.channels):
+        # A float here is what lies between two layers: an integer of the kernel's.
+        scale = quantised.multiplier[i]
+        kernel = quantised.weight[i].reshape(4, 4, before, after).transpose(3, 2, 0, 1) * scale.reshape(
+            -1, 1, 1, 1
+        )
+        largest = (127 * scale).reshape(-1, 1, 1, 1)
+        weight = fake(ops.constant(np.ascontiguousarray(kernel)), -largest, largest, 255)
+        x = _convolve(x, weight, quantised.bias[i].astype(np.float32) * scale)
+        x = ops.clamp(x, 0, HEAD_TOP) if i == last else fake(x, 0, TOP, 256)
+        before = after
+    weights = quantised.head.T * quantised.scale[:, None]
+    latent = _finish(x, weights.astype(np.float32), quantised.offset.astype(np.float32))
+    return ov.Model([latent], [frames], "encoder")
+
+
+def _convolve(x: Any, kernel: Any, bias: npt.NDArray[np.float32]) -> Any:
+    x = ops.convolution(x, kernel, [2, 2], [1, 1], [1, 1], [1, 1])
+    return ops.relu(ops.add(x, bias.reshape(1, -1, 1, 1)))
+
+
+def _finish(x: Any, weights: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> Any:
+    """Apply the head. Kernels keep channels last, so flattening in that order moves no data."""
     x = ops.reshape(ops.transpose(x, np.array([0, 2, 3, 1])), np.array([0, -1]), special_zero=True)
-    weights = np.concatenate([tensors[f"{head}.weight"] for head in heads])
-    weights = weights.reshape(-1, *vae.feature_shape).transpose(0, 2, 3, 1)
-    weights = np.ascontiguousarray(weights.reshape(len(weights), -1))
-    bias = np.concatenate([tensors[f"{head}.bias"] for head in heads])
-    latent = ops.add(ops.matmul(x, weight(weights), False, True), bias)
-    return ov.Model([latent, *(after_relu if activations else [])], [frames], "encoder")
+    return ops.add(ops.matmul(x, ops.constant(np.ascontiguousarray(weights)), False, True), bias)
 
 
 def compile_graph(model: ov.Model, precision: Precision, num_threads: int) -> ov.InferRequest:
@@ -97,31 +129,15 @@ def compile_graph(model: ov.Model, precision: Precision, num_threads: int) -> ov
     return ov.Core().compile_model(model, "CPU", options).create_infer_request()
 
 
-def activation_ranges(vae: VAEConfig, tensors: Tensors, frames: Frames) -> tuple[Latents, tuple[float, ...]]:
-    """Return the float32 latents of calibration frames, and the range of each convolution.
-
-    Args:
-        vae: Sizes of the networks.
-        tensors: Weights.
-        frames: ``uint8``, shape (N, 64, 64, 3), as the encoder meets them.
-    """
-    request = compile_graph(build_graph(vae, tensors, activations=True), "float32", 1)
-    request.infer([frames])
-    latents: Latents = request.get_output_tensor(0).data.copy()
-    layers = range(1, len(vae.channels) + 1)
-    # An unused layer has no range; any positive one quantises its zeros.
-    return latents, tuple(float(request.get_output_tensor(i).data.max()) or 1.0 for i in layers)
-
-
 def has_bfloat16() -> bool:
-    """Say whether the CPU computes in bfloat16 natively."""
+    """Say whether OpenVINO computes in bfloat16 on this CPU, quickly or not."""
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def has_int8() -> bool:
-    """Say whether the CPU multiplies int8 exactly, with VNNI or AMX where it is an x86.
+    """Say whether OpenVINO multiplies int8 exactly on this CPU, with VNNI or AMX where it is an x86.
 
-    Without them an x86 adds pairs of products in 16 bits, which overflow: the latents of ``pong-v0``
+    Without them it adds pairs of products in 16 bits, which overflow: the latents of ``pong-v0``
     are then off by 13% of their standard deviation, and hardly faster than in float32.
     """
     about = Path("/proc/cpuinfo")
@@ -130,26 +146,17 @@ def has_int8() -> bool:
     return "vnni" in about.read_text()
 
 
-def compile_encoder(
-    vae: VAEConfig,
-    tensors: Tensors,
-    precision: Precision,
-    num_threads: int,
-    ranges: Sequence[float] | None = None,
-    heads: Sequence[str] = ("mean",),
-) -> Callable[[Frames], Latents]:
+def compile_encoder(build: Build, precision: Precision, num_threads: int) -> Callable[[Frames], Latents]:
     """Return a function that encodes batches of any size, ``uint8`` (N, 64, 64, 3).
 
+    It has buffers of its own: one thread at a time may call it.
+
     Args:
-        vae: Sizes of the networks.
-        tensors: Weights.
-        precision: ``"int8"`` needs ``ranges``.
+        build: Makes the graph for a batch size.
+        precision: What OpenVINO computes in; ``"int8"`` where the graph is quantised.
         num_threads: Threads of one call.
-        ranges: From :func:`activation_ranges`.
-        heads: As for :func:`build_graph`.
     """
-    assert (ranges is not None) == (precision == "int8")
-    any_size = compile_graph(build_graph(vae, tensors, ranges=ranges, heads=heads), precision, num_threads)
+    any_size = compile_graph(build(-1), precision, num_threads)
     own: dict[int, tuple[Any, Any, Any]] = {}
     seen: dict[int, int] = {}
 
@@ -167,8 +174,7 @@ def compile_encoder(
         latents = any_size.get_output_tensor().data.copy()
         seen[size] = seen.get(size, 0) + 1
         if seen[size] == _OWN_GRAPH_AFTER and len(own) < _OWN_GRAPHS:
-            model = build_graph(vae, tensors, batch=size, ranges=ranges, heads=heads)
-            request = compile_graph(model, precision, num_threads)
+            request = compile_graph(build(size), precision, num_threads)
             own[size] = (request, request.get_input_tensor().data, request.get_output_tensor().data)
         return latents
 

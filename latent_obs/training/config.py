@@ -45,9 +45,6 @@ class TrainConfig:
     rarity_weight: float = 60.0
     """extra weight of pixels whose colour is rare in the frames, so that small objects survive in front of a
     moving camera too"""
-    position_weight: float = 0.0
-    """weight of telling the position of each rare colour from the latent by a linear layer, which is thrown
-    away in the end, so that ridge regression reads small objects; 1000 does, and PPO gains nothing"""
     batch_norm: bool = True
     """normalise activations while training, which learns small objects in fewer steps; it is folded into
     the weights in the end"""
@@ -75,7 +72,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "evaluate_every", "devices", "num_nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        weights = ("beta", "free_bits", "foreground_weight", "rarity_weight", "position_weight")
+        weights = ("beta", "free_bits", "foreground_weight", "rarity_weight")
         for name in (*weights, "kl_warmup", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")

@@ -16,6 +16,9 @@ from latent_obs.measures import Foreground, reconstruction_metrics
 from latent_obs.training.objective import gaussian_nll, terms
 from latent_obs.vae import VAE, as_tensor, reconstruct
 
+# The deviation that is written for a dimension whose latent is the same for all frames.
+MIN_STD = 1e-6
+
 
 @torch.no_grad()
 def latent_statistics(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, list[float]]:
@@ -29,7 +32,7 @@ def latent_statistics(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, list
     mean, kl = parts["mean"], parts["kl"]
     return {
         "mean": [float(x) for x in mean.mean(0)],
-        "std": [float(x) for x in mean.std(0)],
+        "std": [max(float(x), MIN_STD) for x in mean.std(0)],
         "kl": [float(x) for x in kl.mean(0)],
     }
 
@@ -43,7 +46,7 @@ def evaluate_vae(
     Args:
         vae: The model.
         frames: ``uint8``, shape (N, 64, 64, 3), from held-out episodes.
-        foreground: Theirs, where it is known already.
+        foreground: What stands still in ``frames``; ``None`` (default): find it.
 
     Returns:
         A dictionary with
@@ -85,7 +88,9 @@ def _all_terms(vae: VAE, frames: npt.NDArray[np.uint8], sample: bool = False) ->
     rows: dict[str, list[npt.NDArray[np.float32]]] = {"squared_error": [], "kl": [], "mean": []}
     for start in range(0, len(frames), 256):
         batch = as_tensor(vae, frames[start : start + 256])
-        parts = terms(vae, batch, sample=sample, generator=generator)
+        shape = (len(batch), vae.config.latent_dim)
+        noise = torch.randn(shape, generator=generator, device=batch.device) if sample else None
+        parts = terms(vae, batch, noise)
         for name, values in rows.items():
             values.append(getattr(parts, name).cpu().numpy())
     return {name: np.concatenate(values) for name, values in rows.items()}

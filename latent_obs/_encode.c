@@ -1,0 +1,655 @@
+/* The encoder in integers: uint8 frames of 64x64 RGB in, float32 latents out, in one call.
+ *
+ * A network is a chain of convolutions (4x4, stride 2, padding 1) and one linear layer, its head.
+ * A convolution adds up products of uint8 inputs and int8 weights in int32, and its result becomes the
+ * next input: max(sum, 0) in float32, times a multiplier, cut off at 255 and rounded to the nearest integer,
+ * halves to even. What the head reads has more bits: it is cut off at 1023, and the head's weights are int16.
+ * No sum overflows (latent_obs/encoders/quantise.py sees to that). Sums of integers do not depend on their
+ * order, and each float32 operation above is one that IEEE 754 rounds in one way only, so every path
+ * below, on every CPU, gives the same bits.
+ *
+ * What equals the background is not computed again: where the pixels under an output are those of a fixed
+ * frame, the output is that frame's, which is known.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define SIDE 64                     /* width and height of a frame */
+#define FRAME (SIDE * SIDE * 3)     /* numbers in it */
+#define MOST_LAYERS 6               /* a convolution halves the side */
+#define GROUP 16                    /* channels are padded to a multiple of this */
+#define HEAD_GROUP 32               /* and outputs of the head to a multiple of this */
+#define TOP 255                     /* the largest input of a convolution */
+#define HEAD_TOP 1023               /* and of the head */
+
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+/* Inputs and outputs of layers are square pictures, channels last. All but the last output have a
+ * border of zeros, one pixel wide, for the padding of the next convolution. */
+typedef struct {
+    int side, before, after;      /* of the output; channels of the input and of the output, padded */
+    int last;                     /* 1: the output goes to the head */
+    const void *weight;           /* as the path wants it */
+    const int32_t *bias;
+    const float *multiplier;
+    void *background;             /* its output for the background frame */
+    size_t bytes;                 /* of its output */
+} Layer;
+
+typedef struct Path Path;
+
+typedef struct {
+    const Path *path;
+    int depth, positions, features, outputs, padded_outputs; /* `features` at each of `positions` */
+    Layer layer[MOST_LAYERS];
+    const int16_t *head;
+    int32_t *head_sums;           /* those of the background frame */
+    const double *scale, *offset; /* sums to latents */
+    const uint8_t *background;    /* the frame */
+    size_t scratch;               /* bytes that a call needs */
+    void *memory;
+} Network;
+
+/* Which outputs of a layer differ from the background's: a bit for each column, a word for each row. */
+typedef struct {
+    uint64_t row[SIDE];
+} Mask;
+
+/* One way of computing. The functions come from _encode_path.h. */
+struct Path {
+    const char *name;
+    int (*supported)(void);
+    int step;              /* inputs that are multiplied together */
+    size_t input, weight;  /* bytes of an input and of a convolution's weight */
+    int head_step;
+    void (*pad_frame)(const uint8_t *frame, void *padded);
+    void (*convolve)(const Layer *layer, const void *in, void *out, const Mask *mask);
+    void (*head)(const Network *network, const int16_t *differences, const int *where, int count, int32_t *sums);
+};
+
+/* max(sum, 0) * multiplier, at most `top`, rounded to the nearest integer, halves to even.
+ *
+ * Without a branch, which compilers would keep instead of vectorising: x & (x >> 31) is min(x, 0). The bits of
+ * floats that are not negative are in the order of the floats, so the minimum with `top` is one of integers; it
+ * stands between product and sum, so the two are never fused. Adding 2^23 rounds and leaves the integer in the
+ * low bits. */
+INLINE uint32_t
+requantised(int32_t sum, float multiplier, float top)
+{
+    float value = (float)(sum & ~(sum >> 31)) * multiplier;
+    int32_t bits, most, above;
+    memcpy(&bits, &value, sizeof bits);
+    memcpy(&most, &top, sizeof most);
+    above = bits - most;
+    bits = most + (above & (above >> 31));
+    memcpy(&value, &bits, sizeof bits);
+    value += 8388608.0f;
+    memcpy(&bits, &value, sizeof bits);
+    return bits & 0xffff;
+}
+
+static int
+always(void)
+{
+    return 1;
+}
+
+/* Any CPU: loops that the compiler vectorises with what every CPU of its target has, such as NEON. */
+typedef struct {
+    int32_t of[16];
+} Sixteen;
+
+INLINE void
+add_plain(Sixteen *sums, int16_t input, const int16_t *weight)
+{
+    for (int i = 0; i < 16; i++)
+        sums->of[i] += (int32_t)input * weight[i];
+}
+
+#define NAME(function) plain_##function
+#define TARGET
+#define Input int16_t
+#define Weight int16_t
+#define STEP 1
+#define HEAD_STEP 1
+#define LANES 16
+#define SUMS 2
+#define Sums Sixteen
+#define Inputs int16_t
+#define ADD(sums, input, weight) add_plain(&(sums), input, weight)
+#define ADD_HEAD ADD
+#include "_encode_path.h"
+
+#if defined(__GNUC__) && defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+
+/* AVX2 has no exact product of uint8 and int8, so both are widened to int16 and multiplied in pairs. */
+#define NAME(function) avx2_##function
+#define TARGET __attribute__((target("avx2")))
+#define Input int16_t
+#define Weight int16_t
+#define STEP 2
+#define HEAD_STEP 2
+#define LANES 8
+#define SUMS 8
+#define Sums __m256i
+#define Inputs int32_t
+#define ADD(sums, input, weight)                                              \
+    ((sums) = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input), \
+                                                       _mm256_loadu_si256((const void *)(weight)))))
+#define ADD_HEAD ADD
+#include "_encode_path.h"
+
+static int
+has_avx2(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2");
+}
+
+/* VNNI multiplies uint8 and int8 in fours, exactly. */
+#define NAME(function) avx512_vnni_##function
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+#define Input uint8_t
+#define Weight int8_t
+#define STEP 4
+#define HEAD_STEP 2
+#define LANES 16
+#define SUMS 16
+#define Sums __m512i
+#define Inputs int32_t
+#define ADD(sums, input, weight) \
+    ((sums) = _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(input), _mm512_loadu_si512((const void *)(weight))))
+#define ADD_HEAD(sums, input, weight)                                         \
+    ((sums) = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_set1_epi32(input), \
+                                                       _mm512_loadu_si512((const void *)(weight)))))
+#include "_encode_path.h"
+
+static int
+has_avx512_vnni(void)
+{
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vnni");
+}
+
+/* CPUs with AVX-VNNI but without AVX-512, such as Intel's since Alder Lake. */
+#if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11)
+#define HAVE_AVX_VNNI
+#define NAME(function) avx_vnni_##function
+#define TARGET __attribute__((target("avx2,avxvnni")))
+#define Input uint8_t
+#define Weight int8_t
+#define STEP 4
+#define HEAD_STEP 2
+#define LANES 8
+#define SUMS 8
+#define Sums __m256i
+#define Inputs int32_t
+#define ADD(sums, input, weight)                                              \
+    ((sums) = _mm256_dpbusd_avx_epi32(sums, _mm256_set1_epi32(input), \
+                                      _mm256_loadu_si256((const void *)(weight))))
+#define ADD_HEAD(sums, input, weight)                                         \
+    ((sums) = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input), \
+                                                       _mm256_loadu_si256((const void *)(weight)))))
+#include "_encode_path.h"
+
+static int
+has_avx_vnni(void)
+{
+    unsigned a, b, c, d;
+    return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
+#endif
+
+#define PATH(name, supported, step, input, head_step) \
+    {#name, supported, step, sizeof(input), step == 4 ? 1 : 2, head_step, name##_pad_frame, name##_convolve, name##_head}
+
+/* The fastest first. */
+static const Path PATHS[] = {
+#if defined(__GNUC__) && defined(__x86_64__)
+    PATH(avx512_vnni, has_avx512_vnni, 4, uint8_t, 2),
+#ifdef HAVE_AVX_VNNI
+    PATH(avx_vnni, has_avx_vnni, 4, uint8_t, 2),
+#endif
+    PATH(avx2, has_avx2, 2, int16_t, 2),
+#endif
+    PATH(plain, always, 1, int16_t, 1),
+};
+#define NUM_PATHS ((int)(sizeof PATHS / sizeof PATHS[0]))
+
+/* Mark the pixels that differ from the background's, four neighbours together. */
+static void
+compare(const uint8_t *frame, const uint8_t *background, Mask *mask)
+{
+    for (int y = 0; y < SIDE; y++) {
+        uint64_t row = 0;
+        for (int x = 0; x < SIDE; x += 4, frame += 12, background += 12) {
+            uint64_t a, b;
+            uint32_t c, d;
+            memcpy(&a, frame, 8), memcpy(&b, background, 8);
+            memcpy(&c, frame + 8, 4), memcpy(&d, background + 8, 4);
+            row |= (uint64_t)((a ^ b) != 0 || c != d) * 15 << x;
+        }
+        mask->row[y] = row;
+    }
+}
+
+/* Mark the outputs of a convolution that see a marked input: (2y - 1 .. 2y + 2, 2x - 1 .. 2x + 2). */
+static void
+spread(const Mask *in, int side, Mask *out)
+{
+    for (int y = 0; y < side; y++) {
+        uint64_t seen = in->row[2 * y] | in->row[2 * y + 1], row = 0;
+        if (y > 0)
+            seen |= in->row[2 * y - 1];
+        if (y + 1 < side)
+            seen |= in->row[2 * y + 2];
+        for (int x = 0; seen && x < side; x++)
+            row |= (uint64_t)(((x ? seen >> (2 * x - 1) : seen << 1) & 15) != 0) << x;
+        out->row[y] = row;
+    }
+}
+
+/* Run the convolutions into `output`, one picture for each, and return the last layer's mask. */
+static void
+run_layers(const Network *network, const uint8_t *frame, void *padded, void **output, Mask *mask)
+{
+    const void *in = padded;
+    network->path->pad_frame(frame, padded);
+    for (int i = 0; i < network->depth; i++) {
+        const Layer *layer = &network->layer[i];
+        Mask next;
+        spread(mask, layer->side, &next);
+        network->path->convolve(layer, in, output[i], &next);
+        in = output[i];
+        *mask = next;
+    }
+}
+
+static void
+encode_frame(const Network *network, const uint8_t *frame, void *scratch, float *latent)
+{
+    void *output[MOST_LAYERS];
+    char *memory = (char *)scratch + (SIDE + 2) * (SIDE + 2) * 3 * sizeof(int16_t);
+    Mask mask;
+    for (int i = 0; i < network->depth; i++) {
+        output[i] = memory;
+        memcpy(memory, network->layer[i].background, network->layer[i].bytes);
+        memory += network->layer[i].bytes;
+    }
+    compare(frame, network->background, &mask);
+    run_layers(network, frame, scratch, output, &mask);
+
+    /* The head is linear: its sums are those of the background plus those of the differences. */
+    const Layer *last = &network->layer[network->depth - 1];
+    const int16_t *features = output[network->depth - 1], *background = last->background;
+    int16_t *differences = (int16_t *)memory;
+    int32_t *sums = (int32_t *)(differences + network->positions * network->features);
+    int *where = (int *)(sums + network->padded_outputs), count = 0;
+    for (int position = 0; position < network->positions; position++) {
+        if (mask.row[position / last->side] >> (position % last->side) & 1) {
+            for (int c = 0; c < network->features; c++)
+                differences[count * network->features + c] =
+                    (int16_t)(features[position * network->features + c] - background[position * network->features + c]);
+            where[count++] = position;
+        }
+    }
+    memcpy(sums, network->head_sums, (size_t)network->padded_outputs * sizeof *sums);
+    network->path->head(network, differences, where, count, sums);
+    for (int i = 0; i < network->outputs; i++) {
+        double product = (double)sums[i] * network->scale[i]; /* hatch_build.py passes -ffp-contract=off */
+        latent[i] = (float)(product + network->offset[i]);
+    }
+}
+
+/* Memory for a network is one block; NULL asks how large it is. */
+static void *
+take(char **memory, size_t *used, size_t bytes)
+{
+    void *taken = *memory ? *memory + *used : NULL;
+    *used += (bytes + 63) / 64 * 64;
+    return taken;
+}
+
+static int
+padded_to(int channels, int group)
+{
+    return (channels + group - 1) / group * group;
+}
+
+/* What prepare() was given. */
+typedef struct {
+    int channels[MOST_LAYERS], outputs;
+    Py_buffer weight, bias, multiplier, head, scale, offset, background;
+} Given;
+
+/* Weights of a layer with `in` inputs, `out` outputs, in fields of `step` inputs by all outputs. */
+#define PUT(type, at, step, out, k, j, value) \
+    ((type *)(at))[((k) / (step) * (out) + (j)) * (step) + (k) % (step)] = (type)(value)
+
+static void
+fill_layer(const Path *path, Layer *layer, int before, int after, const int8_t *weight, const int32_t *bias,
+           const float *multiplier, void *packed, int32_t *own_bias, float *own_multiplier)
+{
+    for (int tap = 0; tap < 16; tap++)
+        for (int c = 0; c < before; c++)
+            for (int j = 0; j < after; j++) {
+                int k = tap * layer->before + c, value = weight[(tap * before + c) * after + j];
+                if (path->weight == 1)
+                    PUT(int8_t, packed, path->step, layer->after, k, j, value);
+                else
+                    PUT(int16_t, packed, path->step, layer->after, k, j, value);
+            }
+    memcpy(own_bias, bias, (size_t)after * sizeof *bias);
+    memcpy(own_multiplier, multiplier, (size_t)after * sizeof *multiplier);
+    layer->weight = packed;
+    layer->bias = own_bias;
+    layer->multiplier = own_multiplier;
+}
+
+/* Lay the network out in `memory`, which is zero, and return its size; with NULL only the size. */
+static size_t
+lay_out(Network *network, const Given *given, char *memory)
+{
+    const Path *path = network->path;
+    size_t used = 0, scratch = (SIDE + 2) * (SIDE + 2) * 3 * sizeof(int16_t);
+    const int8_t *weight = given->weight.buf;
+    const int32_t *bias = given->bias.buf;
+    const float *multiplier = given->multiplier.buf;
+    int before = 3;
+    for (int i = 0; i < network->depth; i++) {
+        Layer *layer = &network->layer[i];
+        int after = given->channels[i];
+        layer->side = SIDE >> (i + 1);
+        layer->before = i ? padded_to(before, GROUP) : 3;
+        layer->after = padded_to(after, GROUP);
+        layer->last = i == network->depth - 1;
+        size_t edge = (size_t)layer->side + (layer->last ? 0 : 2);
+        layer->bytes = edge * edge * (size_t)layer->after * (layer->last ? sizeof(int16_t) : path->input);
+        layer->bytes = (layer->bytes + 63) / 64 * 64;
+        scratch += layer->bytes;
+        void *packed = take(&memory, &used, (size_t)(16 * layer->before * layer->after) * path->weight);
+        int32_t *own_bias = take(&memory, &used, (size_t)layer->after * sizeof *own_bias);
+        float *own_multiplier = take(&memory, &used, (size_t)layer->after * sizeof *own_multiplier);
+        layer->background = take(&memory, &used, layer->bytes);
+        if (memory)
+            fill_layer(path, layer, before, after, weight, bias, multiplier, packed, own_bias, own_multiplier);
+        weight += 16 * before * after, bias += after, multiplier += after;
+        before = after;
+    }
+    const Layer *last = &network->layer[network->depth - 1];
+    network->positions = last->side * last->side;
+    network->features = last->after;
+    network->outputs = given->outputs;
+    network->padded_outputs = padded_to(given->outputs, HEAD_GROUP);
+    scratch += (size_t)network->positions * (network->features * sizeof(int16_t) + sizeof(int)) +
+               (size_t)network->padded_outputs * sizeof(int32_t);
+    network->scratch = scratch;
+    int16_t *head = take(&memory, &used,
+                         (size_t)network->positions * network->features * network->padded_outputs * sizeof *head);
+    network->head_sums = take(&memory, &used, (size_t)network->padded_outputs * sizeof(int32_t));
+    double *scale = take(&memory, &used, (size_t)network->outputs * sizeof *scale);
+    double *offset = take(&memory, &used, (size_t)network->outputs * sizeof *offset);
+    uint8_t *background = take(&memory, &used, FRAME);
+    if (!memory)
+        return used;
+    const int16_t *from = given->head.buf;
+    for (int position = 0; position < network->positions; position++)
+        for (int c = 0; c < before; c++)
+            for (int j = 0; j < network->outputs; j++) {
+                int k = position * network->features + c;
+                PUT(int16_t, head, path->head_step, network->padded_outputs, k, j, *from++);
+            }
+    memcpy(scale, given->scale.buf, (size_t)network->outputs * sizeof *scale);
+    memcpy(offset, given->offset.buf, (size_t)network->outputs * sizeof *offset);
+    memcpy(background, given->background.buf, FRAME);
+    network->head = head, network->scale = scale, network->offset = offset, network->background = background;
+    return used;
+}
+
+/* Compute what the background frame gives; 0 when there is no memory. */
+static int
+run_background(Network *network)
+{
+    void *output[MOST_LAYERS], *scratch = calloc(1, network->scratch);
+    int *where = calloc((size_t)network->positions, sizeof *where);
+    if (scratch && where) {
+        Mask everything;
+        memset(&everything, 0xff, sizeof everything);
+        for (int i = 0; i < network->depth; i++)
+            output[i] = network->layer[i].background;
+        run_layers(network, network->background, scratch, output, &everything);
+        for (int position = 0; position < network->positions; position++)
+            where[position] = position;
+        network->path->head(network, output[network->depth - 1], where, network->positions, network->head_sums);
+    }
+    int ok = scratch && where;
+    free(scratch);
+    free(where);
+    return ok;
+}
+
+static void
+free_network(PyObject *capsule)
+{
+    Network *network = PyCapsule_GetPointer(capsule, "latent_obs._encode.Network");
+    if (network != NULL)
+        free(network->memory);
+    free(network);
+}
+
+static PyObject *
+make_network(const Given *given, int depth, const Path *path)
+{
+    Network *network = calloc(1, sizeof *network);
+    if (network == NULL)
+        return PyErr_NoMemory();
+    network->path = path;
+    network->depth = depth;
+    size_t bytes = lay_out(network, given, NULL);
+    network->memory = calloc(1, bytes + 64);
+    if (network->memory != NULL) {
+        char *aligned = (char *)(((uintptr_t)network->memory + 63) / 64 * 64);
+        lay_out(network, given, aligned);
+    }
+    if (network->memory == NULL || !run_background(network)) {
+        free(network->memory);
+        free(network);
+        return PyErr_NoMemory();
+    }
+    PyObject *capsule = PyCapsule_New(network, "latent_obs._encode.Network", free_network);
+    if (capsule == NULL) {
+        free(network->memory);
+        free(network);
+    }
+    return capsule;
+}
+
+/* Check what prepare() was given against its channels; returns what is wrong, or NULL. */
+static const char *
+wrong_size(const Given *given, int depth)
+{
+    Py_ssize_t weights = 0, sum = 0, before = 3, side = SIDE >> depth;
+    for (int i = 0; i < depth; i++) {
+        weights += 16 * before * given->channels[i];
+        sum += before = given->channels[i];
+    }
+    return given->weight.len != weights ? "weight"
+           : given->bias.len != sum * 4 ? "bias"
+           : given->multiplier.len != sum * 4 ? "multiplier"
+           : given->head.len != side * side * before * given->outputs * 2 ? "head"
+           : given->scale.len != given->outputs * 8 ? "scale"
+           : given->offset.len != given->outputs * 8 ? "offset"
+           : given->background.len != FRAME ? "background" : NULL;
+}
+
+static const Path *
+find_path(const char *name)
+{
+    for (int i = 0; i < NUM_PATHS; i++)
+        if (strcmp(name, PATHS[i].name) == 0 && PATHS[i].supported())
+            return &PATHS[i];
+    PyErr_Format(PyExc_ValueError, "This CPU or build has no path \"%s\".", name);
+    return NULL;
+}
+
+PyDoc_STRVAR(prepare_doc,
+"prepare(channels, weight, bias, multiplier, head, scale, offset, background, path, /)\n"
+"--\n\n"
+"Return a network for :func:`encode`.\n\n"
+"Args:\n"
+"    channels: Output channels of the convolutions, one to six of them, each at most 1024.\n"
+"    weight: ``int8``, of one convolution after the other, each of shape ``(4, 4, before, after)``.\n"
+"    bias: ``int32``, of one convolution after the other.\n"
+"    multiplier: ``float32``, what turns a sum into the next layer's input.\n"
+"    head: ``int16``, shape ``(side, side, channels[-1], outputs)``.\n"
+"    scale: ``float64``, shape ``(outputs,)``.\n"
+"    offset: ``float64``; an output is its sum times ``scale`` plus ``offset``.\n"
+"    background: A frame; what equals it is computed once, here.\n"
+"    path: One of :func:`paths`. All give the same bits.\n\n"
+"Raises:\n"
+"    ValueError: If a size is wrong, or the CPU does not have the path.\n"
+"    TypeError: If an argument has another type.\n");
+
+static PyObject *
+prepare(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *channels, *result = NULL;
+    const char *name;
+    Given given;
+    if (!PyArg_ParseTuple(args, "O!y*y*y*y*y*y*y*s:prepare", &PyTuple_Type, &channels, &given.weight, &given.bias,
+                          &given.multiplier, &given.head, &given.scale, &given.offset, &given.background, &name))
+        return NULL;
+    int depth = (int)PyTuple_GET_SIZE(channels), ok = 1 <= depth && depth <= MOST_LAYERS;
+    for (int i = 0; ok && i < depth; i++) {
+        long size = PyLong_AsLong(PyTuple_GET_ITEM(channels, i));
+        ok = 1 <= size && size <= 1024;
+        given.channels[i] = (int)size;
+    }
+    given.outputs = (int)(given.scale.len / 8);
+    const char *wrong = ok ? wrong_size(&given, depth) : "channels";
+    const Path *path = NULL;
+    if (wrong && !PyErr_Occurred())
+        PyErr_Format(PyExc_ValueError, "%s has the wrong size.", wrong);
+    else if (!wrong)
+        path = find_path(name);
+    if (path != NULL)
+        result = make_network(&given, depth, path);
+    PyBuffer_Release(&given.weight);
+    PyBuffer_Release(&given.bias);
+    PyBuffer_Release(&given.multiplier);
+    PyBuffer_Release(&given.head);
+    PyBuffer_Release(&given.scale);
+    PyBuffer_Release(&given.offset);
+    PyBuffer_Release(&given.background);
+    return result;
+}
+
+PyDoc_STRVAR(encode_doc,
+"encode(network, frames, latents, /)\n"
+"--\n\n"
+"Encode frames in the calling thread, without the GIL. Threads may share a network.\n\n"
+"Args:\n"
+"    network: From :func:`prepare`.\n"
+"    frames: ``uint8``, shape ``(N, 64, 64, 3)``, C-contiguous.\n"
+"    latents: ``float32``, shape ``(N, outputs)``, C-contiguous, writable; the result.\n\n"
+"Raises:\n"
+"    ValueError: If a size is wrong.\n");
+
+static PyObject *
+encode(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_buffer frames, latents;
+    PyObject *result = NULL;
+    if (nargs != 3)
+        return PyErr_Format(PyExc_TypeError, "encode() takes 3 arguments, got %zd.", nargs);
+    const Network *network = PyCapsule_GetPointer(args[0], "latent_obs._encode.Network");
+    if (network == NULL || PyObject_GetBuffer(args[1], &frames, PyBUF_SIMPLE) < 0)
+        return NULL;
+    if (PyObject_GetBuffer(args[2], &latents, PyBUF_WRITABLE) < 0) {
+        PyBuffer_Release(&frames);
+        return NULL;
+    }
+    Py_ssize_t count = frames.len / FRAME;
+    if (frames.len != count * FRAME || latents.len != count * network->outputs * (Py_ssize_t)sizeof(float)) {
+        PyErr_SetString(PyExc_ValueError, "frames must be uint8 (N, 64, 64, 3), latents float32 (N, outputs).");
+    }
+    else {
+        void *scratch;
+        Py_BEGIN_ALLOW_THREADS
+        scratch = malloc(network->scratch);
+        for (Py_ssize_t i = 0; scratch && i < count; i++) {
+            if (i == 0) /* the border of the frame stays zero */
+                memset(scratch, 0, (SIDE + 2) * (SIDE + 2) * 3 * sizeof(int16_t));
+            encode_frame(network, (const uint8_t *)frames.buf + i * FRAME, scratch,
+                         (float *)latents.buf + i * network->outputs);
+        }
+        free(scratch);
+        Py_END_ALLOW_THREADS
+        result = scratch ? Py_NewRef(Py_None) : PyErr_NoMemory();
+    }
+    PyBuffer_Release(&latents);
+    PyBuffer_Release(&frames);
+    return result;
+}
+
+PyDoc_STRVAR(paths_doc,
+"paths()\n"
+"--\n\n"
+"Return the names of the paths that this CPU has, the fastest first; the last is ``\"plain\"``.\n");
+
+static PyObject *
+paths(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    PyObject *names = PyList_New(0);
+    for (int i = 0; names != NULL && i < NUM_PATHS; i++) {
+        if (!PATHS[i].supported())
+            continue;
+        PyObject *name = PyUnicode_FromString(PATHS[i].name);
+        if (name == NULL || PyList_Append(names, name) < 0)
+            Py_CLEAR(names);
+        Py_XDECREF(name);
+    }
+    return names;
+}
+
+static PyMethodDef methods[] = {
+    {"prepare", prepare, METH_VARARGS, prepare_doc},
+    {"encode", (PyCFunction)(void (*)(void))encode, METH_FASTCALL, encode_doc},
+    {"paths", paths, METH_NOARGS, paths_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef_Slot slots[] = {
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "latent_obs._encode",
+    .m_doc = "The encoder in integers, compiled; encoders/runtimes.py does without it where it is missing.",
+    .m_methods = methods,
+    .m_slots = slots,
+};
+
+PyMODINIT_FUNC
+PyInit__encode(void)
+{
+    return PyModuleDef_Init(&definition);
+}

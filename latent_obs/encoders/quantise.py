@@ -1,0 +1,278 @@
+"""Turns an encoder's weights into integers, so that its latents are the same bits on every machine.
+
+Weights of the convolutions become int8, per output channel; what lies between layers becomes uint8; what
+the head reads has 10 bits and the head's weights have 16. Rounding makes the same error wherever a picture
+has the same colour, and over a background these errors add up. Three things against that cost nothing when
+encoding:
+
+- the channels of the first convolution are brought to similar ranges, and the next layer's weights undo it
+  (exact, since ReLU commutes with a positive factor; Nagel et al. 2019, "Data-Free Quantization Through
+  Weight Equalization and Bias Correction");
+- layer by layer, each channel's scale and bias are fitted by least squares, so that its mean before ReLU
+  over the calibration frames is float32's;
+- the head's outputs get the mean that they have in float32.
+
+All of it is computed in float64 and rounded to integers or float32, so that machines whose sums differ in
+the last bits agree on the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latent_obs.encoders.folder import ACTIVE_VARIANCE, Latents, Tensors, VAEConfig
+from latent_obs.frames import FRAME_SHAPE, Frame, Frames
+
+# Change it with any change of the numbers below: it is part of the key under which results are remembered.
+VERSION = 1
+
+# The largest value between two layers, and the largest that the head reads.
+TOP, HEAD_TOP = 255, 1023
+# Exponent to which a channel of the first convolution is divided by its range: 0 keeps the ranges as they
+# are, 1 makes them all alike. With 3/4 the largest error among the bundled encoders is smallest.
+EQUALISE = 0.75
+# An int8 sum of 16 x 1024 products is below 2^29, and a bias is kept below 2^28.
+MOST_CHANNELS = 1024
+MOST_BIAS = 2.0**28
+# Sums of the head, in any order, stay below this.
+MOST_HEAD = 2.0**30
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """An encoder in integers.
+
+    Args:
+        channels: Output channels of the convolutions.
+        weight: ``int8``, one array for each convolution, shape ``(16 x before, after)``; its rows are in the
+            order of the kernel's rows, columns and input channels.
+        bias: ``int32``, one array for each convolution, shape ``(after,)``.
+        multiplier: ``float32``, one array for each convolution: what turns a sum into the next layer's input.
+        head: ``int16``, shape ``(features, outputs)``; rows are in the order of rows, columns and channels.
+        scale: ``float64``, shape ``(outputs,)``.
+        offset: ``float64``, shape ``(outputs,)``: an output is its sum times ``scale`` plus ``offset``.
+        background: The median calibration frame, ``uint8`` (64, 64, 3).
+        error: How far the means are from float32's on calibration frames that nothing above was fitted to:
+            the largest rms difference in an active dimension, in standard deviations.
+    """
+
+    channels: tuple[int, ...]
+    weight: tuple[npt.NDArray[np.int8], ...]
+    bias: tuple[npt.NDArray[np.int32], ...]
+    multiplier: tuple[npt.NDArray[np.float32], ...]
+    head: npt.NDArray[np.int16]
+    scale: Floats
+    offset: Floats
+    background: Frame
+    error: float
+
+    def outputs(self, which: slice, shift: Floats | float = 0.0, divisor: Floats | float = 1.0) -> Quantised:
+        """Return the encoder with only some of its outputs, normalised: ``(output - shift) / divisor``."""
+        head = np.ascontiguousarray(self.head[:, which])
+        scale, offset = self.scale[which] / divisor, (self.offset[which] - shift) / divisor
+        return Quantised(
+            self.channels,
+            self.weight,
+            self.bias,
+            self.multiplier,
+            head,
+            scale,
+            offset,
+            self.background,
+            self.error,
+        )
+
+    def to_tensors(self) -> dict[str, npt.NDArray[Any]]:
+        """Return everything as named arrays, for a file."""
+        layers = {
+            f"{name}{i}": value
+            for name in ("weight", "bias", "multiplier")
+            for i, value in enumerate(getattr(self, name))
+        }
+        rest = {name: getattr(self, name) for name in ("head", "scale", "offset", "background")}
+        return {**layers, **rest, "error": np.array(self.error)}
+
+    @classmethod
+    def from_tensors(cls, vae: VAEConfig, tensors: Mapping[str, npt.NDArray[Any]]) -> Quantised:
+        """Build from :meth:`to_tensors`'s value.
+
+        Raises:
+            ValueError: If an array is missing, or has another type or shape.
+        """
+
+        def get(name: str, dtype: Any, *shape: int) -> Any:
+            array = tensors.get(name)
+            if array is None or array.dtype != dtype or array.shape != shape:
+                raise ValueError(f"{name} is missing, or has another type or shape")
+            return array
+
+        sizes = list(enumerate(zip((3, *vae.channels), vae.channels, strict=False)))
+        outputs, features = 2 * vae.latent_dim, int(np.prod(vae.feature_shape))
+        return cls(
+            vae.channels,
+            tuple(get(f"weight{i}", np.int8, 16 * before, after) for i, (before, after) in sizes),
+            tuple(get(f"bias{i}", np.int32, after) for i, (_, after) in sizes),
+            tuple(get(f"multiplier{i}", np.float32, after) for i, (_, after) in sizes),
+            get("head", np.int16, features, outputs),
+            get("scale", np.float64, outputs),
+            get("offset", np.float64, outputs),
+            get("background", np.uint8, *FRAME_SHAPE),
+            float(get("error", np.float64)),
+        )
+
+
+def quantise(vae: VAEConfig, tensors: Tensors, frames: Frames) -> Quantised:
+    """Quantise an encoder.
+
+    Args:
+        vae: Sizes of the networks, with at most 1024 channels in a layer.
+        tensors: Weights, named as in ``model.safetensors``.
+        frames: Calibration frames, ``uint8`` (N, 64, 64, 3). Every second one sets ranges and biases; the
+            error is measured on the others.
+
+    Returns:
+        The encoder with 2 x latent_dim outputs: means, then log-variances.
+    """
+    frames = _different(frames)
+    fitted, unseen = frames[::2], frames[1::2] if len(frames) > 1 else frames
+    kernels, biases, head, head_bias = _matrices(vae, tensors)
+    features = _forward(kernels, biases, fitted)[0].max((0, 1, 2))
+    factor = np.where(features > 0, np.maximum(features, 0), 1) ** EQUALISE
+    following = kernels[1] if len(kernels) > 1 else head
+    following *= np.tile(factor, len(following) // len(factor))[:, None]
+    kernels[0] /= factor
+    biases[0] /= factor
+
+    exact = _forward(kernels, biases, fitted)
+    weights, sums_biases, multipliers = [], [], []
+    inputs, step = fitted.astype(np.float64), 1.0  # integers, and what one of them is worth
+    for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
+        worth = np.maximum(np.abs(kernel).max(0) / 127, np.abs(bias) / step / MOST_BIAS)
+        worth[worth == 0] = 1
+        weight = np.rint(kernel / worth)
+        sums = columns(inputs) @ weight
+        scale = _slope(sums, exact[i], step * worth)
+        bias = np.rint((exact[i] / scale - sums).mean((0, 1, 2)))
+        top = HEAD_TOP if i == len(kernels) - 1 else TOP
+        step = (max(float(exact[i].max()), 0.0) or 1.0) / top
+        multiplier = (scale / step).astype(np.float32)
+        weights.append(weight.astype(np.int8))
+        sums_biases.append(np.clip(bias, -2 * MOST_BIAS, 2 * MOST_BIAS).astype(np.int32))
+        multipliers.append(multiplier)
+        inputs = requantise(sums + sums_biases[-1], multiplier, top)
+
+    worth = np.maximum(np.abs(head).sum(0) * HEAD_TOP / MOST_HEAD, np.abs(head).max(0) / 32767)
+    worth[worth == 0] = 1
+    integers = np.rint(head / worth).astype(np.int16)
+    scale = (step * worth).astype(np.float32).astype(np.float64)
+    wanted = np.maximum(exact[-1], 0).reshape(len(fitted), -1) @ head + head_bias
+    found = inputs.reshape(len(fitted), -1) @ integers.astype(np.float64)
+    offset = (wanted - found * scale).mean(0).astype(np.float32).astype(np.float64)
+
+    background = np.median(fitted, axis=0).astype(np.uint8)
+    layers = (tuple(weights), tuple(sums_biases), tuple(multipliers))
+    quantised = Quantised(vae.channels, *layers, integers, scale, offset, background, 0.0)
+    last = np.maximum(_forward(kernels, biases, unseen)[-1], 0).reshape(len(unseen), -1)
+    reference = (last @ head + head_bias)[:, : vae.latent_dim].astype(np.float32)
+    error = parity_error(reference, simulate(quantised, unseen)[:, : vae.latent_dim])
+    return Quantised(vae.channels, *layers, integers, scale, offset, background, error)
+
+
+def parity_error(reference: Latents, latents: Latents) -> float:
+    """Return the largest rms difference over the active dimensions, in standard deviations.
+
+    Args:
+        reference: float32 latents of some frames, shape (N, latent_dim).
+        latents: The same frames' latents in another precision.
+
+    Example:
+        >>> reference = np.array([[-1.0, 0], [1.0, 0]], np.float32)
+        >>> round(parity_error(reference, reference + np.float32(0.01)), 4)
+        0.01
+    """
+    std = reference.std(0)
+    active = np.square(std) > ACTIVE_VARIANCE
+    rms = np.sqrt(np.square(latents - reference).mean(0))
+    return float((rms[active] / std[active]).max(initial=0.0))
+
+
+def simulate(quantised: Quantised, frames: Frames) -> Latents:
+    """Compute with NumPy what the compiled kernel does, slowly; the bits are the same."""
+    inputs = frames.astype(np.float64)  # holds all integers here exactly
+    last = len(quantised.channels) - 1
+    for i, weight in enumerate(quantised.weight):
+        sums = columns(inputs) @ weight.astype(np.float64) + quantised.bias[i]
+        inputs = requantise(sums, quantised.multiplier[i], HEAD_TOP if i == last else TOP)
+    sums = inputs.reshape(len(frames), -1) @ quantised.head.astype(np.float64)
+    return (sums * quantised.scale + quantised.offset).astype(np.float32)
+
+
+def requantise(sums: Floats, multiplier: npt.NDArray[np.float32], top: int) -> Floats:
+    """Turn a convolution's sums into the next layer's inputs: integers from 0 to ``top``."""
+    values: Floats = np.minimum(np.maximum(sums, 0).astype(np.float32) * multiplier, np.float32(top))
+    return np.rint(values).astype(np.float64)
+
+
+def columns(pictures: Floats) -> Floats:
+    """Return what a convolution's kernel sees at each output, shape (N, H / 2, W / 2, 16 x channels)."""
+    padded = np.pad(pictures, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (4, 4), (1, 2))[:, ::2, ::2]
+    return windows.transpose(0, 1, 2, 4, 5, 3).reshape(*windows.shape[:3], -1)
+
+
+def key_of(vae: VAEConfig, tensors: Tensors, frames: Frames) -> str:
+    """Return a name for the result of :func:`quantise` that no other encoder's has."""
+    digest = hashlib.sha256(f"{VERSION} {vae}".encode())
+    for name in sorted(tensors):
+        if name.startswith(("encoder.", "mean.", "log_variance.")):
+            digest.update(tensors[name].tobytes())
+    digest.update(frames.tobytes())
+    return digest.hexdigest()
+
+
+def _different(frames: Frames) -> Frames:
+    """Leave out frames that came before: a folder repeats frames when it has fewer than 64."""
+    first = dict.fromkeys(frame.tobytes() for frame in frames)
+    return np.frombuffer(b"".join(first), np.uint8).reshape(-1, *FRAME_SHAPE)
+
+
+def _matrices(vae: VAEConfig, tensors: Tensors) -> tuple[list[Floats], list[Floats], Floats, Floats]:
+    """Return kernels (16 x before, after) and biases of the convolutions, and those of both heads."""
+    layers = range(len(vae.channels))
+    kernels = [
+        tensors[f"encoder.conv{i}.weight"]
+        .transpose(2, 3, 1, 0)
+        .reshape(-1, vae.channels[i])
+        .astype(np.float64)
+        for i in layers
+    ]
+    kernels[0] /= 255  # pixels count as 0 to 1
+    biases = [tensors[f"encoder.conv{i}.bias"].astype(np.float64) for i in layers]
+    head = np.concatenate([tensors["mean.weight"], tensors["log_variance.weight"]]).astype(np.float64)
+    head = head.reshape(-1, *vae.feature_shape).transpose(2, 3, 1, 0).reshape(-1, 2 * vae.latent_dim)
+    return kernels, biases, head, np.concatenate([tensors["mean.bias"], tensors["log_variance.bias"]])
+
+
+def _forward(kernels: list[Floats], biases: list[Floats], frames: Frames) -> list[Floats]:
+    """Return each convolution's result before ReLU."""
+    results, inputs = [], frames.astype(np.float64)
+    for kernel, bias in zip(kernels, biases, strict=True):
+        results.append(columns(inputs) @ kernel + bias)
+        inputs = np.maximum(results[-1], 0)
+    return results
+
+
+def _slope(sums: Floats, exact: Floats, expected: Floats) -> Floats:
+    """Fit ``exact = slope * sums + constant`` in each channel; at most 3% from what is expected."""
+    centred = sums - sums.mean((0, 1, 2))
+    variance = np.square(centred).mean((0, 1, 2))
+    slope = (centred * exact).mean((0, 1, 2)) / np.where(variance > 0, variance, 1)
+    return np.where(variance > 0, np.clip(slope, expected * 0.97, expected * 1.03), expected)

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -275,7 +275,7 @@ def _push(config: PushConfig) -> None:
     _say(f"{url}\n{HUB_PREFIX}{repo}@{commit}")
 
 
-def _report(title: str, metrics: dict[str, Any]) -> None:
+def _report(title: str, metrics: Mapping[str, Any]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The whole idea on a real game, in five minutes: collect, train, evaluate, look, act."""
+"""The demo: all stages on a real game, from collecting frames to PPO on latents."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RESULT = "ppo.json"
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Collect frames, train a VAE, look at it, and train PPO on its latents."""
+    """Do it all on a real game: collect frames, train a VAE, look at it, train PPO on latents."""
 
     env: str = "ALE/Pong-v5"
     """Gymnasium id of an environment with image observations"""
@@ -49,28 +49,31 @@ class DemoConfig:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """keyword arguments for gymnasium.make, as JSON"""
     key: str | None = None
-    """the entry of Dict observations that is the image, such as screen of ViZDoom's"""
+    """the entry of Dict observations that is the image, such as screen in ViZDoom"""
 
     @property
     def folder(self) -> Path:
-        """Where the demo's files go."""
+        """The folder for everything that the demo makes."""
         name = self.env.rpartition("/")[2].rpartition(":")[2]
         return self.out or Path("demo") / name.lower()
 
 
 def run_demo(config: DemoConfig) -> None:
-    """Run the five stages, keeping what an earlier run finished.
+    """Run the five stages and print what they made. A stage that an earlier run finished is not run again.
+
+    Args:
+        config: Which environment, how much of everything, and where to.
 
     Raises:
-        ImportError: If Stable-Baselines3 or the environment's package is missing.
-        ValueError: If the environment does not exist or shows no images.
+        ImportError: If Stable-Baselines3 or the environment's package is not installed.
+        ValueError: If there is no such environment, or its observations are no images.
     """
     if importlib.util.find_spec("stable_baselines3") is None:
         raise missing("The demo", "stable_baselines3", EXTRAS)
     console, folder, begun = plain_console(), config.folder, time.monotonic()
 
     console.rule(f"1/5  Collect {config.frames:,} frames of {config.env} with a random policy")
-    # A random walk where actions are continuous: independent ones cancel each other out.
+    # Independent continuous actions cancel each other out; a random walk through them does not.
     env = open_env(config.env, config.env_kwargs, config.key)
     policy = "brownian" if isinstance(env.action_space, gym.spaces.Box) else "random"
     env.close()
@@ -88,13 +91,13 @@ def run_demo(config: DemoConfig) -> None:
         _say_reused(console, "frames", found == config.frames, f"{found:,} were there")
 
     console.rule("2/5  Train a VAE on them")
-    # Imported when needed: workers and --help should not wait for torch.
+    # Imported here, so that neither the workers nor --help wait for torch.
     from latent_obs.training.checkpoint import CHECKPOINT
     from latent_obs.training.config import TrainConfig
     from latent_obs.training.train import train_vae
 
     train = TrainConfig(folder / "frames", folder / "encoder", steps=config.steps)
-    finished = (train.out / "config.json").exists()  # by the same settings, else train_vae refuses
+    finished = (train.out / "config.json").exists()  # train_vae refuses one of other settings
     begun_before = (train.out / CHECKPOINT).exists()
     train_vae(train)
     if finished or begun_before:
@@ -142,15 +145,15 @@ def _say_reused(console: Console, what: str, finished: bool, rest: str) -> None:
 
 
 def _frames_in(path: Path) -> int:
-    """Count the frames that an earlier run left; 0 where there is no whole folder."""
+    """Count the frames that an earlier run left; 0 if there is no frames folder, or a damaged one."""
     try:
         return len(FramesFolder(path))
     except (FileNotFoundError, ValueError):
-        return 0  # collecting says what is wrong
+        return 0  # collect_frames says what is wrong with it
 
 
 def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
-    """Write the four pictures of the demo and return their paths."""
+    """Draw the four pictures of the demo and return their paths."""
     from latent_obs.evaluation import pictures
     from latent_obs.evaluation.selection import held_out_episodes
     from latent_obs.vae import load_vae
@@ -173,7 +176,7 @@ def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
 
 
 def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None) -> list[Any]:
-    """Return ten observations of a game in progress, three steps apart."""
+    """Play a game with the sticky policy and return ten observations of it, three steps apart."""
     env = open_env(env_id, env_kwargs, key)
     policy = make_policy("sticky", env)
     policy.reset(123)
@@ -188,7 +191,7 @@ def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None) -> lis
 
 
 def _train_ppo(console: Console, config: DemoConfig, encoder: Path) -> dict[str, Any]:
-    """Train PPO on stacked latents, or return the result of the run that did."""
+    """Train PPO on four stacked latents, unless an earlier run of these settings did; return its result."""
     result = config.folder / RESULT
     settings: dict[str, Any] = {"env": config.env, "env_kwargs": config.env_kwargs, "key": config.key}
     settings["steps"] = config.ppo_steps

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from latent_obs.collecting.config import MAX_SHARDS, CollectConfig
-from latent_obs.collecting.policies import make_policy, policy_files
+from latent_obs.collecting.models import warn_of_pickles
+from latent_obs.collecting.policies import make_policy, parse_mix, policy_files
 from latent_obs.collecting.processes import run_processes
 from latent_obs.collecting.sources import open_env
 from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, describe, found_shards
@@ -89,6 +90,9 @@ def _try_out(config: CollectConfig) -> dict[str, str] | None:
         try:
             check_frame_space(env.observation_space, "latent-obs collect")
             action_type(env.action_space)
+            for name, _ in parse_mix(config.policy):
+                if name.endswith(".zip"):
+                    warn_of_pickles(name)
             make_policy(config.policy, env, config.policy_encoder, config.policy_normalize)
             files = policy_files(config.policy, env, config.policy_encoder)
             obs, _ = env.reset(seed=config.seed)

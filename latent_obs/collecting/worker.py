@@ -249,4 +249,4 @@ def describe(error: BaseException) -> str:
     """Name an error on one line."""
     if isinstance(error, SystemExit):
         return f"the environment or the policy ended the program with sys.exit({error.code!r})"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).splitlines())}"

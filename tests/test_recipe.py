@@ -18,6 +18,7 @@ from latent_obs.cli import main
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import EncoderConfig, VAEConfig, read_calibration, read_tensors
+from latent_obs.encoders.provenance import Metrics
 from latent_obs.encoders.resolve import PRETRAINED, list_encoders
 from latent_obs.evaluation.markdown import card_text, read_card
 from latent_obs.evaluation.report import Reports
@@ -169,7 +170,7 @@ def test_measuring_again_changes_the_card_and_no_weights(built: Path, tmp_path: 
 def test_metrics_are_means_over_environments_never_seen_if_there_are_any() -> None:
     latents = {"mean": [0.0, 0.0], "std": [1.0, 1.0], "kl": [1.0, 1.0]}
     config = EncoderConfig(
-        FrameSpec(), VAEConfig(2), latents, metrics={"active_units": 2, "collapsed": False}
+        FrameSpec(), VAEConfig(2), latents, metrics=Metrics(active_units=2, collapsed=False)
     )
     cards = {
         "A-v0": CARD,

@@ -140,6 +140,9 @@ def test_a_card_from_before_rare_colours_and_episodes_loads_and_shows_what_it_ha
         ({"floors": None}, "damaged report card"),
         ({"data": {"held_out": True}}, "episodes"),
         ({"drift": {}}, "drift|shift"),
+        ({"kl": "many"}, "kl must be a number, got 'many'"),
+        ({"frames": 3.5}, "frames must be an integer"),
+        ({"rare_r2": float("nan")}, "rare_r2 must be a finite number"),
     ],
 )
 def test_what_is_no_report_card_is_refused(change: dict[str, Any], message: str) -> None:

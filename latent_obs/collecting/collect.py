@@ -86,9 +86,11 @@ def _try_out(config: CollectConfig) -> dict[str, str] | None:
         A digest of each file that the policy uses.
     """
     try:
-        env = open_env(config.env_id, config.env_kwargs, config.key)
+        env = open_env(
+            config.env_id, config.env_kwargs, config.key, render=config.render, wrapper=config.wrapper
+        )
         try:
-            check_frame_space(env.observation_space, "latent-obs collect")
+            check_frame_space(env.observation_space, "latent-obs collect", env)
             action_type(env.action_space)
             for name, _ in parse_mix(config.policy):
                 if name.endswith(".zip"):
@@ -117,6 +119,8 @@ def _plan(config: CollectConfig, out: Location, files: dict[str, str] | None) ->
         workers=workers,
         shard_rows=config.shard_rows,
         key=config.key,
+        render=config.render or None,
+        wrapper=config.wrapper,
         policy_encoder=config.policy_encoder,
         policy_normalize=None if config.policy_encoder is None else config.policy_normalize,
         policy_files=files,

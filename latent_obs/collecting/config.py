@@ -43,6 +43,10 @@ class CollectConfig:
     """keyword arguments for gymnasium.make, as JSON"""
     key: str | None = None
     """the entry of Dict observations to collect, such as screen of ViZDoom's; a policy sees it alone"""
+    render: bool = False
+    """draw the environment, and let the drawing be the observation: for environments of states"""
+    wrapper: str | None = None
+    """module:callable around the environment, such as minigrid.wrappers:RGBImgObsWrapper"""
     crop: tuple[int, int, int, int] | None = None
     """rows and columns to keep before resizing: top bottom left right"""
     shard_rows: int = 8192

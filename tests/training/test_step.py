@@ -95,8 +95,9 @@ def encode_and_decode(weights: dict[str, Tensor], frames: Tensor, noise: Tensor)
     def normalised(x: Tensor, name: str) -> Tensor:
         if f"{name}.weight" not in weights:
             return x
-        names = ("running_mean", "running_var", "weight", "bias")
-        return F.batch_norm(x, *(weights[f"{name}.{each}"] for each in names), training=False, eps=1e-5)
+        mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
+        gain, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return F.batch_norm(x, mean, variance, gain, bias, training=False, eps=1e-5)
 
     x = frames.permute(0, 3, 1, 2).float() / 255
     for i in range(len(CHANNELS)):

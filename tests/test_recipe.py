@@ -17,7 +17,7 @@ from latent_obs import recipe as recipes
 from latent_obs.cli import main
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
-from latent_obs.encoders.folder import EncoderConfig, VAEConfig, read_calibration, read_tensors
+from latent_obs.encoders.folder import EncoderConfig, VAEConfig, read_calibration, read_config, read_tensors
 from latent_obs.encoders.provenance import Metrics
 from latent_obs.encoders.resolve import PRETRAINED, list_encoders
 from latent_obs.evaluation.markdown import card_text, read_card

@@ -46,6 +46,7 @@ from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.folder import VAEConfig
+from latent_obs.encoders.provenance import Run
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.distributed import choose_precision, make_fabric
 from latent_obs.training.objective import terms
@@ -174,7 +175,7 @@ def our_steps(channels: tuple[int, ...], data: Path, size: int, count: int, out:
     folder = FramesFolder(data)
     # The others do not normalise, so ours does not here: the same network, step by step.
     config = TrainConfig(data, out, channels=channels, batch_size=size, steps=1_000_000, batch_norm=False)
-    training = TrainingRun(make_fabric(1, 1, choose_precision("auto")[0]), config, folder, {})
+    training = TrainingRun(make_fabric(1, 1, choose_precision("auto")[0]), config, folder, Run({}, {}, None))
     batches = folder.batches_and_foreground(size, training.medians, training.episodes)
 
     def run() -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -87,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
         console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # environments, policies and wrappers may be modules in this folder
     before, warnings.showwarning = warnings.showwarning, show_warning
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -275,7 +277,7 @@ def _push(config: PushConfig) -> None:
     _say(f"{url}\n{HUB_PREFIX}{repo}@{commit}")
 
 
-def _report(title: str, metrics: dict[str, Any]) -> None:
+def _report(title: str, metrics: Mapping[str, Any]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
         if isinstance(value, dict):
@@ -376,6 +378,7 @@ def _recipe_measure(config: MeasureConfig) -> None:
 def _card(config: CardConfig) -> None:
     from rich.markdown import Markdown
 
+    from latent_obs.encoders.encoder import load_encoder
     from latent_obs.evaluation.markdown import read_card
 
     text = read_card(config.encoder)
@@ -386,6 +389,8 @@ def _card(config: CardConfig) -> None:
         plain_console().print(Markdown(text))
     else:
         _say(text.strip())
+    encoder = load_encoder(config.encoder)
+    _say(f"\nOn this machine it runs in {encoder.precision}: {encoder.precision_reason}.")
 
 
 def _say_frames(folder: FramesFolder) -> None:

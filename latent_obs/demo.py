@@ -50,12 +50,20 @@ class DemoConfig:
     """keyword arguments for gymnasium.make, as JSON"""
     key: str | None = None
     """the entry of Dict observations that is the image, such as screen in ViZDoom"""
+    render: bool = False
+    """draw the environment, and let the drawing be the observation: for environments of states"""
+    wrapper: str | None = None
+    """module:callable around the environment, such as minigrid.wrappers:RGBImgObsWrapper"""
 
     @property
     def folder(self) -> Path:
         """The folder for everything that the demo makes."""
         name = self.env.rpartition("/")[2].rpartition(":")[2]
         return self.out or Path("demo") / name.lower()
+
+    def open(self) -> gym.Env[Any, Any]:
+        """Make the environment."""
+        return open_env(self.env, self.env_kwargs, self.key, render=self.render, wrapper=self.wrapper)
 
 
 def run_demo(config: DemoConfig) -> None:
@@ -74,7 +82,7 @@ def run_demo(config: DemoConfig) -> None:
 
     console.rule(f"1/5  Collect {config.frames:,} frames of {config.env} with a random policy")
     # Independent continuous actions cancel each other out; a random walk through them does not.
-    env = open_env(config.env, config.env_kwargs, config.key)
+    env = config.open()
     policy = "brownian" if isinstance(env.action_space, gym.spaces.Box) else "random"
     env.close()
     collect = CollectConfig(
@@ -84,6 +92,8 @@ def run_demo(config: DemoConfig) -> None:
         policy=policy,
         env_kwargs=config.env_kwargs,
         key=config.key,
+        render=config.render,
+        wrapper=config.wrapper,
     )
     found = _frames_in(folder / "frames")
     frames = collect_frames(collect)
@@ -172,13 +182,18 @@ def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
     pictures.traversals(vae, spec, lively[len(lively) // 2], paths[1])
     pictures.loss_curves(encoder / "history.csv", paths[2])
 
-    pictures.filmstrip(vae, spec, play(config.env, config.env_kwargs, config.key), paths[3])
+    options: dict[str, Any] = {"render": config.render, "wrapper": config.wrapper}
+    observations = play(config.env, config.env_kwargs, config.key, **options)
+    pictures.filmstrip(vae, spec, observations, paths[3])
     return paths
 
 
-def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None) -> list[Any]:
-    """Play a game with the sticky policy and return ten observations of it, three steps apart."""
-    env = open_env(env_id, env_kwargs, key)
+def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None, **options: Any) -> list[Any]:
+    """Play a game with the sticky policy and return ten observations of it, three steps apart.
+
+    The arguments are those of :func:`~latent_obs.collecting.sources.open_env`.
+    """
+    env = open_env(env_id, env_kwargs, key, **options)
     policy = make_policy("sticky", env)
     policy.reset(123)
     observations = [env.reset(seed=123)[0]]
@@ -195,7 +210,7 @@ def _train_ppo(console: Console, config: DemoConfig, encoder: Path) -> dict[str,
     """Train PPO on four stacked latents, unless an earlier run of these settings did; return its result."""
     result = config.folder / RESULT
     settings: dict[str, Any] = {"env": config.env, "env_kwargs": config.env_kwargs, "key": config.key}
-    settings["steps"] = config.ppo_steps
+    settings |= {"render": config.render, "wrapper": config.wrapper, "steps": config.ppo_steps}
     settings["encoder"] = json.loads((encoder / "config.json").read_text(encoding="utf-8"))["provenance"]
     if result.exists():
         saved = json.loads(result.read_text(encoding="utf-8"))
@@ -209,7 +224,7 @@ def _train_ppo(console: Console, config: DemoConfig, encoder: Path) -> dict[str,
     from latent_obs.wrappers import LatentObservationWrapper
 
     def make() -> gym.Env[Any, Any]:
-        env = open_env(config.env, config.env_kwargs, config.key)
+        env = config.open()
         return LatentObservationWrapper(env, encoder, stack=4)
 
     class Advance(BaseCallback):

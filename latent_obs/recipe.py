@@ -31,6 +31,7 @@ from latent_obs.encoders.folder import (
     read_tensors,
     write_encoder_folder,
 )
+from latent_obs.encoders.provenance import Metrics
 from latent_obs.encoders.resolve import PRETRAINED
 from latent_obs.evaluation.markdown import card_text
 from latent_obs.evaluation.report import FIGURES, ReportCard, Reports, find_faults
@@ -120,12 +121,9 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
     finished = replace(
         rounded,
         metrics=_metrics(rounded, reports),
-        provenance={
-            **rounded.provenance,
-            "recipe": recipe.name,
-            "license": recipe.license,
-            "build_seconds": seconds,
-        },
+        provenance=replace(
+            rounded.provenance, recipe=recipe.name, license=recipe.license, build_seconds=seconds
+        ),
     )
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "history.csv", (train.out / "history.csv").read_bytes())
@@ -165,7 +163,7 @@ def measure_recipe(config: MeasureConfig, *, progress: bool = True) -> EncoderCo
     _write_card(folder, recipe, measured, reports)
     _draw(folder, work, folder / "card.png")
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    content["metrics"] = measured.metrics
+    content["metrics"] = measured.metrics.to_json()
     write_atomically(folder / "config.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     return measured
 
@@ -234,7 +232,7 @@ def _round_weights(trained: Path, rounded: Path) -> EncoderConfig:
     first, second = (latents(VAE.from_tensors(config.vae, each), calibration) for each in (exact, widened))
     moved = np.sqrt(np.square(first - second).mean(0)) / np.maximum(np.array(config.latents["std"]), 0.1)
     fits = bool(moved.max() < HALF_TOLERANCE)
-    provenance = {**config.provenance, "weights": "float16" if fits else "float32"}
+    provenance = replace(config.provenance, weights="float16" if fits else "float32")
     config = replace(config, provenance=provenance)
     write_encoder_folder(rounded, config, half if fits else exact, calibration)
     return config
@@ -277,7 +275,7 @@ def _report(name: str, encoder: Path, frames: Path, cache: Path, probe: bool, pr
     return card
 
 
-def _metrics(encoder: EncoderConfig, reports: Reports) -> dict[str, Any]:
+def _metrics(encoder: EncoderConfig, reports: Reports) -> Metrics:
     """Return the mean of each figure over the environments never seen, or over all where all were seen."""
     cards = [reports.reports[name] for name in reports.unseen or reports.reports]
     metrics: dict[str, Any] = {"frames": sum(card.frames for card in cards)}
@@ -289,7 +287,9 @@ def _metrics(encoder: EncoderConfig, reports: Reports) -> dict[str, Any]:
         metrics["probe_f1"] = {reader: float(np.mean([s[reader] for s in scores])) for reader in scores[0]}
     # Latents that stay the same in one game may differ from those in another, so no report on one
     # environment can tell that an encoder of many has collapsed.
-    return metrics | {name: encoder.metrics[name] for name in ("active_units", "collapsed")}
+    return Metrics.from_json(
+        metrics | {name: encoder.metrics[name] for name in ("active_units", "collapsed")}
+    )
 
 
 def _write_card(out: Path, recipe: Recipe, encoder: EncoderConfig, reports: Reports) -> None:

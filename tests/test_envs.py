@@ -28,7 +28,10 @@ def rollout(env: Any, steps: int = 20) -> list[Any]:
 
 def test_every_ale_game_and_car_racing_has_an_id() -> None:
     assert latent_obs.__version__
-    theirs = {name.removeprefix("ALE/") for name in gym.registry if name.startswith("ALE/")}
+    games = [name for name in gym.registry if name.startswith("ALE/")]
+    theirs = {
+        name.removeprefix("ALE/") for name in games if not name.endswith("-ram-v5")
+    }  # ale-py before 0.11
     mine = {name.removeprefix("LatentObs/") for name in gym.registry if name.startswith("LatentObs/")}
     assert mine == theirs | {"CarRacing-v3"}
     assert len(mine) > 100
@@ -111,7 +114,7 @@ def test_make_vec_loads_one_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("latent_obs.adapter.load_encoder", load)
     gym.make_vec("LatentObs/Pong-v5", num_envs=4)
-    assert [options["ref"] for options in loaded] == ["pong-v0"]
+    assert [options["ref"].name for options in loaded] == ["pong-v0"]
 
 
 def test_a_cropped_encoder_sees_whole_images(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 def test_the_changelog_has_each_heading_once() -> None:
-    """Branches that change the file are merged line by line, which can double headings."""
+    """A doubled heading hides half of what changed from whoever reads the first one."""
     unreleased = (ROOT / "CHANGELOG.md").read_text().partition("## [Unreleased]")[2].partition("\n## ")[0]
     assert re.findall("^### (.*)$", unreleased, re.M) == ["Added", "Changed", "Fixed", "Removed"]
     assert len(unreleased.splitlines()) < 120

@@ -154,7 +154,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluation:
             backend: encode_time(load_encoder(found, backend=backend), frames[0])
             for backend in installed_backends()
         },
-        provenance=encoder.provenance,
+        provenance=encoder.provenance.to_json(),
         created=datetime.now(timezone.utc).date().isoformat(),
     )
     if config.probe:

@@ -10,6 +10,11 @@ from latent_obs.encoders.folder import EncoderConfig
 from latent_obs.encoders.resolve import encoder_name, resolve
 from latent_obs.evaluation.report import BRIEF, CODES, Figure, ReportCard, Reports
 
+_MEANING = (
+    "An R² of 1 is perfect. 0 is no better than showing the median frame (moving objects, rare colours) or "
+    "the previous frame (what changes), or than always naming the mean position (positions)."
+)
+
 
 def read_card(ref: str | Path) -> str:
     """Return the card of an encoder: its ``README.md``, or what its config tells.
@@ -108,7 +113,7 @@ def _by_environment(reports: Reports) -> list[str]:
         for figure in BRIEF:
             if spread := _spread(figure, cards):
                 lines += [f"{figure.label}, mean over episodes (lowest to highest): {spread}.", ""]
-    return lines[:-1]
+    return [*lines, _MEANING]
 
 
 def _cell(card: ReportCard, figure: Figure) -> str:

@@ -16,6 +16,9 @@ from latent_obs.measures import Foreground, reconstruction_metrics
 from latent_obs.training.objective import gaussian_nll, terms
 from latent_obs.vae import VAE, as_tensor, reconstruct
 
+# The deviation that is written for a dimension whose latent is the same for all frames.
+MIN_STD = 1e-6
+
 
 @torch.no_grad()
 def latent_statistics(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, list[float]]:
@@ -29,7 +32,7 @@ def latent_statistics(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, list
     mean, kl = parts["mean"], parts["kl"]
     return {
         "mean": [float(x) for x in mean.mean(0)],
-        "std": [float(x) for x in mean.std(0)],
+        "std": [max(float(x), MIN_STD) for x in mean.std(0)],
         "kl": [float(x) for x in kl.mean(0)],
     }
 

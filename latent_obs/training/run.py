@@ -7,18 +7,21 @@ import math
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.folder import ACTIVE_VARIANCE
+from latent_obs.encoders.provenance import Run
 from latent_obs.measures import color_bins, color_rarity
 from latent_obs.progress import Bar
 from latent_obs.training.batch_norm import BatchNorm, unfold
 from latent_obs.training.checkpoint import (
     CHECKPOINT,
+    Progress,
+    damaged,
     load_optimizer_tensors,
     optimizer_tensors,
     read_checkpoint,
@@ -54,7 +57,6 @@ PICTURE_FRAMES = 12
 # Gradients are scaled down to at most this many times their usual norm.
 MAX_GRADIENT = 2.0
 HELD_OUT = ("held_out_loss", "held_out_reconstruction", "held_out_kl", "held_out_active_units")
-_PROGRESS = ("step", "seconds", "best_loss", "best_step", "waited")
 
 
 class TrainingRun:
@@ -67,7 +69,7 @@ class TrainingRun:
         fabric: The processes.
         config: Settings of the run.
         folder: Frames to train on.
-        identity: What tells the run from others.
+        run: What identifies the run.
 
     Attributes:
         vae: The model as it is now.
@@ -85,11 +87,8 @@ class TrainingRun:
         ValueError: If a batch is too small to share, or the checkpoint is damaged or another run's.
     """
 
-    def __init__(
-        self, fabric: Fabric, config: TrainConfig, folder: FramesFolder, identity: dict[str, Any]
-    ) -> None:
-        self.fabric, self.config, self.folder, self.identity = fabric, config, folder, identity
-        self.precision = "bfloat16" if fabric.strategy.precision.precision == "bf16-mixed" else "float32"
+    def __init__(self, fabric: Fabric, config: TrainConfig, folder: FramesFolder, run: Run) -> None:
+        self.fabric, self.config, self.folder, self.run = fabric, config, folder, run
         if config.batch_size < fabric.world_size:
             raise ValueError(
                 f"A batch of {config.batch_size} cannot be shared by {fabric.world_size} processes. "
@@ -329,25 +328,37 @@ class TrainingRun:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         tensors |= optimizer_tensors(self.vae, self.optimizer)
         tensors |= {"weighted_variance": self.weighted_variance, "gradient_norm": self.gradient_norm}
-        progress = {name: getattr(self, name) for name in _PROGRESS}
-        progress["history"] = self.monitor.history
-        write_checkpoint(self.config.out, self.identity, tensors, progress)
+        progress = Progress(
+            step=self.step,
+            seconds=self.seconds,
+            best_loss=self.best_loss if math.isfinite(self.best_loss) else None,
+            best_step=self.best_step,
+            waited=self.waited,
+            history=[
+                {k: None if math.isnan(v) else v for k, v in row.items()} for row in self.monitor.history
+            ],
+        )
+        write_checkpoint(self.config.out, self.run, tensors, progress)
 
     def _resume(self) -> list[Row]:
         """Go on from the checkpoint, which the first process reads for all; return its history."""
         found = None
         if self.fabric.is_global_zero:
-            found = read_checkpoint(self.config.out, self.identity, self.config.overwrite)
+            found = read_checkpoint(self.config.out, self.run, self.config.overwrite)
         found = self.fabric.broadcast(found)
         if found is None:
             return []
         tensors, progress = found
-        self.vae.load_state_dict({name: tensors[name] for name in self.vae.state_dict()})
-        load_optimizer_tensors(self.vae, self.optimizer, tensors)
-        self.weighted_variance.copy_(tensors["weighted_variance"])
-        self.gradient_norm.copy_(tensors["gradient_norm"])
+        try:
+            self.vae.load_state_dict({name: tensors[name] for name in self.vae.state_dict()})
+            if progress.step:
+                load_optimizer_tensors(self.vae, self.optimizer, tensors)
+            self.weighted_variance.copy_(tensors["weighted_variance"])
+            self.gradient_norm.copy_(tensors["gradient_norm"])
+        except (KeyError, RuntimeError) as error:
+            raise damaged(self.config.out, error) from error
         self.best = {k[5:]: v.to(self.fabric.device) for k, v in tensors.items() if k.startswith("best.")}
-        for name in _PROGRESS:
-            setattr(self, name, progress[name])
-        history: list[Row] = progress["history"]
-        return history
+        self.step, self.seconds = progress.step, progress.seconds
+        self.best_loss = math.inf if progress.best_loss is None else progress.best_loss
+        self.best_step, self.waited = progress.best_step, progress.waited
+        return [{k: math.nan if v is None else v for k, v in row.items()} for row in progress.history]

@@ -20,6 +20,7 @@ import torch
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import read_config, read_tensors
+from latent_obs.encoders.provenance import Run
 from latent_obs.frames import FrameSpec
 from latent_obs.training.batch_norm import fold
 from latent_obs.training.checkpoint import CHECKPOINT
@@ -46,6 +47,9 @@ def quick(pong_frames: FramesFolder, tmp_path: Path) -> TrainConfig:
     )
 
 
+RUN = Run(config={}, data={}, init_from=None)
+
+
 def tensors(folder: Path) -> Any:
     return read_tensors(folder, read_config(folder))
 
@@ -59,7 +63,7 @@ def test_training_improves_the_objective_and_writes_a_whole_encoder(quick: Train
     result = train_vae(replace(quick, steps=150), progress=False)
     rows = history(quick.out)
     assert rows[-1]["reconstruction"] < rows[0]["reconstruction"] - 3000
-    assert sorted(os.listdir(quick.out)) == [
+    assert sorted(set(os.listdir(quick.out)) - {".lock"}) == [
         "calibration.png",
         "config.json",
         "history.csv",
@@ -124,12 +128,86 @@ def test_a_finished_encoder_is_kept(quick: TrainConfig) -> None:
 
 
 def test_another_encoder_is_only_replaced_when_told_to(quick: TrainConfig) -> None:
+    """And with it its card, whose figures are not the new one's; a README of somebody's own stays."""
+    quick = replace(quick, steps=2)
     train_vae(quick, progress=False)
+    card = {"README.md": b"---\nlibrary_name: latent_obs\n---\n", "card.png": b"", "reports.json": b"{}"}
+    for name, content in card.items():
+        (quick.out / name).write_bytes(content)
     other = replace(quick, seed=1)
     with pytest.raises(ValueError, match="already holds an encoder"):
         train_vae(other, progress=False)
+    assert set(card) <= set(os.listdir(quick.out))
     result = train_vae(replace(other, overwrite=True), progress=False)
     assert result.provenance["run"]["config"]["seed"] == 1
+    assert not set(card) & set(os.listdir(quick.out))
+    (quick.out / "README.md").write_text("My project")
+    train_vae(replace(quick, seed=2, overwrite=True), progress=False)
+    assert (quick.out / "README.md").read_text() == "My project"
+
+
+def test_a_checkpoint_left_by_a_kill_after_the_last_write_goes_with_the_next_call(
+    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise SystemError("killed")
+
+    quick = replace(quick, steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("latent_obs.training.train.remove_checkpoint", killed)
+        with pytest.raises(SystemError):
+            train_vae(quick, progress=False)
+    assert (quick.out / CHECKPOINT).exists()
+    before = (quick.out / "model.safetensors").stat().st_mtime_ns
+    train_vae(quick, progress=False)
+    assert not (quick.out / CHECKPOINT).exists()
+    assert (quick.out / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_second_training_in_one_folder_is_refused(
+    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latent_obs.data.storage.PATIENCE", 0.2)
+    quick.out.mkdir()
+    code = f"""
+import sys
+from pathlib import Path
+from latent_obs.data.storage import locked
+with locked(Path({str(quick.out)!r})):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=f"Another process is writing .*process {other.pid} "):
+            train_vae(quick, progress=False)
+    assert os.listdir(quick.out) == [".lock"]
+    train_vae(replace(quick, steps=1), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("amx", "precision", "because"),
+    [(True, "bfloat16", "the CPU has AMX"), (False, "float32", "the CPU has no AMX")],
+)
+def test_auto_takes_bfloat16_on_a_cpu_only_with_amx(
+    quick: TrainConfig,
+    amx: bool,
+    precision: str,
+    because: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever else the CPU lists; the log and the provenance say which and why."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    result = train_vae(replace(quick, precision="auto", steps=1))
+    assert f"Training in {precision}, because {because}" in capsys.readouterr().err
+    assert result.provenance.precision == precision
+    assert (result.provenance.precision_because or "").startswith(because)
 
 
 def test_an_unfinished_run_of_other_settings_is_not_continued(quick: TrainConfig) -> None:
@@ -147,15 +225,28 @@ def test_sse_is_the_plain_squared_error(quick: TrainConfig) -> None:
 
 
 def test_a_collapsed_encoder_is_announced(quick: TrainConfig) -> None:
-    """The classic objective with a heavy KL term leaves nothing in the latent."""
-    collapsing = replace(quick, objective="sse", beta=1000.0, kl_warmup=0.0, steps=150)
+    """A KL term that outweighs all else leaves nothing in the latent; the same run without it keeps all."""
+    kept = replace(quick, objective="sse", beta=0.0, steps=100, out=quick.out.with_name("kept"))
+    result = train_vae(kept, progress=False)
+    assert result.metrics.active_units == 32
+    assert result.metrics.collapsed is False
+    collapsing = replace(kept, beta=1000.0, kl_warmup=0.0, out=quick.out)
     with pytest.warns(RuntimeWarning, match="POSTERIOR COLLAPSE"):
         result = train_vae(collapsing, progress=False)
-    assert result.metrics["active_units"] == 0
-    assert result.metrics["collapsed"]
-    assert result.provenance["collapsed"]
+    assert result.metrics.active_units == 0
+    assert result.metrics.collapsed
+    assert result.provenance.collapsed
     with pytest.warns(RuntimeWarning, match="collapsed in training"):
         load_encoder(quick.out)
+
+
+def test_the_metrics_are_those_of_held_out_episodes(quick: TrainConfig, pong_frames: FramesFolder) -> None:
+    metrics = train_vae(quick, progress=False).metrics
+    held_out = pong_frames.load(pong_frames.split(quick.validation, quick.seed)[1])
+    vae, _ = load_vae(quick.out)
+    error = reconstruct(vae, held_out).astype(float) - held_out
+    assert metrics.frames == len(held_out)
+    assert metrics.psnr == pytest.approx(10 * math.log10(255**2 / np.square(error).mean()), abs=1e-3)
 
 
 def test_the_calibrated_objective_is_the_entropy_of_its_variance(quick: TrainConfig) -> None:
@@ -310,7 +401,7 @@ def test_processes_report_their_errors(quick: TrainConfig) -> None:
 
 def test_a_flash_does_not_throw_training_back(quick: TrainConfig) -> None:
     """A batch of noise has a gradient many times the usual one, and moves the weights no more than others."""
-    run = TrainingRun(make_fabric(1, 1, "float32"), quick, FramesFolder(quick.data), {})
+    run = TrainingRun(make_fabric(1, 1, "float32"), quick, FramesFolder(quick.data), RUN)
     batches = run.folder.batches_and_foreground(32, run.medians, run.episodes)
     norm_of = {"before": 0.0, "taken": 0.0}
     limit = run._limit_gradient

@@ -106,12 +106,11 @@ typedef struct {
     int32_t of[16];
 } Sixteen;
 
-INLINE Sixteen
-add_plain(Sixteen sums, int16_t input, const int16_t *weight)
+INLINE void
+add_plain(Sixteen *sums, int16_t input, const int16_t *weight)
 {
     for (int i = 0; i < 16; i++)
-        sums.of[i] += (int32_t)input * weight[i];
-    return sums;
+        sums->of[i] += (int32_t)input * weight[i];
 }
 
 #define NAME(function) plain_##function
@@ -124,8 +123,8 @@ add_plain(Sixteen sums, int16_t input, const int16_t *weight)
 #define SUMS 2
 #define Sums Sixteen
 #define Inputs int16_t
-#define ADD(sums, input, weight) add_plain(sums, input, weight)
-#define ADD_HEAD(sums, input, weight) add_plain(sums, input, weight)
+#define ADD(sums, input, weight) add_plain(&(sums), input, weight)
+#define ADD_HEAD ADD
 #include "_encode_path.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -144,14 +143,15 @@ add_plain(Sixteen sums, int16_t input, const int16_t *weight)
 #define Sums __m256i
 #define Inputs int32_t
 #define ADD(sums, input, weight)                                              \
-    _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input),        \
-                                             _mm256_loadu_si256((const void *)(weight))))
-#define ADD_HEAD(sums, input, weight) ADD(sums, input, weight)
+    ((sums) = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input), \
+                                                       _mm256_loadu_si256((const void *)(weight)))))
+#define ADD_HEAD ADD
 #include "_encode_path.h"
 
 static int
 has_avx2(void)
 {
+    __builtin_cpu_init();
     return __builtin_cpu_supports("avx2");
 }
 
@@ -167,15 +167,16 @@ has_avx2(void)
 #define Sums __m512i
 #define Inputs int32_t
 #define ADD(sums, input, weight) \
-    _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(input), _mm512_loadu_si512((const void *)(weight)))
+    ((sums) = _mm512_dpbusd_epi32(sums, _mm512_set1_epi32(input), _mm512_loadu_si512((const void *)(weight))))
 #define ADD_HEAD(sums, input, weight)                                         \
-    _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_set1_epi32(input),        \
-                                             _mm512_loadu_si512((const void *)(weight))))
+    ((sums) = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_set1_epi32(input), \
+                                                       _mm512_loadu_si512((const void *)(weight)))))
 #include "_encode_path.h"
 
 static int
 has_avx512_vnni(void)
 {
+    __builtin_cpu_init();
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
@@ -194,10 +195,11 @@ has_avx512_vnni(void)
 #define Sums __m256i
 #define Inputs int32_t
 #define ADD(sums, input, weight)                                              \
-    _mm256_dpbusd_avx_epi32(sums, _mm256_set1_epi32(input), _mm256_loadu_si256((const void *)(weight)))
+    ((sums) = _mm256_dpbusd_avx_epi32(sums, _mm256_set1_epi32(input), \
+                                      _mm256_loadu_si256((const void *)(weight))))
 #define ADD_HEAD(sums, input, weight)                                         \
-    _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input),        \
-                                             _mm256_loadu_si256((const void *)(weight))))
+    ((sums) = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input), \
+                                                       _mm256_loadu_si256((const void *)(weight)))))
 #include "_encode_path.h"
 
 static int

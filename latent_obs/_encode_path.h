@@ -7,7 +7,7 @@
  *   Sums, LANES      a vector of int32 sums, and how many there are in it
  *   SUMS             how many such vectors fit the registers
  *   Inputs           STEP inputs, read as one number
- *   ADD, ADD_HEAD    sums + inputs * weights, for a convolution and for the head
+ *   ADD, ADD_HEAD    sums += inputs * weights, for a convolution and for the head
  */
 
 /* Copy a frame into the middle of a picture whose border is zero. */
@@ -51,7 +51,7 @@ NAME(block)(const Layer *layer, const Input *in, int channel, int32_t *result, c
 #pragma GCC unroll 16
 #endif
                 for (int v = 0; v < vectors; v++)
-                    sums[p * vectors + v] = ADD(sums[p * vectors + v], inputs, weight + v * LANES * STEP);
+                    ADD(sums[p * vectors + v], inputs, weight + v * LANES * STEP);
             }
     memcpy(result, sums, (size_t)(positions * vectors) * sizeof(Sums));
 }
@@ -128,7 +128,7 @@ NAME(head)(const Network *network, const int16_t *differences, const int *where,
                 Inputs inputs;
                 memcpy(&inputs, in + k, sizeof inputs);
                 for (int v = 0; v < VECTORS; v++)
-                    total[v] = ADD_HEAD(total[v], inputs, weight + v * LANES * HEAD_STEP);
+                    ADD_HEAD(total[v], inputs, weight + v * LANES * HEAD_STEP);
             }
         }
         memcpy(sums + first, total, sizeof total);

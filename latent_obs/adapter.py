@@ -22,7 +22,7 @@ from latent_obs.encoders.folder import Latents
 from latent_obs.encoders.hub import HUB_PREFIX
 from latent_obs.encoders.resolve import level_of_caller, resolve, resolve_auto
 from latent_obs.frames import FRAME_SHAPE, Frame, FrameSource, frame_source, preprocess, specs_of
-from latent_obs.images import ImageLayout, MadeBy, image_entries, image_layout
+from latent_obs.images import ImageLayout, MadeBy, entry_path, image_entries, image_layout
 
 EncoderLike = str | Path | Encoder | Mapping[str, Any]
 Key = str | Sequence[str] | None
@@ -188,12 +188,8 @@ def _path(space: gym.Space[Any], name: str | None, key: Key, who: str) -> tuple[
     """Return the way to an entry of a Dict: its name, or ``outer/inner`` for one of a nested Dict."""
     if name is None:
         return ()
-    for path in ((name,), tuple(name.split("/"))):
-        inner: Any = space
-        for step in path:
-            inner = inner.spaces.get(step) if isinstance(inner, gym.spaces.Dict) else None
-        if inner is not None:
-            return path
+    if (path := entry_path(space, name)) is not None:
+        return path
     got = f"{space}"
     if isinstance(space, gym.spaces.Dict):
         nested = [entry for entry in image_entries(space) if "/" in entry]
@@ -346,7 +342,9 @@ def open_encoder(
     return load_encoder(**options)
 
 
-def open_named_encoder(encoder: EncoderLike, who: str, normalize: bool | None = None) -> Encoder:
+def open_named_encoder(
+    encoder: EncoderLike, who: str, normalize: bool | None = None, fingerprint: str | None = None
+) -> Encoder:
     """Load an encoder where no environment says which one ``"auto"`` would be.
 
     Raises:
@@ -358,7 +356,7 @@ def open_named_encoder(encoder: EncoderLike, who: str, normalize: bool | None = 
             f"{who} does not know its environment, so encoder='auto' cannot be resolved. Name the encoder, "
             "such as 'pong-v0' or 'hf://USER/NAME', or pass the path of an encoder folder."
         )
-    return open_encoder(encoder, FrameSource(), normalize)
+    return open_encoder(encoder, FrameSource(), normalize, fingerprint=fingerprint)
 
 
 def fingerprint_of(encoder: Encoder) -> str | None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from latent_obs.encoders.hub import PullConfig
     from latent_obs.evaluation.evaluate import EvaluateConfig
     from latent_obs.push import PushConfig
-    from latent_obs.recipe import BuildConfig
+    from latent_obs.recipe import BuildConfig, MeasureConfig
     from latent_obs.training.config import TrainConfig
     from latent_obs.visualizer import VisualizeConfig
 
@@ -87,6 +87,8 @@ def main(arguments: list[str] | None = None) -> int:
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
         console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # environments, policies and wrappers may be modules in this folder
     before, warnings.showwarning = warnings.showwarning, show_warning
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -107,32 +109,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(run: Callable[[Any], None], config: Any) -> None:
-    """Run a command; code of others that exits in the midst of it has not finished it."""
+    """Run a command; ``sys.exit`` in somebody else's code is an error, since nothing is finished."""
     try:
         run(config)
     except SystemExit as error:
         raise RuntimeError(
-            f"The command was ended by sys.exit({error.code!r}) before it was done."
+            f"Some code called sys.exit({error.code!r}) before the command was finished."
         ) from error
 
 
-# What the package and its libraries raise for mistakes of the user and faults of the machine.
+# The errors that the package and its libraries raise for mistakes of the user and faults of the machine.
 _EXPECTED = (ValueError, ImportError, OSError, ArithmeticError, RuntimeError)
 
 
 def _explain(error: Exception) -> str:
-    """Return what an error says; one that nobody expected says where it came from too."""
+    """Return the message of an error; that of an unexpected error names the line of code too."""
     if isinstance(error, _EXPECTED):
         return str(error)
     at = traceback.extract_tb(error.__traceback__)[-1]
     return (
-        f"{type(error).__name__}: {error} (in {at.filename}, line {at.lineno}). Nobody expected this error. "
-        f"Please report it with what the same command prints after `{sys.executable} -X dev -m latent_obs`."
+        f"{type(error).__name__}: {error} (in {at.filename}, line {at.lineno}). This is a bug. Please "
+        f"report it with the output of the same command, begun with `{sys.executable} -X dev -m latent_obs`."
     )
 
 
 def _say(text: object, style: str | None = None) -> None:
-    """Print a line as it is: a terminal wraps it, so a path in it can be copied."""
+    """Print a line without cutting it, so that a path in it can be copied."""
     plain_console().print(str(text), style=style, soft_wrap=True)
 
 
@@ -201,26 +203,27 @@ def _train(config: TrainConfig) -> None:
     from latent_obs.training.train import train_vae
 
     result = train_vae(config)
-    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, one speaks
+    if os.environ.get("RANK", "0") == "0":  # only the first process that torchrun started prints
         _report(f"{config.out} on held-out episodes", result.metrics)
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from latent_obs.evaluation.evaluate import evaluate_encoder
-    from latent_obs.evaluation.page import table_rows, write_card
+    from latent_obs.evaluation.evaluate import evaluate
+    from latent_obs.evaluation.page import write_card
+    from latent_obs.evaluation.report import CODES
 
-    report = evaluate_encoder(config, progress=True)
-    paths = write_card(report, config)
-    told = "held-out episodes of " if report["data"]["held_out"] else ""
-    title = f"{config.encoder} on {report['frames']:,} frames of {told}{config.frames}"
+    evaluation = evaluate(config, progress=True)
+    card, paths = evaluation.card, write_card(evaluation, config.out)
+    told = "held-out episodes of " if card.data.held_out else ""
+    title = f"{config.encoder} on {card.frames:,} frames of {told}{config.frames}"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for column in ("encoder", f"PCA-{report['latent_dim']}", "untrained"):
+    for column in CODES.values():
         table.add_column(column, justify="right")
-    for row in table_rows(report):
+    for row in card.rows():
         table.add_row(*row)
     plain_console().print(table)
-    for fault in report["warnings"]:
+    for fault in card.warnings:
         _say(fault, style="bold red")
     for path in paths:
         _say(path)
@@ -366,19 +369,28 @@ def _recipe_build(config: BuildConfig) -> None:
     _report(f"{out} on fresh frames", result.metrics)
 
 
+def _recipe_measure(config: MeasureConfig) -> None:
+    from latent_obs.recipe import measure_recipe
+
+    _report(f"{config.encoder or config.recipe} on fresh frames", measure_recipe(config).metrics)
+
+
 def _card(config: CardConfig) -> None:
     from rich.markdown import Markdown
 
+    from latent_obs.encoders.encoder import load_encoder
     from latent_obs.evaluation.markdown import read_card
 
     text = read_card(config.encoder)
     if text.startswith("---\n"):
-        text = text.partition("---\n")[2].partition("---\n")[2]  # after the front matter
+        text = text.partition("---\n")[2].partition("---\n")[2]  # what follows the front matter
     text = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
     if sys.stdout.isatty():
         plain_console().print(Markdown(text))
     else:
         _say(text.strip())
+    encoder = load_encoder(config.encoder)
+    _say(f"\nOn this machine it runs in {encoder.precision}: {encoder.precision_reason}.")
 
 
 def _say_frames(folder: FramesFolder) -> None:
@@ -390,23 +402,24 @@ def _say_frames(folder: FramesFolder) -> None:
 def _list(config: ListConfig) -> None:
     from latent_obs.encoders.folder import read_config
     from latent_obs.encoders.resolve import PRETRAINED, list_encoders
+    from latent_obs.evaluation.report import BRIEF
 
     found: dict[str, EncoderConfig] = dict(list_encoders())
     if not config.folder.is_dir():
         raise FileNotFoundError(f"There is no folder {config.folder} to search for encoders.")
     for root, folders, files in os.walk(config.folder):
-        # A home folder can be vast; encoders lie near where the work is.
+        # A home folder can be vast, so the search goes no deeper than four folders.
         deep = len(Path(root).relative_to(config.folder).parts) >= 4
         folders[:] = [] if deep else sorted(f for f in folders if not f.startswith("."))
         if Path(root).resolve().parent == PRETRAINED.resolve():
-            continue  # listed by its name already
+            continue  # a bundled encoder is listed by its name already
         if "config.json" in files and "model.safetensors" in files:
             with contextlib.suppress(ValueError, OSError):  # some other program's config.json
                 found.setdefault(root, read_config(Path(root)))
     table = Table()
     table.add_column("encoder")
     table.add_column("environment")
-    for column in ("latent", *_LISTED, "active", "probe F1"):
+    for column in ("latent", *(figure.brief for figure in BRIEF), "probe F1"):
         table.add_column(column, justify="right")
     for name, encoder in found.items():
         metrics, envs = encoder.metrics, encoder.source.env_ids
@@ -415,33 +428,18 @@ def _list(config: ListConfig) -> None:
             name,
             envs[0] if len(envs) == 1 else f"{len(envs)} environments" if envs else "",
             str(encoder.vae.latent_dim),
-            *(_fixed(metrics.get(key), digits) for key, digits in _LISTED.values()),
-            str(metrics.get("active_units", "")),
-            ", ".join(_fixed(f1, 2) for f1 in probes.values())
+            *(figure.shown(metrics) for figure in BRIEF),
+            ", ".join(f"{f1:.2f}" for f1 in probes.values() if isinstance(f1, float))
             if isinstance(probes, dict)
-            else _fixed(probes, 2),
+            else str(probes),
         )
-    # Never cut a path that is there to be copied: a narrow terminal wraps the line itself.
+    # A narrow terminal wraps a wide table, so that paths in it can be copied; rich would cut them.
     console = plain_console()
     console.width = max(
         console.width, console.measure(table, options=console.options.update(width=1000)).maximum
     )
     console.print(table)
 
-
-def _fixed(value: Any, digits: int) -> str:
-    """Return a metric with so many digits; one that is no number as it is."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return f"{value:.{digits}f}" if number else "" if value is None else str(value)
-
-
-# Columns, their metrics and digits.
-_LISTED = {
-    "moving R²": ("moving_r2", 3),
-    "changing R²": ("changing_r2", 3),
-    "PSNR dB": ("psnr", 1),
-    "KL nats": ("kl", 1),
-}
 
 _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "": (
@@ -539,14 +537,20 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         },
     ),
     "recipe": (
-        "Make a bundled encoder again from its recipe: build.",
+        "Make a bundled encoder again from its recipe, or measure it again: build, measure.",
         {
             "build": Command(
                 "Make an encoder from its recipe: collect, train, measure and write its card.",
                 _recipe_build,
                 "recipe",
                 "BuildConfig",
-            )
+            ),
+            "measure": Command(
+                "Measure an encoder again on fresh frames of its recipe, and write its card; weights stay.",
+                _recipe_measure,
+                "recipe",
+                "MeasureConfig",
+            ),
         },
     ),
 }

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: what every folder of this package is written with."""
+"""Writing files so that a crash leaves either a whole file or none."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def create(path: Path) -> BinaryIO:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force a rename inside ``folder`` to disk."""
+    """Force the renames of files in ``folder`` to disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

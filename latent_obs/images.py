@@ -91,7 +91,8 @@ def image_layout(space: Any, who: str, env: Any = None) -> ImageLayout | None:
             who,
             f"the object codes of {made.env_id}, which are no colours",
             f"Draw them: from minigrid.wrappers import RGBImgObsWrapper, then env = "
-            f"{plain.line('RGBImgObsWrapper(%s)')}{where}, and name the entry: key='image'.",
+            f"{plain.line('RGBImgObsWrapper(%s)')}{where}, and name the entry: key='image'. On the command "
+            "line: --wrapper minigrid.wrappers:RGBImgObsWrapper --key image.",
         )
     if not isinstance(space, gym.spaces.Box):
         raise _refusal(who, _shown(space), _cure_without_box(space, made))
@@ -192,6 +193,22 @@ def image_entries(space: gym.spaces.Dict, prefix: str = "") -> list[str]:
     return names
 
 
+def entry_path(space: Any, name: str) -> tuple[str, ...] | None:
+    """Return the way to an entry of a Dict, or of a nested one (``outer/inner``); ``None`` without one.
+
+    Example:
+        >>> entry_path(gym.spaces.Dict(far=gym.spaces.Dict(top=gym.spaces.Discrete(2))), "far/top")
+        ('far', 'top')
+    """
+    for path in ((name,), tuple(name.split("/"))):
+        inner: Any = space
+        for step in path:
+            inner = inner.spaces.get(step) if isinstance(inner, gym.spaces.Dict) else None
+        if inner is not None:
+            return path
+    return None
+
+
 def _shown(space: Any) -> str:
     if isinstance(space, gym.spaces.Box):
         return f"a {space.dtype} Box of shape {space.shape}"
@@ -269,13 +286,12 @@ class MadeBy:
         if not self.env_id:
             return (
                 'If the environment renders, make it with render_mode="rgb_array" and draw its observations: '
-                f"env = {_RENDER}(env)."
+                f"env = {_RENDER}(env); on the command line --render."
             )
         plain = MadeBy(self.env_id, self.kwargs, self.package)
         line = plain.line(f"{_RENDER}(%s)", render_mode="rgb_array")
-        return f"If the environment renders: env = {line}" + (
-            " in each environment." if self.num_envs else "."
-        )
+        where = " in each environment" if self.num_envs else ""
+        return f"If the environment renders: env = {line}{where}; on the command line --render."
 
     def command(self, verb: str, key: str | None = None) -> str:
         """Return the command that works on this environment.

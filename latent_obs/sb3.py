@@ -1,19 +1,31 @@
-"""Stable-Baselines3: latents for all environments of a ``VecEnv`` in one batch."""
+"""Stable-Baselines3: latents for all environments of a ``VecEnv`` in one batch, or inside the policy."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
-from latent_obs.adapter import EncoderLike, ImageEntries, Key, is_trained_on_gray
+from latent_obs.adapter import (
+    EncoderLike,
+    ImageEntries,
+    Key,
+    encode_images,
+    is_trained_on_gray,
+    open_named_encoder,
+    to_frames,
+)
 from latent_obs.drift import INFO_KEY, Drift, newest
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.extras import needs
 
 with needs("latent_obs.sb3", "sb3"):
+    import torch
+    from stable_baselines3.common.preprocessing import is_image_space_channels_first
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_wrapper
     from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
@@ -101,6 +113,110 @@ class VecLatentObservation(VecEnvWrapper):
             infos[i]["terminal_observation"] = self._entries.put(observation, [one[row] for one in latents])
         encoded = self._entries.put(obs, [one[: len(dones)] for one in latents])
         return encoded, rewards, dones, infos
+
+
+class LatentExtractor(BaseFeaturesExtractor):
+    """A policy's features extractor that encodes images: pixels stay in the environment and the buffer.
+
+    It is for those who keep pixels in the replay buffer, or train the encoder along with the policy.
+    Where neither is needed, :class:`VecLatentObservation` encodes each frame once and stores 32 numbers
+    for it; this one encodes each frame of every minibatch again. Frozen, it gives the policy exactly what
+    :class:`latent_obs.LatentObservationWrapper` does. Images of 64x64 save the resizing:
+    ``gym.wrappers.ResizeObservation(env, (64, 64))`` makes the frames that this package would.
+
+    Args:
+        observation_space: The policy's, which Stable-Baselines3 passes: ``uint8`` images of 3 channels, or
+            of 3k where ``VecFrameStack(venv, k)`` stacks them; their k latents are concatenated.
+        encoder: As :class:`latent_obs.LatentObservationWrapper` takes it, but for ``"auto"``. As a name or
+            a path, the saved model stays small, and finds the encoder again as
+            :func:`latent_obs.load_encoder` does.
+        freeze: Keep the encoder as it is. ``False`` trains it with the policy, from these weights; the
+            trained ones are saved with the model.
+        normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
+        fingerprint: As :class:`latent_obs.LatentObservationWrapper` takes it.
+        normalized_image: As of Stable-Baselines3's ``NatureCNN``: ``True`` if the policy was made with
+            ``normalize_images=False``, so that images arrive in [0, 255].
+
+    Raises:
+        ValueError: If the observations are no RGB images, or as :class:`VecLatentObservation` does.
+        FileNotFoundError: If there is no such encoder.
+
+    Example:
+        >>> import ale_py
+        >>> from stable_baselines3 import PPO
+        >>> extractor = {"features_extractor_class": LatentExtractor}
+        >>> policy = {**extractor, "features_extractor_kwargs": {"encoder": "pong-v0"}}
+        >>> model = PPO("CnnPolicy", "ALE/Pong-v5", policy_kwargs=policy, device="cpu")
+        >>> model.policy.features_dim
+        32
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        encoder: EncoderLike,
+        freeze: bool = True,
+        *,
+        normalize: bool | None = None,
+        fingerprint: str | None = None,
+        normalized_image: bool = False,
+    ) -> None:
+        shape = observation_space.shape or ()
+        self.planar = (
+            isinstance(observation_space, gym.spaces.Box)
+            and len(shape) == 3
+            and is_image_space_channels_first(observation_space)
+        )
+        channels = 0 if len(shape) != 3 else shape[0 if self.planar else 2]
+        if observation_space.dtype != np.uint8 or channels == 0 or channels % 3:
+            raise ValueError(
+                "LatentExtractor needs uint8 RGB images, of shape (H, W, 3) or (3, H, W), or k of them that "
+                f"VecFrameStack(venv, k) stacks, got {observation_space}."
+            )
+        loaded = open_named_encoder(encoder, "LatentExtractor", normalize, fingerprint)
+        frames = channels // 3
+        super().__init__(observation_space, frames * loaded.latent_dim)
+        self.encoder, self.freeze = loaded, freeze
+        self.frames, self.scale = frames, 1 if normalized_image else 255
+        if not freeze:
+            from latent_obs.vae import load_vae
+
+            vae, config = load_vae(loaded.ref)
+            self.convolutions, self.mean = vae.encoder.requires_grad_(True), vae.mean.requires_grad_(True)
+            shift, scale = config.scaling if loaded.normalize else (np.zeros(1), np.ones(1))
+            self.register_buffer("shift", torch.from_numpy(shift.astype(np.float32)))
+            self.register_buffer("deviation", torch.from_numpy(scale.astype(np.float32)))
+
+    def apply(self, fn: Callable[[torch.nn.Module], None]) -> LatentExtractor:
+        """Leave the weights alone: actor-critic policies initialise their extractor's weights anew."""
+        del fn
+        return self
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        """Encode a batch of observations as Stable-Baselines3 prepares them.
+
+        Args:
+            observations: float32, in [0, 1] or with ``normalized_image`` in [0, 255].
+
+        Returns:
+            float32, shape (N, features_dim).
+        """
+        planar = observations if self.planar else observations.permute(0, 3, 1, 2)
+        images = planar.reshape(-1, 3, *planar.shape[2:])  # (N * frames, 3, H, W)
+        pixels = (images * self.scale).round().to(torch.uint8)
+        if self.freeze:
+            encoded = torch.from_numpy(encode_images(self.encoder, _channels_last(pixels)))
+            return encoded.to(observations.device).reshape(len(observations), -1)
+        if self.encoder.frame_spec.crop is not None or images.shape[1:] != (3, 64, 64):
+            frames = torch.from_numpy(to_frames(self.encoder, _channels_last(pixels)))
+            pixels = frames.to(observations.device).permute(0, 3, 1, 2)
+        features = self.convolutions(pixels.float() / 255).flatten(1)
+        latents: torch.Tensor = (self.mean(features) - self.shift) / self.deviation
+        return latents.reshape(len(observations), -1)
+
+
+def _channels_last(pixels: torch.Tensor) -> np.ndarray[Any, Any]:
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).cpu().numpy())
 
 
 class VecLatentDriftMonitor(VecEnvWrapper):

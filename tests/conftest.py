@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -16,6 +17,21 @@ from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import EncoderConfig, VAEConfig, write_encoder_folder
 from latent_obs.frames import FrameSpec, preprocess
+
+# Of Gymnasium's vector environments; before 1.1 they had no other mode than the first, and no name for it.
+AUTORESET_MODES = (
+    ["NextStep", "SameStep", "Disabled"] if hasattr(gym.vector, "AutoresetMode") else ["NextStep"]
+)
+NATIVE_ALE = hasattr(ale_py, "AtariVectorEnv")  # since ale-py 0.11
+needs_native_ale = pytest.mark.skipif(not NATIVE_ALE, reason="ale-py before 0.11 has no vector environment")
+
+
+def vector_env(make: Any, mode: str, kind: Any = gym.vector.SyncVectorEnv) -> Any:
+    """Make a vector environment with an autoreset mode."""
+    if mode == "NextStep":
+        return kind(make)
+    return kind(make, autoreset_mode=gym.vector.AutoresetMode(mode))
+
 
 TINY_VAE = VAEConfig(latent_dim=32, channels=(4, 8))
 
@@ -93,6 +109,14 @@ def save_encoder(folder: Path, vae: VAEConfig = TINY_VAE, seed: int = 0, **field
     config = EncoderConfig(fields.pop("frame_spec", FrameSpec()), vae, flat, **fields)
     write_encoder_folder(folder, config, random_tensors(vae, seed))
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_remembered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What an earlier version computed must not pass for this one's result, nor stay in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LATENT_OBS_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="session")

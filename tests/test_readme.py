@@ -42,18 +42,22 @@ ELSEWHERE = {
 def test_the_blocks_run_in_the_order_in_which_one_reads_them(name: str, tmp_path: Path) -> None:
     """A Python block runs in a process of its own, with nothing but what it imports."""
     for language, code in re.findall(r"^```(python|sh)\n(.*?)^```", (ROOT / name).read_text(), re.S | re.M):
-        for pattern, smallest in SMALLEST.items():
-            code = re.sub(pattern, smallest, code)
         if language == "python":
-            out = run(tmp_path, "-c", code)
+            out = run(tmp_path, "-c", smallest(code))
             for told in re.findall(r"^print\(.*\)  # (.*)$", code, re.M):
                 assert told in out.splitlines()
             continue
         for line in code.replace("\\\n", "").splitlines():
             if line and not any(line.startswith(command) for command in ELSEWHERE):
-                program, *words = shlex.split(line, comments=True)
+                program, *words = shlex.split(smallest(line), comments=True)
                 assert program == "latent-obs"
                 run(tmp_path, "-m", "latent_obs", *words)
+
+
+def smallest(code: str) -> str:
+    for pattern, replacement in SMALLEST.items():
+        code = re.sub(pattern, replacement, code)
+    return code
 
 
 def run(folder: Path, *arguments: str) -> str:
@@ -100,9 +104,11 @@ def test_the_table_of_encoders_is_what_the_program_lists(
 ) -> None:
     assert main(["list", "--folder", str(tmp_path)]) == 0
     listed = table_of(capsys.readouterr().out.replace("┃", "|").replace("│", "|"))
-    text = table_of((ROOT / "docs" / "encoders.md").read_text())
-    assert text[0] == listed[0][: len(text[0])]
-    assert text[1:] == [row[: len(text[0])] for row in listed[1:]]
+    lines = [f"| {' | '.join(row)} |" for row in listed]
+    table = "\n".join([lines[0], "|---" * len(listed[0]) + "|", *lines[1:]])
+    assert table in (ROOT / "docs" / "encoders.md").read_text(), (
+        f"The table in docs/encoders.md must be\n{table}"
+    )
 
 
 def table_of(text: str) -> list[list[str]]:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -22,8 +23,10 @@ import pytest
 
 from latent_obs.collecting.collect import CollectError, collect_frames
 from latent_obs.collecting.config import CollectConfig
+from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, look_again
 from latent_obs.data import storage
 from latent_obs.data.folder import FramesFolder
+from latent_obs.data.provenance import Collection
 from latent_obs.data.shards import read_shard
 from latent_obs.progress import stop_on_signals
 
@@ -159,6 +162,20 @@ def test_the_second_signal_ends_a_collection_whose_env_hangs(
     assert len(contents(out)) == workers
 
 
+def test_the_second_signal_ends_a_worker_in_the_calling_process(tmp_path: Path) -> None:
+    process = start(replace(QUICK, out=tmp_path, workers=1, env_kwargs={"hang_after": 700}))
+    wait_for(lambda: contents(tmp_path))
+    time.sleep(1)
+    assert children(process.pid) == []
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=10)
+    assert messages.index("Stopping") < messages.index("Ending at once") < messages.index("KeyboardInterrupt")
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
 def test_signals_in_quick_succession_count_as_one(capfd: pytest.CaptureFixture[str]) -> None:
     """A launcher passes on the Ctrl-C that the terminal has sent to everyone."""
     with stop_on_signals() as stop:
@@ -218,11 +235,50 @@ def frames_of(folder: Path) -> dict[str, Any]:
     return {path.name: pq.read_table(path).to_pydict() for path in sorted(folder.glob("*.parquet"))}
 
 
+def test_of_two_interrupted_parts_the_longer_stays(tmp_path: Path) -> None:
+    """The same shard is stopped after 300 rows, then after 100; a third run completes it."""
+    config = replace(QUICK, out=tmp_path, workers=1, frames=3000, shard_rows=2000)
+    for rows in (300, 100):
+        plan = Plan(config, collection_of(config), tmp_path, 0, 3000, {})
+        stop = threading.Event()
+
+        def report(tally: Tally, rows: int = rows, stop: threading.Event = stop) -> None:
+            if tally.frames >= rows:
+                stop.set()
+
+        collect_share(look_again(plan), stop, report, Pulse())
+        (path,) = tmp_path.glob("*.parquet")
+        assert 300 <= read_shard(path).rows < 400
+    collect_frames(config, progress=False)
+    collect_frames(replace(config, out=tmp_path / "straight"), progress=False)
+    assert contents(tmp_path) == contents(tmp_path / "straight")
+
+
+def collection_of(config: CollectConfig) -> Collection:
+    return Collection(
+        config.env_id,
+        config.env_kwargs,
+        config.frame_spec,
+        config.policy,
+        config.seed,
+        config.workers,
+        config.shard_rows,
+    )
+
+
 def test_an_env_that_exits_does_not_end_the_calling_program(tmp_path: Path) -> None:
     config = replace(QUICK, out=tmp_path, workers=1, env_kwargs={"exit_after": 700})
     with pytest.raises(CollectError, match=r"worker 0 \(part-000-00001.parquet\): .* sys.exit\(0\)"):
         collect_frames(config, progress=False)
     assert len(contents(tmp_path)) == 1
+
+
+def test_threads_of_the_env_do_not_keep_a_collection_alive(tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, frames=400, env_kwargs={"linger_after": 100})
+    process = command(config, stderr=subprocess.PIPE)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(FramesFolder(tmp_path)) == 400
 
 
 def test_a_worker_that_somebody_ends_is_reported(tmp_path: Path) -> None:

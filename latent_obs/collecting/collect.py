@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from latent_obs.collecting.config import MAX_SHARDS, CollectConfig
-from latent_obs.collecting.policies import make_policy, policy_files
+from latent_obs.collecting.models import warn_of_pickles
+from latent_obs.collecting.policies import make_policy, parse_mix, policy_files
 from latent_obs.collecting.processes import run_processes
 from latent_obs.collecting.sources import open_env
 from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, describe, found_shards
@@ -85,10 +86,15 @@ def _try_out(config: CollectConfig) -> dict[str, str] | None:
         A digest of each file that the policy uses.
     """
     try:
-        env = open_env(config.env_id, config.env_kwargs, config.key)
+        env = open_env(
+            config.env_id, config.env_kwargs, config.key, render=config.render, wrapper=config.wrapper
+        )
         try:
-            check_frame_space(env.observation_space, "latent-obs collect")
+            check_frame_space(env.observation_space, "latent-obs collect", env)
             action_type(env.action_space)
+            for name, _ in parse_mix(config.policy):
+                if name.endswith(".zip"):
+                    warn_of_pickles(name)
             make_policy(config.policy, env, config.policy_encoder, config.policy_normalize)
             files = policy_files(config.policy, env, config.policy_encoder)
             obs, _ = env.reset(seed=config.seed)
@@ -113,6 +119,8 @@ def _plan(config: CollectConfig, out: Location, files: dict[str, str] | None) ->
         workers=workers,
         shard_rows=config.shard_rows,
         key=config.key,
+        render=config.render or None,
+        wrapper=config.wrapper,
         policy_encoder=config.policy_encoder,
         policy_normalize=None if config.policy_encoder is None else config.policy_normalize,
         policy_files=files,

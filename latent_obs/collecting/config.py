@@ -28,19 +28,25 @@ class CollectConfig:
     workers: int | None = None
     """number of workers; default: what the folder was begun with, else one per core"""
     policy: str = "random"
-    """random, sticky, brownian, the .zip of a Stable-Baselines3 model, or module:callable; a mix such as
-    random:0.5,sticky:0.5 draws one of them for each episode with these weights"""
+    """what acts: random, sticky, brownian, a model in an ONNX file (agent.onnx) or in a Stable-Baselines3 zip
+    (agent.zip; loading it runs the code in it), or module:callable; a mix such as random:0.5,sticky:0.5
+    draws one of them for each episode, with these weights"""
     policy_encoder: str | None = None
-    """the encoder on whose latents the Stable-Baselines3 model was trained: auto, a bundled one's name,
+    """the encoder on whose latents the saved model was trained: auto, a bundled encoder's name,
     an encoder folder, or hf://USER/NAME"""
     policy_normalize: bool = NORMALIZE
-    """that model was trained on latents of zero mean and unit variance, which is what wrappers give"""
+    """whether that model was trained on latents of zero mean and unit variance, which wrappers give unless
+    told otherwise"""
     seed: int = 0
     """seed of environments and policies; the same seed gives the same frames"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """keyword arguments for gymnasium.make, as JSON"""
     key: str | None = None
     """the entry of Dict observations to collect, such as screen of ViZDoom's; a policy sees it alone"""
+    render: bool = False
+    """draw the environment, and let the drawing be the observation: for environments of states"""
+    wrapper: str | None = None
+    """module:callable around the environment, such as minigrid.wrappers:RGBImgObsWrapper"""
     crop: tuple[int, int, int, int] | None = None
     """rows and columns to keep before resizing: top bottom left right"""
     shard_rows: int = 8192

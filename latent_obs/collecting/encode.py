@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from latent_obs.encoders.resolve import encoder_name, resolve
 from latent_obs.frames import Frames
 from latent_obs.progress import progress_bar, stop_on_signals
 
+Job = tuple[Shard, Path]  # frames, and where their latents go
 _BATCH = 64
 _STEPS = ["action", "reward", "terminated", "truncated", "episode", "step"]
 
@@ -38,7 +40,9 @@ class EncodeConfig:
     out: Path = Path("latents")
     """latents folder to write; an interrupted run of the same command goes on"""
     num_threads: int | None = None
-    """threads of the encoder; default: one per core"""
+    """threads of the encoder; default: one per core, and with `ray` one per task"""
+    ray: bool = False
+    """encode in Ray tasks, on all machines of the cluster; frames and `out` must be reachable from each"""
 
 
 def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFolder:
@@ -61,12 +65,14 @@ def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFold
         FileExistsError: If ``out`` holds something else.
         ValueError: If another process is writing to ``out``.
         KeyboardInterrupt: After Ctrl-C; the same call goes on with the shard it was in.
+        ImportError: If Ray is asked for and not installed.
 
     Warns:
         UserWarning: If the encoder was trained on another environment.
     """
     folder = FramesFolder(config.frames)
-    encoder = load_encoder(config.encoder, num_threads=config.num_threads or os.cpu_count() or 1)
+    threads = config.num_threads or (1 if config.ray else os.cpu_count() or 1)
+    encoder = load_encoder(config.encoder, num_threads=threads)
     if encoder.frame_spec != folder.frame_spec:
         raise ValueError(
             f"The encoder {config.encoder} takes frames made with {encoder.frame_spec}, those in "
@@ -99,30 +105,55 @@ def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFold
         progress_bar("encode", len(folder), "frames", progress) as bar,
         stop_on_signals() as stop,
     ):
+        todo: list[Job] = []
         for shard in folder.shards:
             path = staging / name_of(shard.path)
             if path.exists():
                 bar.advance(shard.rows)
-                continue
-            with shard.open() as file:
-                schema = latents_schema(encoder.latent_dim, file.schema_arrow.field("action").type)
-            # Random numbers do not compress, but their sign and exponent bytes do.
-            split = [f"{name}.list.element" for name in ("mean", "log_variance")]
-            options = {
-                "compression": "zstd",
-                "compression_level": 1,
-                "use_dictionary": ["reward", "episode"],
-                "use_byte_stream_split": split,
-                "write_page_checksum": True,
-            }
-            metadata = {**about, "shard": {k: v for k, v in shard.metadata.items() if k != "rows"}}
-            with TableWriter(path, schema, metadata, ROW_GROUP, **options) as writer:
-                for frames, steps in _read_ahead(folder, shard):
-                    writer.write(_encode(encoder, frames, steps, schema))
-                    bar.advance(len(frames))
+            else:
+                todo.append((shard, path))
+        if config.ray:
+            from latent_obs.collecting.encode_on_ray import encode_in_tasks
+
+            encode_in_tasks(encoder, todo, about, bar.advance, stop)
+        for shard, path in [] if config.ray else todo:
+            with contextlib.closing(encode_shard(encoder, shard, path, about)) as row_groups:
+                for rows in row_groups:
+                    bar.advance(rows)
                     if stop.is_set():
                         raise KeyboardInterrupt
     return LatentsFolder(config.out)
+
+
+def encode_shard(
+    encoder: Encoder, shard: Shard, path: Path, about: dict[str, Any]
+) -> Generator[int, None, None]:
+    """Encode one shard, which appears under its name when it is whole.
+
+    Args:
+        encoder: The encoder.
+        shard: The frames.
+        path: The file to write.
+        about: What the file says of itself, but for the shard.
+
+    Yields:
+        The number of frames after each row group.
+    """
+    with shard.open() as file:
+        schema = latents_schema(encoder.latent_dim, file.schema_arrow.field("action").type)
+    options = {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": ["reward", "episode"],
+        # Random numbers do not compress, but their sign and exponent bytes do.
+        "use_byte_stream_split": [f"{name}.list.element" for name in ("mean", "log_variance")],
+        "write_page_checksum": True,
+    }
+    metadata = {**about, "shard": {k: v for k, v in shard.metadata.items() if k != "rows"}}
+    with TableWriter(path, schema, metadata, ROW_GROUP, **options) as writer:
+        for frames, steps in _read_ahead(shard):
+            writer.write(_encode(encoder, frames, steps, schema))
+            yield len(frames)
 
 
 def _describe(encoder: Encoder) -> dict[str, Any]:
@@ -137,7 +168,7 @@ def _describe(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _read_ahead(folder: FramesFolder, shard: Shard) -> Iterator[tuple[Frames, pa.Table]]:
+def _read_ahead(shard: Shard) -> Iterator[tuple[Frames, pa.Table]]:
     """Yield frames and steps of each row group, reading one ahead in another thread."""
     with shard.open() as file, ThreadPoolExecutor(1) as reader:
 

@@ -130,7 +130,7 @@ def collect_share(plan: Plan, stop: threading.Event, report: Report, pulse: Puls
     """
     config = plan.config
     remove_unfinished(plan.out, plan.prefix)
-    env = open_env(config.env_id, config.env_kwargs, config.key)
+    env = open_env(config.env_id, config.env_kwargs, config.key, render=config.render, wrapper=config.wrapper)
     try:
         policy = make_policy(config.policy, env, config.policy_encoder, config.policy_normalize)
         column = action_type(env.action_space)
@@ -249,4 +249,4 @@ def describe(error: BaseException) -> str:
     """Name an error on one line."""
     if isinstance(error, SystemExit):
         return f"the environment or the policy ended the program with sys.exit({error.code!r})"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).splitlines())}"

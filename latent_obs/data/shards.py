@@ -336,8 +336,8 @@ def read_group(file: pq.ParquetFile, group: int) -> Frames:
     return as_frames(read_steps(file, group, ["frame"])["frame"])
 
 
-def read_steps(file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
-    """Read columns of a row group of an open shard; only the ``action`` may be null.
+def read_steps(file: pq.ParquetFile, group: int, columns: list[str] | None = None) -> pa.Table:
+    """Read some columns of a row group of an open shard, or all; only the ``action`` may be null.
 
     Raises:
         ValueError: If another value is null.

@@ -296,18 +296,31 @@ def read_calibration(folder: Path) -> npt.NDArray[np.uint8] | None:
     """Read the calibration frames, ``uint8`` (64, 64, 64, 3); ``None`` when there are none.
 
     Raises:
-        ValueError: If ``calibration.png`` is damaged or has another size.
+        ValueError: If ``calibration.png`` is empty, damaged or of another size.
     """
     path = folder / "calibration.png"
     if not path.is_file():
         return None
-    data = path.read_bytes()
-    # A PNG begins with its signature and its size. The size is checked before anything is unpacked, since a
-    # small file can claim to hold a picture of gigabytes.
-    sized = data[:8] == b"\x89PNG\r\n\x1a\n" and data[16:24] == struct.pack(">II", 512, 512)
-    sheet = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if sized else None
+    # The size stands in the first 24 bytes. A decoder that believed a huge one would fill the memory.
+    with open(path, "rb") as file:
+        header = file.read(24)
+        if len(header) < 24 or header[:8] != b"\x89PNG\r\n\x1a\n" or header[12:16] != b"IHDR":
+            what = "is no PNG picture" if header else "is empty"
+            raise ValueError(
+                f"{path} {what}, so it holds no calibration frames. Fetch or train the encoder again."
+            )
+        width, height = struct.unpack(">II", header[16:24])
+        if (width, height) != (512, 512):
+            raise ValueError(
+                f"{path} must be a 512x512 picture of 8x8 calibration frames, got {width}x{height}. "
+                "Fetch or train the encoder again."
+            )
+        content = header + file.read()
+    sheet = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if sheet is None or sheet.shape != (512, 512, 3):
-        raise ValueError(f"{path} is no PNG picture of 512x512 pixels, so it holds no calibration frames.")
+        raise ValueError(
+            f"{path} is damaged, so it holds no calibration frames. Fetch or train the encoder again."
+        )
     tiles = cv2.cvtColor(sheet, cv2.COLOR_BGR2RGB).reshape(8, 64, 8, 64, 3).swapaxes(1, 2)
     return np.ascontiguousarray(tiles.reshape(CALIBRATION_FRAMES, *FRAME_SHAPE), np.uint8)
 

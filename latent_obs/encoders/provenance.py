@@ -142,6 +142,7 @@ class Metrics(Record):
         moving_r2: 1 - residual energy / energy over the pixels that differ from the median frame.
         rare_r2: The same over the pixels of rare colours.
         changing_r2: The same over the pixels that differ from the previous frame, relative to that frame.
+        position_r2: R^2 of ridge regression that reads where rare colours are.
         foreground: Share of the pixels that differ from the median frame.
         collapsed: Whether fewer than 2 latent dimensions are active.
         probe_f1: What a linear classifier reads of the game's state, 0 to 1, by the way of fitting it.
@@ -157,6 +158,7 @@ class Metrics(Record):
     moving_r2: float | None = None
     rare_r2: float | None = None
     changing_r2: float | None = None
+    position_r2: float | None = None
     foreground: float | None = None
     collapsed: bool | None = None
     probe_f1: dict[str, float] | None = None

@@ -5,20 +5,22 @@ from __future__ import annotations
 from tests.mutants import Mutant
 
 RL = "tests/test_benchmarks_rl.py"
+REPORTED = "tests/test_benchmarks_report.py"
 REPORT = "benchmarks/rl/report.py"
 CAR = "benchmarks/rl/car_racing.py"
 AGENTS = "benchmarks/rl/agents.py"
 TRAIN = "benchmarks/rl/train_agent.py"
 RANDOM = "benchmarks/rl/random_play.py"
+RECORDS = "benchmarks/rl/records.py"
 
-IQM = f"{RL}::test_the_iqm_leaves_out_a_quarter_on_either_side"
-INTERVAL = f"{RL}::test_the_interval_leaves_out_a_fortieth_on_either_side"
-SPREAD = f"{RL}::test_the_interval_is_that_of_the_resampled_seeds"
-TIME = f"{RL}::test_the_time_to_a_return_is_that_of_the_iqm_of_all_seeds"
-CURVE = f"{RL}::test_a_curve_keeps_the_last_return_until_the_next"
-TABLE = f"{RL}::test_the_report_finds_the_iqm_and_the_time_to_the_pixels_return"
-CHANCE = f"{RL}::test_latents_are_not_compared_with_pixels_that_play_like_chance"
-RECORDED = f"{RL}::test_the_recorded_runs_give_the_recorded_report"
+IQM = f"{REPORTED}::test_the_iqm_leaves_out_a_quarter_on_either_side"
+INTERVAL = f"{REPORTED}::test_the_interval_leaves_out_a_fortieth_on_either_side"
+SPREAD = f"{REPORTED}::test_the_interval_is_that_of_the_resampled_seeds"
+TIME = f"{REPORTED}::test_the_time_to_a_return_is_that_of_the_iqm_of_all_seeds"
+CURVE = f"{REPORTED}::test_a_curve_keeps_the_last_return_until_the_next"
+TABLE = f"{REPORTED}::test_the_report_finds_the_iqm_and_the_time_to_the_pixels_return"
+CHANCE = f"{REPORTED}::test_latents_are_not_compared_with_pixels_that_play_like_chance"
+RECORDED = f"{REPORTED}::test_the_recorded_runs_give_the_recorded_report"
 PLAY = f"{RL}::test_random_play_is_of_whole_games_with_true_rewards"
 RUN = f"{RL}::test_a_run_writes_what_it_reached"
 CONTROLLERS = f"{RL}::test_controllers_have_the_papers_sizes_and_ranges"
@@ -156,7 +158,7 @@ MUTANTS = [
         "learned=has_learned(high, random)",
         CHANCE,
     ),
-    Mutant("A recorded curve has three digits.", REPORT, ":.10g}", ":.3g}", f"{TABLE} {RECORDED}"),
+    Mutant("A recorded curve has three digits.", RECORDS, ":.10g}", ":.3g}", f"{TABLE} {RECORDED}"),
     Mutant(
         "A later run does not replace the recorded one.",
         REPORT,
@@ -166,13 +168,13 @@ MUTANTS = [
     ),
     Mutant(
         "Random play's deviation is that of the mean.",
-        RANDOM,
+        RECORDS,
         "np.std(returns, ddof=1)",
         "np.std(returns, ddof=1) / len(returns) ** 0.5",
         PLAY,
     ),
     Mutant(
-        "Random play's deviation divides by n.", RANDOM, "np.std(returns, ddof=1)", "np.std(returns)", PLAY
+        "Random play's deviation divides by n.", RECORDS, "np.std(returns, ddof=1)", "np.std(returns)", PLAY
     ),
     Mutant(
         "Random play always does the same.",
@@ -205,6 +207,20 @@ MUTANTS = [
     ),
     Mutant("Giving up costs nothing in CMA-ES.", CAR, "STEP_COST = 100, 0.1", "STEP_COST = 100, 0.0", DRIVES),
     Mutant("Gas is in [-1, 1].", CAR, "(values[:, 1] + 1) / 2", "values[:, 1]", CONTROLLERS),
+    Mutant(
+        "Recorded returns of Atari are clipped.",
+        AGENTS,
+        "    env = Monitor(env)\n    if family",
+        "    env = Monitor(ClipRewardEnv(env))\n    if family",
+        ATARI,
+    ),
+    Mutant(
+        "Recorded games of Atari are single lives.",
+        AGENTS,
+        "env = EpisodicLifeEnv(NoopResetEnv(env, noop_max=30))",
+        "env = Monitor(EpisodicLifeEnv(NoopResetEnv(env, noop_max=30)))",
+        ATARI,
+    ),
     Mutant(
         "Skipped frames' rewards are lost.", AGENTS, "total += float(reward)", "total = float(reward)", SKIP
     ),

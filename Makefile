@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test chromium oldest rllib zoo lint types check clean
+.PHONY: demo test chromium oldest rllib zoo libraries tianshou lint types check clean
 
 demo: .venv/demo-installed
 	$(BIN)/latent-obs demo
@@ -20,26 +20,34 @@ chromium:
 			echo "The tests of the visualizer need a browser: install chromium, as root for instance with" >&2; \
 			echo "    apt-get install chromium" >&2; exit 1; }; }
 
-# What touches Gymnasium, against the oldest version that is supported.
+# What touches Gymnasium, against the oldest version that is supported. Without doctests, whose option would
+# skip a test module that fails to import.
 oldest: .venv/oldest/installed
 	PYTHONPATH=.venv/oldest $(BIN)/python -c "import gymnasium as g; assert g.__version__ == '1.0.0', g"
-	PYTHONPATH=.venv/oldest $(BIN)/pytest tests/test_frames.py tests/collecting/test_policies.py tests/test_wrappers.py
+	PYTHONPATH=.venv/oldest $(BIN)/pytest --override-ini addopts=--import-mode=importlib $(TESTS_oldest)
+
+TESTS_oldest := $(addprefix tests/test_,$(addsuffix .py,frames images adapter wrappers vector envs sb3 drift)) \
+	tests/collecting/test_policies.py tests/collecting/test_sources.py
 
 .venv/oldest/installed: .venv/installed
 	$(BIN)/python -m pip install --quiet --no-deps --target .venv/oldest gymnasium==1.0.0 ale-py==0.10.2
 	touch $@
 
-# RLlib needs an older Gymnasium than constraints.txt has, and the RL Zoo brings many packages: each gets an
-# environment of its own.
-rllib zoo: %: .venv/%/installed
+# RLlib needs an older Gymnasium than constraints.txt has, and the RL Zoo, sbx and Tianshou bring many packages:
+# each gets an environment of its own.
+rllib zoo libraries tianshou: %: .venv/%/installed
 	.venv/$@/bin/pytest $(TESTS_$@)
 
 TESTS_rllib := tests/test_rllib.py tests/test_examples.py -k rllib
 TESTS_zoo := tests/test_rl_zoo.py
+TESTS_libraries := tests/test_examples.py -k "recurrent or sbx or skrl"
+TESTS_tianshou := tests/test_examples.py -k tianshou
 NEEDS_rllib := '.[make,rllib]'
 NEEDS_zoo := '.[box2d,make,sb3]' rl_zoo3 requests
+NEEDS_libraries := '.[make,sb3]' sb3-contrib sbx-rl skrl pygame
+NEEDS_tianshou := '.[make]' tianshou
 
-.venv/rllib/installed .venv/zoo/installed: pyproject.toml constraints.txt
+.venv/rllib/installed .venv/zoo/installed .venv/libraries/installed .venv/tianshou/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(@D)
 	sed '/^gymnasium=/d' constraints.txt > $(@D)/constraints.txt
 	$(@D)/bin/python -m pip install --quiet --constraint $(@D)/constraints.txt --editable $(NEEDS_$(notdir $(@D))) pytest

@@ -78,7 +78,7 @@ def main(args: Args) -> None:
         print(f"{f'PCA-{dims}':70}{read(data, pca.encode(data.frames))}", flush=True)
     for name, config in configs.items():
         result = train_vae(config).metrics
-        latents = load_encoder(config.out, precision="float32")(data.frames)
+        latents = load_encoder(config.out, precision="float32", normalize=False)(data.frames)
         row = [f"{result['moving_r2']:10.3f}", f"{result['psnr']:10.1f}"]
         row += [f"{result['kl']:10.0f}", f"{result['active_units']:10d}"]
         print(f"{name:30}{''.join(row)}{read(data, latents)}", flush=True)

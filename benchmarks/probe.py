@@ -29,8 +29,9 @@ from torch import nn
 from latent_obs import FrameSpec, load_encoder
 from latent_obs.encoders.folder import VAEConfig
 from latent_obs.encoders.resolve import list_encoders
-from latent_obs.evaluation.evaluate import floors
+from latent_obs.evaluation.baselines import fit_baselines
 from latent_obs.evaluation.probe import ProbeFrames, collect_probe_frames, probe, probe_ball, probed_variables
+from latent_obs.evaluation.report import ProbeScores
 
 _FLOORS = {"random conv-32": "random", "PCA-32": "pca"}
 
@@ -91,7 +92,7 @@ def main(args: Args) -> None:
         watch = look if args.reader == "paper" else None
         data = collect_probe_frames(env_id, count=args.frames, watch=watch)
         train, test = data.split()
-        codes = floors(data.frames[train][:4096], VAEConfig())
+        codes = fit_baselines(data.frames[train][:4096], VAEConfig())
         columns = {name: codes[key].encode(data.frames) for name, key in _FLOORS.items()}
         if seen:
             columns["random Nature CNN"] = np.stack(seen)
@@ -113,11 +114,11 @@ def main(args: Args) -> None:
 
 
 def encode(name: str, frames: Any) -> Any:
-    encoder = load_encoder(name, precision="float32")
+    encoder = load_encoder(name, precision="float32", normalize=False)
     return np.concatenate([encoder(frames[i : i + 64]) for i in range(0, len(frames), 64)])
 
 
-def show(name: str, report: dict[str, Any], seconds: float) -> None:
+def show(name: str, report: ProbeScores, seconds: float) -> None:
     parts = ", ".join(f"{category} {f1:.2f}" for category, f1 in report["categories"].items())
     print(f"{name:20} {report['f1']:.3f}   {parts}   ({seconds:.0f} s of CPU)", flush=True)
 

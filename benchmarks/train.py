@@ -1,15 +1,21 @@
 """How fast does training run, beside an eager float32 loop and beside pythae's trainer?
 
-$ pip install --no-deps --target pythae pythae==0.1.2 scipy     # old pins, so not beside the rest
-$ PYTHONPATH=pythae TQDM_DISABLE=1 python benchmarks/train.py     # about 10 min on 2 cores
+$ python benchmarks/train.py               # about 10 min on 2 cores, beside the eager loop
+$ python benchmarks/train.py --smallest    # about 20 s
 
-Frames a second of one thread, in CPU time, which other programs on the machine disturb little; the three
-take turns, each in its own process. They have the same layers and batches and
-take the same kind of step: forward, backward, Adam.
+With pythae, which pins old versions of other packages and is hence kept apart:
+
+$ pip install --no-deps --target pythae pythae==0.1.2 scipy
+$ PYTHONPATH=pythae TQDM_DISABLE=1 python benchmarks/train.py
+
+Frames a second of one thread, in CPU time, which other programs on the machine disturb little. The trainers
+take turns, each in its own process. They have the same layers and batches and take the same kind of step:
+forward, backward, Adam.
 
 - eager: the loop of the World Models ports (ctallec/world-models): contiguous float32 images, sigmoid,
   summed squared error + KL. Its batches are in memory; decoding them is not counted.
-- pythae: `BaseTrainer.train_step` with those layers as its encoder and decoder, its dataset in memory.
+- pythae, where it is installed: `BaseTrainer.train_step` with those layers as its encoder and decoder, its
+  dataset in memory.
 - latent_obs: the steps of `train_vae` with the default options, batches read from Parquet.
 
 Before anything is timed, loss and gradients of the eager loop and of latent_obs' layers must be the same.
@@ -17,18 +23,18 @@ Before anything is timed, loss and gradients of the eager loop and of latent_obs
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import logging
 import math
 import multiprocessing
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +46,9 @@ from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.folder import VAEConfig
+from latent_obs.encoders.provenance import Run
 from latent_obs.training.config import TrainConfig
-from latent_obs.training.distributed import has_fast_bfloat16, make_fabric
+from latent_obs.training.distributed import choose_precision, make_fabric
 from latent_obs.training.objective import terms
 from latent_obs.training.run import TrainingRun
 from latent_obs.vae import VAE
@@ -59,9 +66,10 @@ class Args:
     rounds: int = 5
     steps: int = 4
     """steps in a turn"""
+    smallest: bool = False
+    """the smallest form, which CI runs, in seconds"""
 
 
-TRAINERS = ("eager", "pythae", "latent_obs")
 NETWORKS: tuple[tuple[int, ...], ...] = ((32, 64, 128), (32, 64, 128, 256))
 
 
@@ -167,14 +175,12 @@ def our_steps(channels: tuple[int, ...], data: Path, size: int, count: int, out:
     folder = FramesFolder(data)
     # The others do not normalise, so ours does not here: the same network, step by step.
     config = TrainConfig(data, out, channels=channels, batch_size=size, steps=1_000_000, batch_norm=False)
-    training = TrainingRun(make_fabric(1, 1, precision()), config, folder, {})
+    training = TrainingRun(make_fabric(1, 1, choose_precision("auto")[0]), config, folder, Run({}, {}, None))
     batches = folder.batches_and_foreground(size, training.medians, training.episodes)
-    stop = threading.Event()
 
     def run() -> None:
         for _ in range(count):
-            frames, foreground = map(torch.from_numpy, next(batches))
-            training.take_step(frames, foreground, stop)
+            training.take_step(*map(torch.from_numpy, next(batches)))
 
     return run
 
@@ -211,7 +217,7 @@ def assert_same_gradients(channels: tuple[int, ...], frames: Tensor) -> None:
             own[name] = state.get(source if source in state else name, torch.zeros(3))  # no last bias
         theirs.load_state_dict(own)
     noise = torch.randn(len(frames), LATENT_DIM)
-    parts = terms(ours, frames, noise=noise)
+    parts = terms(ours, frames, noise)
     loss = (parts.squared_error + parts.kl.sum(1)).sum()
     expected = eager_loss(encoder, decoder, as_batch(frames), noise)
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0.0)
@@ -240,21 +246,28 @@ def as_batch(frames: Tensor) -> Tensor:
     return frames.permute(0, 3, 1, 2).contiguous().float() / 255
 
 
-def precision() -> Literal["float32", "bfloat16"]:
-    """Return what ``--precision auto`` takes."""
-    return "bfloat16" if has_fast_bfloat16() else "float32"
+def trainers() -> list[str]:
+    """Return what can be timed here; pythae only where it can be imported."""
+    try:
+        importlib.import_module("pythae.trainers")
+    except ImportError as error:
+        print(f"# without pythae, which is not installed ({error}): the head of this file says how")
+        return ["eager", "latent_obs"]
+    return ["eager", "pythae", "latent_obs"]
 
 
-def time_trainers(data: Path, channels: tuple[int, ...], size: int, args: Args) -> dict[str, list[float]]:
+def time_trainers(
+    names: list[str], data: Path, channels: tuple[int, ...], size: int, args: Args
+) -> dict[str, list[float]]:
     """Let the trainers take turns; return frames a second of each turn."""
     context = multiprocessing.get_context("spawn")
     processes = {}
-    for trainer in TRAINERS:
+    for trainer in names:
         pipe, theirs = context.Pipe()
         arguments = (theirs, trainer, channels, data, size, args.steps)
         processes[trainer] = pipe, context.Process(target=serve, args=arguments, daemon=True)
         processes[trainer][1].start()
-    rates: dict[str, list[float]] = {trainer: [] for trainer in TRAINERS}
+    rates: dict[str, list[float]] = {trainer: [] for trainer in names}
     for turn in range(args.rounds + 1):
         for trainer, (pipe, _) in processes.items():
             pipe.send(True)
@@ -269,26 +282,37 @@ def time_trainers(data: Path, channels: tuple[int, ...], size: int, args: Args) 
 
 def main(args: Args) -> None:
     torch.set_num_threads(1)
-    print(f"# {machine('torch', 'pythae')}")
-    print(f"# latent_obs in {precision()}, what --precision auto takes here")
+    networks, frames = NETWORKS, 4000
+    if args.smallest:
+        args, networks, frames = replace(args, batches=(16,), rounds=1, steps=1), ((4, 8),), 200
+    names = trainers()
+    print(f"# {machine('torch', *(name for name in names if name == 'pythae'))}")
+    chosen, reason = choose_precision("auto")
+    print(f"# latent_obs in {chosen}, which --precision auto takes because {reason}")
     with tempfile.TemporaryDirectory() as scratch:
         data = args.frames
         if data is None:
             data = Path(scratch) / "frames"
-            collect_frames(CollectConfig("ALE/Pong-v5", data, frames=4000, shard_rows=1000), progress=False)
-        frames = torch.from_numpy(FramesFolder(data).sample(16))
-        for channels in NETWORKS:
-            assert_same_gradients(channels, frames)
+            kwargs = {"max_num_frames_per_episode": 400}  # several episodes, however few frames there are
+            collection = CollectConfig(
+                "ALE/Pong-v5", data, frames=frames, env_kwargs=kwargs, workers=1, shard_rows=1000
+            )
+            collect_frames(collection, progress=False)
+        same = torch.from_numpy(FramesFolder(data).sample(16))
+        for channels in networks:
+            assert_same_gradients(channels, same)
         print("# loss and gradients in float32 equal the eager loop's")
-        print("network         batch  trainer       frames/s     min     max  vs eager  vs pythae")
-        for channels, size in itertools.product(NETWORKS, args.batches):
-            rates = time_trainers(data, channels, size, args)
+        others = [name for name in names if name != "latent_obs"]
+        versus = "".join(f"{f'vs {other}':>11}" for other in others)
+        print(f"network         batch  trainer       frames/s     min     max{versus}")
+        for channels, size in itertools.product(networks, args.batches):
+            rates = time_trainers(names, data, channels, size, args)
             middle = {trainer: statistics.median(rate) for trainer, rate in rates.items()}
             for trainer, rate in rates.items():
                 line = f"{'-'.join(map(str, channels)):14} {size:6}  {trainer:12}"
                 line += f" {middle[trainer]:9.0f} {min(rate):7.0f} {max(rate):7.0f}"
-                for other in ("eager", "pythae"):
-                    line += f" {middle[trainer] / middle[other]:8.2f}x"
+                for other in others:
+                    line += f" {middle[trainer] / middle[other]:9.2f}x"
                 print(line, flush=True)
 
 

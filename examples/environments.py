@@ -107,14 +107,14 @@ def main(args: Args) -> None:
         env = MAKERS[name](args.encoder)
         assert isinstance(env, LatentObservationWrapper)
         before, after = env.env.observation_space, env.observation_space
-        if env.key is not None:
+        if isinstance(env.key, str):
             assert isinstance(before, gym.spaces.Dict)
             assert isinstance(after, gym.spaces.Dict)
             before, after = before[env.key], after[env.key]
         env.action_space.seed(0)
         obs, _ = env.reset(seed=0)
         for _ in range(args.steps):
-            assert (obs if env.key is None else obs[env.key]) in after
+            assert (obs[env.key] if isinstance(env.key, str) else obs) in after
             obs, _, terminated, truncated, _ = env.step(env.action_space.sample())
             if terminated or truncated:
                 obs, _ = env.reset()

@@ -1,7 +1,7 @@
 """Read a frames folder with pandas, DuckDB and Hugging Face datasets; latent_obs is not needed for that.
 
 $ latent-obs collect ALE/Pong-v5 --frames 2000 --workers 1 --out frames
-$ pip install pandas duckdb datasets
+$ pip install pandas duckdb datasets     # the first command needs the extra `make`
 $ python examples/open_frames_folder.py frames     # about 5 s
 pandas: 2,000 rows; the frame at step 100 has 47 colours
 DuckDB: 3 episodes, the longest 902 steps

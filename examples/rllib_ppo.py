@@ -4,7 +4,7 @@ $ python examples/rllib_ppo.py --iterations 5     # minutes on 2 cores
 ...
 iteration 5: ... steps, return ...
 
-It needs an environment of its own, for RLlib pins an older Gymnasium: pip install 'latent_obs[rllib]'
+RLlib requires an older Gymnasium, so give it an environment of its own; docs/guide.md says how to install it.
 """
 
 from dataclasses import dataclass

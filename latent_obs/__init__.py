@@ -1,6 +1,6 @@
 """Train reinforcement-learning agents on a compact latent instead of pixels.
 
-The tour, in the order of a project:
+A project, step by step:
 
     collect_frames(CollectConfig("ALE/Pong-v5", Path("frames")))      # rollouts to Parquet
     train_vae(TrainConfig(Path("frames"), Path("encoder")))           # offline VAE
@@ -8,8 +8,8 @@ The tour, in the order of a project:
     env = LatentObservationWrapper(gym.make("ALE/Pong-v5"), "encoder")
     obs, info = env.reset()                                           # 32 numbers
 
-Names are imported on first use, so importing the package costs little and acting never
-imports torch. Importing it registers ``LatentObs/Pong-v5`` and its like with Gymnasium.
+Importing the package costs little, because each name is imported when it is first used. Acting on latents
+never imports torch. The import registers environments such as ``LatentObs/Pong-v5`` with Gymnasium.
 """
 
 from __future__ import annotations

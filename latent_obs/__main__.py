@@ -1,4 +1,4 @@
-"""``python -m latent_obs`` is ``latent-obs``."""
+"""Lets ``python -m latent_obs`` do what the program ``latent-obs`` does."""
 
 import sys
 

@@ -7,16 +7,17 @@ import importlib
 import json
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
 from latent_obs.extras import needs
+from latent_obs.progress import plain_console
 
 if TYPE_CHECKING:
     import tyro
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from latent_obs.encoders.hub import PullConfig
     from latent_obs.evaluation.evaluate import EvaluateConfig
     from latent_obs.push import PushConfig
-    from latent_obs.recipe import BuildConfig
+    from latent_obs.recipe import BuildConfig, MeasureConfig
     from latent_obs.training.config import TrainConfig
     from latent_obs.visualizer import VisualizeConfig
 
@@ -81,26 +82,60 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 after an error, 130 after Ctrl-C.
     """
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console(stderr=True)
 
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        console.print(f"warning: {message}", style="yellow", markup=False)
+        console.print(f"warning: {message}", style="yellow", soft_wrap=True)
 
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # environments, policies and wrappers may be modules in this folder
     before, warnings.showwarning = warnings.showwarning, show_warning
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         with needs(f"latent-obs {' '.join(arguments[:1])}"):
             run, config = _parse(arguments)
-            run(config)
+            _run(run, config)
     except KeyboardInterrupt:
         console.print("Interrupted. Finished work is saved; the same command continues from there.")
         return 130
-    except (ValueError, ImportError, OSError, ArithmeticError, RuntimeError) as error:
-        console.print(f"error: {error}", style="bold red", markup=False)
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        console.print(f"error: {_explain(error)}", style="bold red", soft_wrap=True)
         return 1
     finally:
         warnings.showwarning = before
     return 0
+
+
+def _run(run: Callable[[Any], None], config: Any) -> None:
+    """Run a command; ``sys.exit`` in somebody else's code is an error, since nothing is finished."""
+    try:
+        run(config)
+    except SystemExit as error:
+        raise RuntimeError(
+            f"Some code called sys.exit({error.code!r}) before the command was finished."
+        ) from error
+
+
+# The errors that the package and its libraries raise for mistakes of the user and faults of the machine.
+_EXPECTED = (ValueError, ImportError, OSError, ArithmeticError, RuntimeError)
+
+
+def _explain(error: Exception) -> str:
+    """Return the message of an error; that of an unexpected error names the line of code too."""
+    if isinstance(error, _EXPECTED):
+        return str(error)
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} (in {at.filename}, line {at.lineno}). This is a bug. Please "
+        f"report it with the output of the same command, begun with `{sys.executable} -X dev -m latent_obs`."
+    )
+
+
+def _say(text: object, style: str | None = None) -> None:
+    """Print a line without cutting it, so that a path in it can be copied."""
+    plain_console().print(str(text), style=style, soft_wrap=True)
 
 
 def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
@@ -155,7 +190,7 @@ def _json_argument(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
 def _collect(config: CollectConfig) -> None:
     from latent_obs.collecting.collect import collect_frames
 
-    _say_frames(collect_frames(config))
+    _say_frames(collect_frames(config, in_process=False))
 
 
 def _demo(config: DemoConfig) -> None:
@@ -168,30 +203,30 @@ def _train(config: TrainConfig) -> None:
     from latent_obs.training.train import train_vae
 
     result = train_vae(config)
-    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, one speaks
+    if os.environ.get("RANK", "0") == "0":  # only the first process that torchrun started prints
         _report(f"{config.out} on held-out episodes", result.metrics)
 
 
 def _evaluate(config: EvaluateConfig) -> None:
-    from latent_obs.evaluation.evaluate import evaluate_encoder
-    from latent_obs.evaluation.page import table_rows, write_card
+    from latent_obs.evaluation.evaluate import evaluate
+    from latent_obs.evaluation.page import write_card
+    from latent_obs.evaluation.report import CODES
 
-    report = evaluate_encoder(config, progress=True)
-    paths = write_card(report, config)
-    told = "held-out episodes of " if report["data"]["held_out"] else ""
-    title = f"{config.encoder} on {report['frames']:,} frames of {told}{config.frames}"
+    evaluation = evaluate(config, progress=True)
+    card, paths = evaluation.card, write_card(evaluation, config.out)
+    told = "held-out episodes of " if card.data.held_out else ""
+    title = f"{config.encoder} on {card.frames:,} frames of {told}{config.frames}"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for column in ("encoder", f"PCA-{report['latent_dim']}", "untrained"):
+    for column in CODES.values():
         table.add_column(column, justify="right")
-    for row in table_rows(report):
+    for row in card.rows():
         table.add_row(*row)
-    console = Console()
-    console.print(table)
-    for fault in report["warnings"]:
-        console.print(fault, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    plain_console().print(table)
+    for fault in card.warnings:
+        _say(fault, style="bold red")
     for path in paths:
-        console.print(path, highlight=False, soft_wrap=True)
+        _say(path)
 
 
 def _export(config: ExportConfig) -> None:
@@ -205,7 +240,7 @@ def _export(config: ExportConfig) -> None:
         table.add_column(column, justify="right")
     for name, row in report.items():
         table.add_row(name, f"{row['bytes']:,}", f"{row['max_difference']:.1e}", f"{TOLERANCE:.0e}")
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _encode(config: EncodeConfig) -> None:
@@ -215,14 +250,14 @@ def _encode(config: EncodeConfig) -> None:
     encoder = latents.metadata["encoder"]
     line = f"{latents.path}: {len(latents):,} latents of {latents.latent_dim} numbers"
     line += f" by {encoder['name']} in {encoder['precision']}"
-    Console().print(line, highlight=False, soft_wrap=True)
+    _say(line)
 
 
 def _visualize(config: VisualizeConfig) -> None:
     from latent_obs.visualizer import visualize_encoder
 
     path = visualize_encoder(config)
-    Console().print(f"{path}: {path.stat().st_size / 1e6:.2f} MB", highlight=False, soft_wrap=True)
+    _say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def _pull(config: PullConfig) -> None:
@@ -230,7 +265,7 @@ def _pull(config: PullConfig) -> None:
 
     folder, commit = pull_encoder(config)
     repo = config.repo.removeprefix(HUB_PREFIX).partition("@")[0]
-    Console().print(f"{folder}\n{HUB_PREFIX}{repo}@{commit}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"{folder}\n{HUB_PREFIX}{repo}@{commit}")
 
 
 def _push(config: PushConfig) -> None:
@@ -239,16 +274,16 @@ def _push(config: PushConfig) -> None:
 
     url, commit = push_encoder(config)
     repo = config.repo.removeprefix(HUB_PREFIX)
-    Console().print(f"{url}\n{HUB_PREFIX}{repo}@{commit}", highlight=False, markup=False, soft_wrap=True)
+    _say(f"{url}\n{HUB_PREFIX}{repo}@{commit}")
 
 
-def _report(title: str, metrics: dict[str, Any]) -> None:
+def _report(title: str, metrics: Mapping[str, Any]) -> None:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in metrics.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_short(each)}" for key, each in value.items())
         table.add_row(name, f"{value:,.3f}" if isinstance(value, float) else f"{value}")
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _short(value: Any) -> str:
@@ -274,7 +309,7 @@ def _frames_info(config: InfoConfig) -> None:
             per_frame = f"{shard.num_bytes / max(1, shard.rows):.1f}"
             complete = "yes" if shard.complete else "no"
             table.add_row(name_of(shard.path), shard.env_id, f"{shard.rows:,}", per_frame, complete)
-        Console().print(table)
+        plain_console().print(table)
 
 
 def _frames_check(config: CheckConfig) -> None:
@@ -283,20 +318,20 @@ def _frames_check(config: CheckConfig) -> None:
     problems = check_frames(config.folder)
     for name, found in sorted(problems.items()):
         for problem in found:
-            Console().print(f"{name}: {problem}", highlight=False, markup=False, soft_wrap=True)
+            _say(f"{name}: {problem}")
     if problems:
         raise ValueError(
             f"{config.folder} has {len(problems)} bad shards, named above. Delete them; the command that "
             "collected the folder collects them again."
         )
-    Console().print(f"{config.folder}: every shard is whole", highlight=False, soft_wrap=True)
+    _say(f"{config.folder}: every shard is whole")
 
 
 def _frames_show(config: ShowConfig) -> None:
     from latent_obs.data.show import show_frames
 
     for path in show_frames(config):
-        Console().print(str(path), highlight=False, soft_wrap=True)
+        _say(path)
 
 
 def _frames_merge(config: MergeConfig) -> None:
@@ -323,7 +358,7 @@ def _export_minari(config: ExportMinariConfig) -> None:
 
     dataset = export_minari(config)
     line = f"{dataset.id}: {dataset.total_episodes:,} episodes, {dataset.total_steps:,} steps"
-    Console().print(f"{line}, in {dataset.storage.data_path}", highlight=False, soft_wrap=True)
+    _say(f"{line}, in {dataset.storage.data_path}")
 
 
 def _recipe_build(config: BuildConfig) -> None:
@@ -334,69 +369,77 @@ def _recipe_build(config: BuildConfig) -> None:
     _report(f"{out} on fresh frames", result.metrics)
 
 
+def _recipe_measure(config: MeasureConfig) -> None:
+    from latent_obs.recipe import measure_recipe
+
+    _report(f"{config.encoder or config.recipe} on fresh frames", measure_recipe(config).metrics)
+
+
 def _card(config: CardConfig) -> None:
     from rich.markdown import Markdown
 
+    from latent_obs.encoders.encoder import load_encoder
     from latent_obs.evaluation.markdown import read_card
 
-    text = read_card(config.encoder).partition("---\n")[2].partition("---\n")[2]  # after the front matter
+    text = read_card(config.encoder)
+    if text.startswith("---\n"):
+        text = text.partition("---\n")[2].partition("---\n")[2]  # what follows the front matter
     text = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
-    Console().print(Markdown(text) if sys.stdout.isatty() else text.strip(), highlight=False, soft_wrap=True)
-    from latent_obs.encoders.encoder import load_encoder
-
+    if sys.stdout.isatty():
+        plain_console().print(Markdown(text))
+    else:
+        _say(text.strip())
     encoder = load_encoder(config.encoder)
-    print(f"\nOn this machine it runs in {encoder.precision}: {encoder.precision_reason}.")
+    _say(f"\nOn this machine it runs in {encoder.precision}: {encoder.precision_reason}.")
 
 
 def _say_frames(folder: FramesFolder) -> None:
     line = f"{folder}: {len(folder):,} frames, {len(folder.episodes()):,} episodes"
     per_frame = f"{folder.num_bytes / len(folder):,.1f} bytes/frame"
-    Console().print(f"{line}, {per_frame}", highlight=False, soft_wrap=True)
+    _say(f"{line}, {per_frame}")
 
 
 def _list(config: ListConfig) -> None:
     from latent_obs.encoders.folder import read_config
     from latent_obs.encoders.resolve import PRETRAINED, list_encoders
+    from latent_obs.evaluation.report import BRIEF
 
     found: dict[str, EncoderConfig] = dict(list_encoders())
     if not config.folder.is_dir():
         raise FileNotFoundError(f"There is no folder {config.folder} to search for encoders.")
     for root, folders, files in os.walk(config.folder):
-        # A home folder can be vast; encoders lie near where the work is.
+        # A home folder can be vast, so the search goes no deeper than four folders.
         deep = len(Path(root).relative_to(config.folder).parts) >= 4
         folders[:] = [] if deep else sorted(f for f in folders if not f.startswith("."))
         if Path(root).resolve().parent == PRETRAINED.resolve():
-            continue  # listed by its name already
+            continue  # a bundled encoder is listed by its name already
         if "config.json" in files and "model.safetensors" in files:
-            with contextlib.suppress(ValueError):  # some other program's config.json
+            with contextlib.suppress(ValueError, OSError):  # some other program's config.json
                 found.setdefault(root, read_config(Path(root)))
     table = Table()
     table.add_column("encoder")
     table.add_column("environment")
-    for column in ("latent", *_LISTED, "active", "probe F1"):
+    for column in ("latent", *(figure.brief for figure in BRIEF), "probe F1"):
         table.add_column(column, justify="right")
     for name, encoder in found.items():
         metrics, envs = encoder.metrics, encoder.source.env_ids
+        probes = metrics.get("probe_f1", {})
         table.add_row(
             name,
             envs[0] if len(envs) == 1 else f"{len(envs)} environments" if envs else "",
             str(encoder.vae.latent_dim),
-            *(f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in _LISTED.values()),
-            str(metrics.get("active_units", "")),
-            ", ".join(f"{f1:.2f}" for f1 in metrics.get("probe_f1", {}).values()),
+            *(figure.shown(metrics) for figure in BRIEF),
+            ", ".join(f"{f1:.2f}" for f1 in probes.values() if isinstance(f1, float))
+            if isinstance(probes, dict)
+            else str(probes),
         )
-    # Never cut a path that is there to be copied: a narrow terminal wraps the line itself.
-    needed = Console(width=1000).measure(table).maximum
-    Console(width=max(Console().width, needed)).print(table)
+    # A narrow terminal wraps a wide table, so that paths in it can be copied; rich would cut them.
+    console = plain_console()
+    console.width = max(
+        console.width, console.measure(table, options=console.options.update(width=1000)).maximum
+    )
+    console.print(table)
 
-
-# Columns, their metrics and digits.
-_LISTED = {
-    "moving R²": ("moving_r2", 3),
-    "changing R²": ("changing_r2", 3),
-    "PSNR dB": ("psnr", 1),
-    "KL nats": ("kl", 1),
-}
 
 _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "": (
@@ -494,14 +537,20 @@ _GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         },
     ),
     "recipe": (
-        "Make a bundled encoder again from its recipe: build.",
+        "Make a bundled encoder again from its recipe, or measure it again: build, measure.",
         {
             "build": Command(
                 "Make an encoder from its recipe: collect, train, measure and write its card.",
                 _recipe_build,
                 "recipe",
                 "BuildConfig",
-            )
+            ),
+            "measure": Command(
+                "Measure an encoder again on fresh frames of its recipe, and write its card; weights stay.",
+                _recipe_measure,
+                "recipe",
+                "MeasureConfig",
+            ),
         },
     ),
 }

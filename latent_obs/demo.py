@@ -1,4 +1,4 @@
-"""The whole idea on a real game, in five minutes: collect, train, evaluate, look, act."""
+"""The demo: all stages on a real game, from collecting frames to PPO on latents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.table import Table
 from latent_obs.encoders.resolve import resolve
 from latent_obs.extras import missing, needs
 from latent_obs.files import write_atomically
-from latent_obs.progress import progress_bar
+from latent_obs.progress import plain_console, progress_bar
 
 EXTRAS = "make,sb3"
 with needs("The demo", EXTRAS):
@@ -34,7 +34,7 @@ RESULT = "ppo.json"
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Collect frames, train a VAE, look at it, and train PPO on its latents."""
+    """Do it all on a real game: collect frames, train a VAE, look at it, train PPO on latents."""
 
     env: str = "ALE/Pong-v5"
     """Gymnasium id of an environment with image observations"""
@@ -49,29 +49,40 @@ class DemoConfig:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """keyword arguments for gymnasium.make, as JSON"""
     key: str | None = None
-    """the entry of Dict observations that is the image, such as screen of ViZDoom's"""
+    """the entry of Dict observations that is the image, such as screen in ViZDoom"""
+    render: bool = False
+    """draw the environment, and let the drawing be the observation: for environments of states"""
+    wrapper: str | None = None
+    """module:callable around the environment, such as minigrid.wrappers:RGBImgObsWrapper"""
 
     @property
     def folder(self) -> Path:
-        """Where the demo's files go."""
+        """The folder for everything that the demo makes."""
         name = self.env.rpartition("/")[2].rpartition(":")[2]
         return self.out or Path("demo") / name.lower()
 
+    def open(self) -> gym.Env[Any, Any]:
+        """Make the environment."""
+        return open_env(self.env, self.env_kwargs, self.key, render=self.render, wrapper=self.wrapper)
+
 
 def run_demo(config: DemoConfig) -> None:
-    """Run the five stages, keeping what an earlier run finished.
+    """Run the five stages and print what they made. A stage that an earlier run finished is not run again.
+
+    Args:
+        config: Which environment, how much of everything, and where to.
 
     Raises:
-        ImportError: If Stable-Baselines3 or the environment's package is missing.
-        ValueError: If the environment does not exist or shows no images.
+        ImportError: If Stable-Baselines3 or the environment's package is not installed.
+        ValueError: If there is no such environment, or its observations are no images.
     """
     if importlib.util.find_spec("stable_baselines3") is None:
         raise missing("The demo", "stable_baselines3", EXTRAS)
-    console, folder, begun = Console(), config.folder, time.monotonic()
+    console, folder, begun = plain_console(), config.folder, time.monotonic()
 
     console.rule(f"1/5  Collect {config.frames:,} frames of {config.env} with a random policy")
-    # A random walk where actions are continuous: independent ones cancel each other out.
-    env = open_env(config.env, config.env_kwargs, config.key)
+    # Independent continuous actions cancel each other out; a random walk through them does not.
+    env = config.open()
     policy = "brownian" if isinstance(env.action_space, gym.spaces.Box) else "random"
     env.close()
     collect = CollectConfig(
@@ -81,6 +92,8 @@ def run_demo(config: DemoConfig) -> None:
         policy=policy,
         env_kwargs=config.env_kwargs,
         key=config.key,
+        render=config.render,
+        wrapper=config.wrapper,
     )
     found = _frames_in(folder / "frames")
     frames = collect_frames(collect)
@@ -88,13 +101,13 @@ def run_demo(config: DemoConfig) -> None:
         _say_reused(console, "frames", found == config.frames, f"{found:,} were there")
 
     console.rule("2/5  Train a VAE on them")
-    # Imported when needed: workers and --help should not wait for torch.
+    # Imported here, so that neither the workers nor --help wait for torch.
     from latent_obs.training.checkpoint import CHECKPOINT
     from latent_obs.training.config import TrainConfig
     from latent_obs.training.train import train_vae
 
     train = TrainConfig(folder / "frames", folder / "encoder", steps=config.steps)
-    finished = (train.out / "config.json").exists()  # by the same settings, else train_vae refuses
+    finished = (train.out / "config.json").exists()  # train_vae refuses one of other settings
     begun_before = (train.out / CHECKPOINT).exists()
     train_vae(train)
     if finished or begun_before:
@@ -102,29 +115,22 @@ def run_demo(config: DemoConfig) -> None:
 
     console.rule("3/5  Evaluate it on held-out episodes and draw what it keeps")
     from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
+    from latent_obs.evaluation.report import FIGURES
 
-    report = evaluate_encoder(EvaluateConfig(train.out, train.data))
-    write_atomically(folder / "report.json", (json.dumps(report, indent=1) + "\n").encode())
+    card = evaluate_encoder(EvaluateConfig(train.out, train.data))
+    write_atomically(folder / "report.json", (json.dumps(card.to_json(), indent=1) + "\n").encode())
     pictures = _draw(config, train.out)
 
     console.rule("4/5  Train PPO on the latents")
     ppo = _train_ppo(console, config, train.out)
 
     console.rule("5/5  Done")
-    encode = report["encode_us"]
     table = Table(show_header=False)
     for name, value in (
         ("frames", f"{len(frames):,}"),
         ("bytes/frame", f"{frames.num_bytes / len(frames):,.1f} (raw: 12,288)"),
-        (
-            "negative ELBO",
-            f"{report['negative_elbo']:,.0f} nats/frame, {report['bits_per_dim']:.2f} bits/dim",
-        ),
-        ("KL", f"{report['kl']:.1f} nats/frame"),
-        ("active units", f"{report['active_units']} of {train.latent_dim}"),
-        ("PSNR", f"{report['psnr']:.1f} dB"),
-        ("moving-object R²", f"{report['moving_r2']:.3f}"),
-        ("encode one frame", f"{encode['openvino']:.0f} µs (eager PyTorch: {encode['torch']:.0f} µs)"),
+        *((figure.label, figure.shown(card)) for figure in FIGURES),
+        *((f"encode one frame, {name}", f"{us:,.0f} µs") for name, us in card.encode_us.items()),
         ("PPO", f"{ppo['steps_per_second']:,.0f} steps/s over {ppo['steps']:,} steps"),
     ):
         table.add_row(name, value)
@@ -134,7 +140,8 @@ def run_demo(config: DemoConfig) -> None:
         console.print(f"  {path}", highlight=False, soft_wrap=True)
     console.print("Try next:")
     program = "latent-obs" if shutil.which("latent-obs") else Path(sys.argv[0])
-    other = "ALE/Breakout-v5" if config.env == "CarRacing-v3" else "CarRacing-v3"
+    drives = importlib.util.find_spec("Box2D") is not None and config.env != "CarRacing-v3"
+    other = "CarRacing-v3" if drives else "ALE/Freeway-v5"
     for command in (
         f"{program} demo --env {other}",
         f"{program} train {train.data} --out {folder}/better --steps 20000",
@@ -149,17 +156,17 @@ def _say_reused(console: Console, what: str, finished: bool, rest: str) -> None:
 
 
 def _frames_in(path: Path) -> int:
-    """Count the frames that an earlier run left; 0 where there is no whole folder."""
+    """Count the frames that an earlier run left; 0 if there is no frames folder, or a damaged one."""
     try:
         return len(FramesFolder(path))
     except (FileNotFoundError, ValueError):
-        return 0  # collecting says what is wrong
+        return 0  # collect_frames says what is wrong with it
 
 
 def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
-    """Write the four pictures of the demo and return their paths."""
+    """Draw the four pictures of the demo and return their paths."""
     from latent_obs.evaluation import pictures
-    from latent_obs.evaluation.evaluate import held_out_episodes
+    from latent_obs.evaluation.selection import held_out_episodes
     from latent_obs.vae import load_vae
 
     found = resolve(encoder)
@@ -175,13 +182,18 @@ def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
     pictures.traversals(vae, spec, lively[len(lively) // 2], paths[1])
     pictures.loss_curves(encoder / "history.csv", paths[2])
 
-    pictures.filmstrip(vae, spec, play(config.env, config.env_kwargs, config.key), paths[3])
+    options: dict[str, Any] = {"render": config.render, "wrapper": config.wrapper}
+    observations = play(config.env, config.env_kwargs, config.key, **options)
+    pictures.filmstrip(vae, spec, observations, paths[3])
     return paths
 
 
-def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None) -> list[Any]:
-    """Return ten observations of a game in progress, three steps apart."""
-    env = open_env(env_id, env_kwargs, key)
+def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None, **options: Any) -> list[Any]:
+    """Play a game with the sticky policy and return ten observations of it, three steps apart.
+
+    The arguments are those of :func:`~latent_obs.collecting.sources.open_env`.
+    """
+    env = open_env(env_id, env_kwargs, key, **options)
     policy = make_policy("sticky", env)
     policy.reset(123)
     observations = [env.reset(seed=123)[0]]
@@ -195,10 +207,10 @@ def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None) -> lis
 
 
 def _train_ppo(console: Console, config: DemoConfig, encoder: Path) -> dict[str, Any]:
-    """Train PPO on stacked latents, or return the result of the run that did."""
+    """Train PPO on four stacked latents, unless an earlier run of these settings did; return its result."""
     result = config.folder / RESULT
     settings: dict[str, Any] = {"env": config.env, "env_kwargs": config.env_kwargs, "key": config.key}
-    settings["steps"] = config.ppo_steps
+    settings |= {"render": config.render, "wrapper": config.wrapper, "steps": config.ppo_steps}
     settings["encoder"] = json.loads((encoder / "config.json").read_text(encoding="utf-8"))["provenance"]
     if result.exists():
         saved = json.loads(result.read_text(encoding="utf-8"))
@@ -212,7 +224,7 @@ def _train_ppo(console: Console, config: DemoConfig, encoder: Path) -> dict[str,
     from latent_obs.wrappers import LatentObservationWrapper
 
     def make() -> gym.Env[Any, Any]:
-        env = open_env(config.env, config.env_kwargs, config.key)
+        env = config.open()
         return LatentObservationWrapper(env, encoder, stack=4)
 
     class Advance(BaseCallback):

@@ -7,6 +7,7 @@ when a policy is served cannot differ.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
+
+from latent_obs.images import ImageLayout, image_layout
 
 try:
     from latent_obs import _area
@@ -151,8 +154,12 @@ class FrameSource:
         """The environments, more than one for frames of a merged folder."""
         return tuple(self.env_id.split(" + ")) if self.env_id else ()
 
-    def differences(self, other: FrameSource) -> list[str]:
+    def differences(self, other: FrameSource, ignore: Sequence[str] = ()) -> list[str]:
         """Name the emulator settings in which two sources differ; empty when either has none.
+
+        Args:
+            other: The source that is called "here".
+            ignore: Settings that do not matter.
 
         Example:
             >>> pong = FrameSource("ALE/Pong-v5", {}, {"game": "pong", "frameskip": 4})
@@ -164,24 +171,60 @@ class FrameSource:
         return [
             f"{name} {value!r}, here {other.emulator.get(name)!r}"
             for name, value in self.emulator.items()
-            if other.emulator.get(name) != value
+            if other.emulator.get(name) != value and name not in ignore
         ]
 
 
-def frame_source(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | EnvSpec) -> FrameSource:
+def frame_source(env: Any) -> FrameSource:
     """Read off an environment's spec which game and emulator settings its pixels come from.
 
     Args:
         env: An environment, a vector environment or a spec. An environment without a Gymnasium
-            spec, because it was not made by ``gymnasium.make``, has no settings to compare.
+            spec, because it was not made by ``gymnasium.make``, has no settings to compare. Of a vector
+            environment without one, its environments are asked.
 
     Example:
         >>> frame_source(gym.make("CartPole-v1")).env_id
         'CartPole-v1'
+        >>> pongs = gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")] * 2)
+        >>> frame_source(pongs).env_id
+        'CartPole-v1'
     """
-    spec = env if isinstance(env, EnvSpec) else env.spec
-    if not isinstance(spec, EnvSpec):
+    specs = specs_of(env)
+    sources = [_source_of(spec) for spec in specs]
+    if not sources:
         return FrameSource()
+    return sources[0] if all(source == sources[0] for source in sources) else FrameSource.combine(sources)
+
+
+def specs_of(env: Any) -> list[EnvSpec]:
+    """Return the spec of an environment, or those of a vector environment's; empty where none is known."""
+    if isinstance(env, list):
+        return [spec for spec in env if isinstance(spec, EnvSpec)]
+    spec = env if isinstance(env, EnvSpec) else getattr(env, "spec", None)
+    if isinstance(spec, EnvSpec):
+        return [spec]
+    if not isinstance(env, gym.vector.VectorEnv):
+        return []
+    inner = env.unwrapped
+    if isinstance(inner, gym.vector.SyncVectorEnv):
+        found = [one.spec for one in inner.envs]
+    elif isinstance(inner, gym.vector.AsyncVectorEnv):
+        # A spec that holds a lambda would not come back from a worker, and the worker would end. The names
+        # of the environments do come back; if all are alike, one that is made here speaks for them.
+        if len(set(inner.call("__str__"))) > 1:
+            return []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said when the vector environment was made
+            one = inner.env_fns[0]()
+        found = [one.spec]
+        one.close()
+    else:
+        return []
+    return [spec for spec in found if spec is not None] if None not in found else []
+
+
+def _source_of(spec: EnvSpec) -> FrameSource:
     about_vectors = ("render_mode", "num_envs", "vectorization_mode", "autoreset_mode")
     kwargs = {name: value for name, value in spec.kwargs.items() if name not in about_vectors}
     emulator: dict[str, Any] = {}
@@ -196,54 +239,46 @@ def frame_source(env: gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any] | 
             "noop_max": kwargs.get("noop_max", 30) if native else 0,
         }
         for wrapper in spec.additional_wrappers:
-            if wrapper.name == "AtariPreprocessing" and wrapper.kwargs is not None:
-                emulator["frameskip"] *= wrapper.kwargs["frame_skip"]
-                emulator["max_pool"] = wrapper.kwargs["frame_skip"] > 1
-                emulator["noop_max"] = wrapper.kwargs["noop_max"]
+            options = wrapper.kwargs or {}
+            if wrapper.name in ("AtariPreprocessing", "MaxAndSkipObservation", "MaxAndSkipEnv"):
+                skip = options.get("frame_skip", options.get("skip", 4))
+                emulator["frameskip"] *= skip
+                emulator["max_pool"] = skip > 1
+            if wrapper.name in ("AtariPreprocessing", "NoopResetEnv"):
+                emulator["noop_max"] = options.get("noop_max", 30)
     return FrameSource(spec.id, kwargs, emulator)
 
 
-def check_frame_space(space: gym.Space[Any], who: str) -> None:
-    """Refuse, before the first step, a space whose observations cannot become frames.
+def check_frame_space(space: gym.Space[Any], who: str, env: Any = None) -> None:
+    """Refuse, before the first step, a space whose observations are no ``uint8`` RGB images.
 
     Args:
         space: The space of one observation.
         who: The name that opens the error message.
+        env: The environment or its spec, whose makers' line the error shows.
 
     Raises:
         ValueError: If the space is not a ``uint8`` ``Box`` of shape ``(H, W, 3)``.
     """
-    if isinstance(space, gym.spaces.Box):
-        shape = space.shape
-        if space.dtype == np.uint8 and len(shape) == 3 and shape[2] == 3 and min(shape[:2]) > 3:
-            return
-        got = f"a {space.dtype} Box of shape {shape}"
-        if len(shape) == 2 or (len(shape) == 3 and shape[2] == 1):
-            cure = "Ask the environment for RGB (for ALE, obs_type='rgb')."
-        elif len(shape) == 3 and (shape[0] in (1, 3) or space.dtype != np.uint8):
-            cure = "Put it before wrappers that scale or transpose."
-        elif len(shape) == 1:
-            cure = "If the environment renders, put gymnasium.wrappers.AddRenderObservation before it."
-        else:
-            cure = "Put it before wrappers that stack or reshape; stack latents with stack=k instead."
-    elif isinstance(space, gym.spaces.Dict):
-        images = [k for k, s in space.items() if isinstance(s, gym.spaces.Box) and s.dtype == np.uint8]
-        got = f"a Dict with the keys {sorted(space)}"
-        name = (images or sorted(space))[0]
-        cure = f"Name the entry to encode: key={name!r}, on the command line --key {name}."
-    else:
-        got = f"{space}"
-        cure = "If the environment renders, put gymnasium.wrappers.AddRenderObservation before it."
-    raise ValueError(f"{who} needs uint8 RGB observations of shape (H, W, 3), got {got}. {cure}")
+    if (layout := image_layout(space, who, env)) is not None:
+        about = f"a {space.dtype} Box of shape {space.shape}"
+        cure = (
+            "Ask the environment for RGB (for ALE, obs_type='rgb')."
+            if layout.gray
+            else ("Put it before wrappers that scale or transpose.")
+        )
+        raise ValueError(f"{who} needs uint8 RGB observations of shape (H, W, 3), got {about}. {cure}")
 
 
-def preprocess(obs: npt.NDArray[np.uint8], spec: FrameSpec) -> Frame:
+def preprocess(obs: npt.NDArray[Any], spec: FrameSpec, layout: ImageLayout | None = None) -> Frame:
     """Turn one raw observation into a frame.
 
     Args:
-        obs: RGB image, ``uint8`` in [0, 255], shape ``(H, W, 3)``.
+        obs: RGB image, ``uint8`` in [0, 255], shape ``(H, W, 3)``; with a ``layout``, what that describes.
         spec: Crop and interpolation; at run time ``encoder.frame_spec``, so the policy
             sees what the encoder was trained on.
+        layout: How ``obs`` is arranged if not so, from :func:`~latent_obs.images.image_layout`. A gray
+            image becomes RGB of equal channels.
 
     Returns:
         RGB image, ``uint8`` in [0, 255], shape ``(64, 64, 3)``, C-contiguous. It is ``obs``
@@ -259,6 +294,8 @@ def preprocess(obs: npt.NDArray[np.uint8], spec: FrameSpec) -> Frame:
 
     Source: Ha & Schmidhuber (2018), "World Models".
     """
+    if layout is not None:
+        obs = layout.to_rgb(obs)
     if not isinstance(obs, np.ndarray) or obs.dtype != np.uint8 or obs.ndim != 3 or obs.shape[2] != 3:
         got = f"{obs.dtype} of shape {obs.shape}" if isinstance(obs, np.ndarray) else type(obs).__name__
         raise ValueError(f"An observation must be uint8 RGB of shape (H, W, 3), got {got}.")

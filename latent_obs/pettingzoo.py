@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
-from latent_obs.adapter import EncoderLike, encode_images, latent_space, open_named_encoder
+from latent_obs.adapter import EncoderLike, ImageEntries, open_named_encoder
 from latent_obs.encoders.folder import Latents
 from latent_obs.extras import needs
 
@@ -22,14 +23,15 @@ class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):
     with the observations of all agents of a step in one batch.
 
     Args:
-        env: A parallel environment. Each agent's observations are ``uint8`` RGB images.
+        env: A parallel environment. Each agent's observations are images as
+            :class:`latent_obs.LatentObservationWrapper` takes them.
         encoder: As :class:`latent_obs.LatentObservationWrapper` takes it, but for ``"auto"``: no
             encoder is bundled for PettingZoo's environments.
         normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
 
     Raises:
-        ValueError: If an agent's observations are no RGB images, the encoder is damaged, or ``encoder``
-            says otherwise than ``normalize``.
+        ValueError: If an agent's observations are no images or can be read in two ways, the encoder is
+            damaged, or ``encoder`` says otherwise than ``normalize``.
         FileNotFoundError: If there is no such encoder.
     """
 
@@ -38,14 +40,14 @@ class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):
     ) -> None:
         self.encoder = open_named_encoder(encoder, "LatentObservationWrapper", normalize)
         super().__init__(env)
-        self._spaces = {
-            agent: latent_space(env.observation_space(agent), self.encoder, 1, None, f"Agent {agent!r}")
+        self._agents = {
+            agent: ImageEntries(env.observation_space(agent), self.encoder, who=f"Agent {agent!r}")
             for agent in env.possible_agents
         }
 
     def observation_space(self, agent: Any) -> gym.spaces.Space[Any]:
         """Return the space of an agent's latents."""
-        return self._spaces[agent]
+        return self._agents[agent].space
 
     def reset(
         self, seed: int | None = None, options: dict[str, Any] | None = None
@@ -60,4 +62,7 @@ class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):
         return (self._encode(obs), *rest)
 
     def _encode(self, obs: dict[Any, Any]) -> dict[Any, Latents]:
-        return dict(zip(obs, encode_images(self.encoder, list(obs.values())), strict=True))
+        frames = [self._agents[agent].frame(image) for agent, image in obs.items()]
+        if not frames:
+            return {}  # every agent is done
+        return dict(zip(obs, self.encoder(np.stack(frames)), strict=True))

@@ -21,34 +21,34 @@ class PushConfig:
     encoder: str | Path
     """name of a bundled encoder, or encoder folder written by `latent-obs train`"""
     repo: str
-    """USER/NAME; created where it is missing"""
+    """USER/NAME; the repository is created if there is none"""
     private: bool = False
     """create the repository as a private one"""
     message: str = "Upload encoder"
-    """message of the commit"""
+    """the message of the commit"""
 
 
 def push_encoder(config: PushConfig) -> tuple[str, str]:
     """Upload an encoder folder to the Hub in one commit.
 
-    The token is the one of ``hf auth login`` or of the environment's ``HF_TOKEN``. The repository's
-    encoder becomes that of the folder: files of an encoder that the folder lacks are deleted there, others
-    are left alone. Where neither the folder nor the repository has a ``README.md``, a short model card is
-    written.
+    The token comes from ``hf auth login`` or from the environment variable ``HF_TOKEN``. Afterwards the
+    repository holds the encoder of this folder: its files are uploaded, files of an encoder that the folder
+    lacks are deleted, and all other files of the repository stay. If neither the folder nor the repository
+    has a ``README.md``, a short model card is uploaded too.
 
     Args:
-        config: Which encoder, and where to.
+        config: Which encoder, and to which repository.
 
     Returns:
-        The repository's URL, and the commit: 40 hexadecimal digits.
+        The URL of the repository, and the commit as 40 hexadecimal digits.
 
     Raises:
         FileNotFoundError: If there is no such encoder.
-        ValueError: If the encoder is damaged, the repository's name malformed, or ``private`` asked
-            for and the repository is public.
-        PermissionError: If nobody is logged in, or who is may not write there.
+        ValueError: If the encoder is damaged, the repository's name is malformed, or ``private`` is set and
+            the repository exists and is public.
+        PermissionError: If nobody is logged in, or the user who is may not write to the repository.
         ConnectionError: If the Hub cannot be reached.
-        ImportError: If huggingface_hub is missing.
+        ImportError: If huggingface_hub is not installed.
 
     Example:
         >>> push_encoder(PushConfig("pong-v0", "user/pong"))  # doctest: +SKIP
@@ -56,7 +56,9 @@ def push_encoder(config: PushConfig) -> tuple[str, str]:
     """
     repo, revision = parse(config.repo)
     if revision is not None:
-        raise ValueError(f"push makes a new commit on main, so name no revision: {repo}, not {config.repo}.")
+        raise ValueError(
+            f"Pushing makes a new commit and takes no revision: write {repo}, not {config.repo}."
+        )
     encoder = resolve(config.encoder)
     encoder.tensors()
     encoder.calibration()
@@ -77,7 +79,7 @@ def push_encoder(config: PushConfig) -> tuple[str, str]:
                 if file not in there:
                     card = card_text(f"{HUB_PREFIX}{repo}", encoder.config)
                     operations.append(CommitOperationAdd(file, card.encode()))
-            elif file in there:  # it would be taken for the new encoder's
+            elif file in there:  # a reader would take it for a file of the new encoder
                 operations.append(CommitOperationDelete(file))
         commit = api.create_commit(repo, operations, commit_message=config.message)
     return url, commit.oid

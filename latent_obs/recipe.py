@@ -1,7 +1,7 @@
-"""Recipes: everything that makes a bundled encoder again, from collection to its card.
+"""Builds encoders from their recipes, and measures them.
 
-A recipe is a JSON file in ``latent_obs/recipes``; ``docs/formats.md`` specifies it. Building one
-collects, trains, plays anew with other seeds to measure, and writes an encoder folder with its card.
+Building collects, trains, plays anew with other seeds to measure, and writes an encoder folder with its card.
+Measuring plays anew and writes the card of an encoder that is there, whose weights stay.
 """
 
 from __future__ import annotations
@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,106 +31,27 @@ from latent_obs.encoders.folder import (
     read_tensors,
     write_encoder_folder,
 )
-from latent_obs.evaluation.markdown import card_text, probed
+from latent_obs.encoders.provenance import Metrics
+from latent_obs.encoders.resolve import PRETRAINED
+from latent_obs.evaluation.markdown import card_text
+from latent_obs.evaluation.report import FIGURES, ReportCard, Reports, find_faults
 from latent_obs.files import write_atomically
+from latent_obs.recipes import Collection, Recipe, list_recipes, read_recipe
 
-RECIPES = Path(__file__).parent / "recipes"
+__all__ = [
+    "BuildConfig",
+    "Collection",
+    "MeasureConfig",
+    "Recipe",
+    "build_recipe",
+    "list_recipes",
+    "measure_recipe",
+    "read_recipe",
+]
+
 # Rounding weights to half precision may move a latent by this much of its standard deviation (rms).
 HALF_TOLERANCE = 0.005
 _PICTURE_FRAMES = 12
-
-
-@dataclass(frozen=True)
-class Collection:
-    """Frames to collect, of one environment after another.
-
-    Args:
-        env_ids: Environments, each as :class:`~latent_obs.CollectConfig` takes it.
-        frames: Frames of each.
-        policy: What acts.
-        seed: Seed of environments and policies.
-        workers: A part of the recipe: other workers collect other frames.
-        env_kwargs: Keyword arguments for ``gymnasium.make``.
-        key: The entry of ``Dict`` observations to collect.
-    """
-
-    env_ids: tuple[str, ...]
-    frames: int
-    policy: str = "random:0.5,sticky:0.5"
-    seed: int = 0
-    workers: int = 2
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-    key: str | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to make an encoder.
-
-    Args:
-        name: The encoder's name, such as ``"pong-v0"``; new weights get a new number.
-        about: What it is for, one sentence.
-        collect: Frames to train on.
-        train: Fields of :class:`~latent_obs.TrainConfig` that differ from its defaults.
-        evaluate: Frames to measure on; their seed differs from all of ``collect``.
-        probe: Also read the game's RAM from the latents.
-        license: SPDX identifier of the weights' licence.
-        failures: What it is known to get wrong, a sentence each.
-
-    Raises:
-        ValueError: If a field is missing, unknown or wrong, or a seed to measure with was trained on.
-
-    Example:
-        >>> read_recipe("pong-v0").collect[0].env_ids
-        ('ALE/Pong-v5',)
-    """
-
-    name: str
-    about: str
-    collect: tuple[Collection, ...]
-    train: dict[str, Any]
-    evaluate: tuple[Collection, ...]
-    probe: bool = False
-    license: str = "MIT"
-    failures: tuple[str, ...] = field(default=())
-
-    def __post_init__(self) -> None:
-        if not self.collect or not self.evaluate:
-            raise ValueError("it needs frames to train on (collect) and to measure on (evaluate)")
-        if seeds := {c.seed for c in self.collect} & {c.seed for c in self.evaluate}:
-            raise ValueError(
-                f"evaluate has the seed {min(seeds)} of collect, so it would see the same episodes"
-            )
-
-    @classmethod
-    def from_json(cls, name: str, value: Any) -> Recipe:
-        """Build from the content of a recipe file."""
-        if not isinstance(value, Mapping):
-            raise ValueError("it is no JSON object")
-        fields = dict(value)
-        try:
-            for key in ("collect", "evaluate"):
-                collections = [{**each, "env_ids": tuple(each["env_ids"])} for each in fields[key]]
-                fields[key] = tuple(Collection(**each) for each in collections)
-            fields["failures"] = tuple(fields.get("failures", ()))
-            return cls(name, **fields)
-        except KeyError as error:
-            raise ValueError(f"the field {error} is missing") from error
-        except TypeError as error:
-            raise ValueError(f"a field is missing, unknown or of the wrong type: {error}") from error
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the content of a recipe file."""
-        fields = asdict(self)
-        del fields["name"]
-        return fields
-
-    @property
-    def unseen(self) -> list[str]:
-        """The environments to measure on that it is not trained on, without the modules to import."""
-        trained = {env_id for each in self.collect for env_id in each.env_ids}
-        measured = [env_id for each in self.evaluate for env_id in each.env_ids]
-        return [env_id.rpartition(":")[2] for env_id in measured if env_id not in trained]
 
 
 @dataclass(frozen=True)
@@ -143,30 +66,19 @@ class BuildConfig:
     """folder for frames and unfinished work; the same command goes on from what is there"""
 
 
-def list_recipes() -> list[str]:
-    """Return the names of the bundled recipes."""
-    return sorted(path.stem for path in RECIPES.glob("*.json"))
+@dataclass(frozen=True)
+class MeasureConfig:
+    """Measure an encoder again on fresh frames of its recipe, and write its card; its weights stay."""
 
-
-def read_recipe(ref: str) -> Recipe:
-    """Read a recipe file.
-
-    Args:
-        ref: Name of a bundled recipe, or path of a file.
-
-    Raises:
-        FileNotFoundError: If there is neither.
-        ValueError: If it is no recipe.
-    """
-    path = RECIPES / f"{ref}.json" if ref in list_recipes() else Path(ref)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"There is no recipe {ref!r}: neither a bundled one ({', '.join(list_recipes())}) nor a file."
-        )
-    try:
-        return Recipe.from_json(path.stem, json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no recipe: {error}.") from error
+    recipe: str
+    """name of a bundled recipe, such as pong-v0, or path of a recipe file"""
+    encoder: Path | None = None
+    """encoder folder to measure and to write the card to; default: the bundled one of the recipe's name"""
+    scratch: Path = Path("recipe-build")
+    """folder for frames and unfinished work; the same command goes on from what is there"""
+    probe: bool = False
+    """also read the game's RAM again, where the recipe asks for it, which takes minutes; otherwise the card
+    keeps what an earlier one read, with its date"""
 
 
 def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig:
@@ -189,64 +101,112 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
         ValueError: If the recipe or something that it asks for is wrong, or weights of another recipe
             are in the way.
     """
-    from latent_obs.training.config import TrainConfig
     from latent_obs.training.train import train_vae
 
     recipe = read_recipe(config.recipe)
+    if recipe.retired:
+        raise ValueError(f"The recipe {recipe.name} cannot be built. {recipe.retired}")
     work, out = config.scratch / recipe.name, config.out / recipe.name
-    train = TrainConfig(work / "frames", work / "trained", **_tuples(recipe.train))
+    train = recipe.training(work / "merged", work / "trained")
     work.mkdir(parents=True, exist_ok=True)
     with _Clock(work / "seconds.json", "collect"):
-        data = _collect_all(recipe.collect, work / "collected", progress)
-        if len(data) > 1 and not (work / "merged").exists():
-            merge_frames(MergeConfig(tuple(data), work / "merged"), progress=progress)
-    train_vae(replace(train, data=data[0] if len(data) == 1 else work / "merged"), progress=progress)
+        data = list(_collect_all(recipe.collect, work / "collected", progress).values())
+        if len(data) > 1:
+            _merge(data, work / "merged", progress)
+    train_vae(replace(train, data=data[0] if len(data) == 1 else train.data), progress=progress)
     rounded = _round_weights(train.out, work / "rounded")
-    fresh = _collect_all(recipe.evaluate, work / "fresh", progress)
-    reports = {}
     with _Clock(work / "seconds.json", "evaluate"):
-        for path in fresh:
-            env_id = FramesFolder(path).source.env_id
-            reports[env_id] = _report(recipe, work, path, env_id, progress)
+        reports = _measure(recipe, work / "rounded", work, recipe.probe, progress)
     seconds = json.loads((work / "seconds.json").read_text())
-    own = rounded.provenance
-    # Latents that stay the same in one game may differ from those in another, so no report on one
-    # environment can tell that an encoder of many has collapsed.
-    activity = {name: rounded.metrics[name] for name in ("active_units", "collapsed")}
     finished = replace(
         rounded,
-        metrics={**_metrics([reports[env_id] for env_id in recipe.unseen or reports]), **activity},
-        provenance={**own, "recipe": recipe.name, "license": recipe.license, "build_seconds": seconds},
+        metrics=_metrics(rounded, reports),
+        provenance=replace(
+            rounded.provenance, recipe=recipe.name, license=recipe.license, build_seconds=seconds
+        ),
     )
     out.mkdir(parents=True, exist_ok=True)
-    card = {
-        "format": "latent_obs.reports",
-        "version": 1,
-        "recipe": recipe.to_json(),
-        "unseen": recipe.unseen,
-        "reports": reports,
-    }
-    write_atomically(out / "reports.json", (json.dumps(_short(card), indent=1) + "\n").encode())
     write_atomically(out / "history.csv", (train.out / "history.csv").read_bytes())
-    _draw(work / "rounded", fresh, out / "card.png")
-    write_atomically(out / "README.md", card_text(recipe.name, finished, card).encode())
+    _write_card(out, recipe, finished, reports)
+    _draw(work / "rounded", work, out / "card.png")
     write_encoder_folder(out, finished, _stored_tensors(work / "rounded"), read_calibration(train.out))
     return finished
 
 
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+def measure_recipe(config: MeasureConfig, *, progress: bool = True) -> EncoderConfig:
+    """Measure an encoder on the fresh frames of its recipe, and write its card anew.
+
+    ``reports.json``, ``README.md``, ``card.png`` and the field ``metrics`` of ``config.json`` are written;
+    weights, calibration frames and the statistics of the latents stay as they are.
+
+    Args:
+        config: Which recipe, and which encoder folder.
+        progress: Show progress on standard error.
+
+    Returns:
+        The content of the folder's ``config.json``.
+
+    Raises:
+        FileNotFoundError: If there is no such recipe, or no encoder.
+        ValueError: If the recipe or something that it asks for is wrong.
+    """
+    recipe = read_recipe(config.recipe)
+    folder = config.encoder or PRETRAINED / recipe.name
+    encoder, work = read_config(folder), config.scratch / recipe.name
+    work.mkdir(parents=True, exist_ok=True)
+    reports = _measure(recipe, folder, work, recipe.probe and config.probe, progress)
+    earlier = folder / "reports.json"
+    if earlier.exists():
+        before = Reports.from_json(json.loads(earlier.read_text(encoding="utf-8")))
+        reports = replace(reports, reports=_with_probes(reports, before, encoder))
+    measured = replace(encoder, metrics=_metrics(encoder, reports))
+    _write_card(folder, recipe, measured, reports)
+    _draw(folder, work, folder / "card.png")
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content["metrics"] = measured.metrics.to_json()
+    write_atomically(folder / "config.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    return measured
 
 
-def _collect_all(collections: tuple[Collection, ...], folder: Path, progress: bool) -> list[Path]:
-    paths = []
+def _with_probes(new: Reports, old: Reports, encoder: EncoderConfig) -> dict[str, ReportCard]:
+    """Return the new cards, and where they have no probe, with that of the old ones and its date."""
+    cards = dict(new.reports)
+    for name in cards.keys() & old.reports.keys():
+        before = old.reports[name]
+        if cards[name].probe is None and before.probe is not None:
+            date = before.probe.get("created") or before.created or (encoder.provenance.created or "")[:10]
+            card = replace(cards[name], probe={**before.probe, "created": date})
+            cards[name] = replace(card, warnings=find_faults(card))
+    return cards
+
+
+def _placed(collections: tuple[Collection, ...], folder: Path) -> Iterator[CollectConfig]:
+    """Yield what to collect, each environment of each collection into a folder of its own."""
+    seen: Counter[str] = Counter()
     for each in collections:
         for env_id in each.env_ids:
-            path = folder / env_id.replace("/", "-").replace(":", "-")
-            options = {name: value for name, value in asdict(each).items() if name != "env_ids"}
-            collect_frames(CollectConfig(env_id, path, **options), progress=progress)
-            paths.append(path)
+            seen[env_id] += 1
+            number = f"-{seen[env_id]}" if seen[env_id] > 1 else ""
+            yield each.config(env_id, folder / (env_id.replace("/", "-").replace(":", "-") + number))
+
+
+def _collect_all(collections: tuple[Collection, ...], folder: Path, progress: bool) -> dict[str, Path]:
+    """Collect, and return the folders by the name of their environment; a second one has a number."""
+    paths: dict[str, Path] = {}
+    for config in _placed(collections, folder):
+        env_id = collect_frames(config, progress=progress).source.env_id
+        number = sum(name.partition(" #")[0] == env_id for name in paths) + 1
+        paths[env_id if number == 1 else f"{env_id} #{number}"] = Path(config.out)
     return paths
+
+
+def _merge(data: list[Path], merged: Path, progress: bool) -> None:
+    """Merge the collections, anew where what is there is a mixture of others or of fewer frames."""
+    wanted = [collection for path in data for collection in FramesFolder(path).collections]
+    if merged.exists() and FramesFolder(merged).collections != wanted:
+        shutil.rmtree(merged)
+    if not merged.exists():
+        merge_frames(MergeConfig(tuple(data), merged), progress=progress)
 
 
 def _round_weights(trained: Path, rounded: Path) -> EncoderConfig:
@@ -268,7 +228,7 @@ def _round_weights(trained: Path, rounded: Path) -> EncoderConfig:
     first, second = (latents(VAE.from_tensors(config.vae, each), calibration) for each in (exact, widened))
     moved = np.sqrt(np.square(first - second).mean(0)) / np.maximum(np.array(config.latents["std"]), 0.1)
     fits = bool(moved.max() < HALF_TOLERANCE)
-    provenance = {**config.provenance, "weights": "float16" if fits else "float32"}
+    provenance = replace(config.provenance, weights="float16" if fits else "float32")
     config = replace(config, provenance=provenance)
     write_encoder_folder(rounded, config, half if fits else exact, calibration)
     return config
@@ -281,49 +241,76 @@ def _stored_tensors(folder: Path) -> Tensors:
     return tensors
 
 
-def _report(recipe: Recipe, work: Path, frames: Path, env_id: str, progress: bool) -> dict[str, Any]:
-    """Return the report card on fresh frames, from an earlier call where the weights are the same."""
+def _measure(recipe: Recipe, encoder: Path, work: Path, probe: bool, progress: bool) -> Reports:
+    """Collect fresh frames and return the report cards on them."""
+    trained_on = {env_id.rpartition(":")[2] for each in recipe.collect for env_id in each.env_ids}
+    fresh = _collect_all(recipe.evaluate, work / "fresh", progress)
+    unseen = tuple(name for name in fresh if name.partition(" #")[0] not in trained_on)
+    cards = {
+        name: _report(recipe.name, encoder, path, work / "reports" / f"{path.name}.json", probe, progress)
+        for name, path in fresh.items()
+    }
+    return Reports(recipe.to_json(), cards, unseen)
+
+
+def _report(name: str, encoder: Path, frames: Path, cache: Path, probe: bool, progress: bool) -> ReportCard:
+    """Return the report card on fresh frames, from an earlier call where encoder and frames are the same."""
     from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
 
-    path = work / "reports" / f"{frames.name}.json"
-    created = read_config(work / "rounded").provenance["created"]
-    if path.exists():
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if report["provenance"]["created"] == created:
-            return report
-    config = EvaluateConfig(work / "rounded", frames, probe=recipe.probe)
-    report = evaluate_encoder(config, progress=progress)
-    report["encoder"] = recipe.name  # whoever reads the card has other folders
-    del report["data"]["folder"]
-    path.parent.mkdir(exist_ok=True)
-    write_atomically(path, (json.dumps(report, indent=1) + "\n").encode())
-    return report
+    made = read_config(encoder).provenance.created
+    if cache.exists():
+        known = ReportCard.from_json(json.loads(cache.read_text(encoding="utf-8")))
+        same = known.data.collection == FramesFolder(frames).identity
+        if same and known.provenance.get("created") == made and (known.probe or not probe):
+            return known
+    card = evaluate_encoder(EvaluateConfig(encoder, frames, probe=probe), progress=progress)
+    # Whoever reads the card has other folders.
+    card = replace(card, encoder=name, data=replace(card.data, folder=None))
+    cache.parent.mkdir(exist_ok=True)
+    write_atomically(cache, (json.dumps(card.to_json(), indent=1) + "\n").encode())
+    return card
 
 
-def _metrics(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the mean of each figure over environments."""
-    names = ("negative_elbo", "bits_per_dim", "reconstruction", "kl", "psnr", "moving_r2", "changing_r2")
-    metrics: dict[str, Any] = {"frames": sum(report["frames"] for report in reports)}
-    metrics |= {name: float(np.mean([report[name] for report in reports])) for name in names}
-    if scores := [probed(report) for report in reports if report["probe"]]:
+def _metrics(encoder: EncoderConfig, reports: Reports) -> Metrics:
+    """Return the mean of each figure over the environments never seen, or over all where all were seen."""
+    cards = [reports.reports[name] for name in reports.unseen or reports.reports]
+    metrics: dict[str, Any] = {"frames": sum(card.frames for card in cards)}
+    for figure in FIGURES:
+        values = [value for card in cards if (value := getattr(card, figure.key)) is not None]
+        if values:
+            metrics[figure.key] = float(np.mean(values))
+    if scores := [card.probe_f1() for card in cards if card.probe]:
         metrics["probe_f1"] = {reader: float(np.mean([s[reader] for s in scores])) for reader in scores[0]}
-    return metrics
+    # Latents that stay the same in one game may differ from those in another, so no report on one
+    # environment can tell that an encoder of many has collapsed.
+    return Metrics.from_json(
+        metrics | {name: encoder.metrics[name] for name in ("active_units", "collapsed")}
+    )
+
+
+def _write_card(out: Path, recipe: Recipe, encoder: EncoderConfig, reports: Reports) -> None:
+    """Write ``reports.json`` and ``README.md``."""
+    content = json.dumps(_short(reports.to_json()), indent=1)
+    write_atomically(out / "reports.json", (content + "\n").encode())
+    write_atomically(out / "README.md", card_text(recipe.name, encoder, reports).encode())
 
 
 def _short(value: Any) -> Any:
-    """Round figures to six digits: a card need not tell more."""
+    """Leave out what ``config.json`` says, what few need and one machine's times; round to six digits."""
     if isinstance(value, dict):
-        return {key: _short(each) for key, each in value.items() if key != "provenance"}
+        left_out = ("provenance", "dimensions", "encode_us")
+        return {key: _short(each) for key, each in value.items() if key not in left_out}
     if isinstance(value, (list, tuple)):
         return [_short(each) for each in value]
     return float(f"{value:.6g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
-def _draw(encoder: Path, fresh: list[Path], out: Path) -> None:
-    """Draw frames of all environments above what the encoder keeps of them."""
+def _draw(encoder: Path, work: Path, out: Path) -> None:
+    """Draw fresh frames of all environments above what the encoder keeps of them."""
     from latent_obs.evaluation.pictures import liveliest, reconstructions
     from latent_obs.vae import load_vae
 
+    fresh = sorted(path for path in (work / "fresh").iterdir() if path.is_dir())
     each = max(1, _PICTURE_FRAMES // len(fresh))
     picked = [liveliest(FramesFolder(path).sample(512), each) for path in fresh]
     reconstructions(load_vae(encoder)[0], np.concatenate(picked), out)

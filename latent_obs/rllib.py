@@ -5,16 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
-from latent_obs.adapter import (
-    EncoderLike,
-    arrangement,
-    as_rgb,
-    encode_images,
-    latent_space,
-    open_named_encoder,
-)
+from latent_obs.adapter import EncoderLike, ImageEntries, Key, open_named_encoder
 from latent_obs.extras import needs
 
 with needs("latent_obs.rllib", "rllib"):
@@ -34,13 +26,13 @@ class LatentObservationConnector(ConnectorV2):
             connector does not know its environment.
         stack: Latents of the last ``stack`` observations, oldest first, concatenated; an episode
             begins with its first latent in all places.
-        key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+        key: As :class:`latent_obs.LatentObservationWrapper` takes it.
         normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
         **kwargs: ``input_observation_space`` and ``input_action_space``, which RLlib passes.
 
     Raises:
         ValueError: If ``encoder`` is ``"auto"`` or damaged or says otherwise than ``normalize``, the
-            observations are no RGB images, or ``key`` does not fit.
+            observations are no images, or ``key`` does not fit.
         FileNotFoundError: If there is no such encoder.
 
     Example:
@@ -55,7 +47,7 @@ class LatentObservationConnector(ConnectorV2):
         encoder: EncoderLike,
         *,
         stack: int = 1,
-        key: str | None = None,
+        key: Key = None,
         normalize: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -70,13 +62,16 @@ class LatentObservationConnector(ConnectorV2):
         """Return the space of latents.
 
         Raises:
-            ValueError: If the observations are no RGB images, or ``key`` does not fit.
+            ValueError: If the observations are no images, or ``key`` does not fit.
         """
-        space = input_observation_space
-        self._arranged = arrangement(self._entry(space) if self._has_key(space) else None)
-        return latent_space(
-            as_rgb(space, self.key), self.encoder, self.stack, self.key, "LatentObservationConnector"
+        self._entries = ImageEntries(
+            input_observation_space,
+            self.encoder,
+            key=self.key,
+            stack=self.stack,
+            who="LatentObservationConnector",
         )
+        return self._entries.space
 
     def __call__(
         self, *, rl_module: Any, batch: dict[str, Any], episodes: list[Any], **kwargs: Any
@@ -84,20 +79,17 @@ class LatentObservationConnector(ConnectorV2):
         """Encode the newest observation of every episode, and put the latents in their place."""
         current = list(self.single_agent_episode_iterator(episodes))
         observations = [episode.get_observations(-1) for episode in current]
-        latents = encode_images(self.encoder, [self._entry(obs) for obs in observations], self._arranged)
-        for episode, obs, latent in zip(current, observations, latents, strict=True):
+        images = zip(*map(self._entries.images, observations), strict=True)
+        latents = self._entries.encode([list(batch) for batch in images])
+        stacks = self._entries.stacks(len(current))
+        for row, episode in enumerate(current):
             if episode.t:  # what is there already are latents
-                before = self._entry(episode.get_observations(-2))[len(latent) :]
-            else:
-                before = np.tile(latent, self.stack - 1)
-            stacked = np.concatenate([before, latent])
-            new = stacked if self.key is None else {**obs, self.key: stacked}
+                before = self._entries.images(episode.get_observations(-2))
+                for stack, entry in zip(stacks, before, strict=True):
+                    stack.resume(row, entry)
+        stacked = [stack.push(each) for stack, each in zip(stacks, latents, strict=True)]
+        for row, (episode, obs) in enumerate(zip(current, observations, strict=True)):
+            new = self._entries.put(obs, [entry[row] for entry in stacked])
             episode.set_observations(at_indices=-1, new_data=new)
             episode.observation_space = self.observation_space
         return batch  # RLlib's own connector takes the observations from the episodes
-
-    def _has_key(self, space: gym.Space[Any]) -> bool:
-        return self.key is None or (isinstance(space, gym.spaces.Dict) and self.key in space.spaces)
-
-    def _entry(self, obs: Any) -> Any:
-        return obs if self.key is None else obs[self.key]

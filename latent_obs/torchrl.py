@@ -8,14 +8,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.adapter import EncoderLike, arrangement, as_rgb, encode_images, open_named_encoder
+from latent_obs.adapter import EncoderLike, encode_images, open_named_encoder
 from latent_obs.extras import needs
-from latent_obs.frames import check_frame_space
+from latent_obs.images import ImageLayout, image_layout
 
 with needs("latent_obs.torchrl", "torchrl"):
     import torch
     from tensordict import NestedKey, TensorDictBase
-    from torchrl.data import Composite, TensorSpec, Unbounded
+    from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
     from torchrl.envs.transforms import ObservationTransform
     from torchrl.envs.transforms.utils import _set_missing_tolerance
 
@@ -25,21 +25,22 @@ class LatentTransform(ObservationTransform):
 
     Does what :class:`latent_obs.LatentObservationWrapper` does, for any batch of environments in one
     call: in ``TransformedEnv(ParallelEnv(...), LatentTransform(...))`` all share this encoder.
-    Images may be ``(*batch, H, W, 3)`` or ``(*batch, 3, H, W)``, on any device; latents come back on
-    theirs. ``CatFrames(4, dim=-1, in_keys=["latent"])`` after it concatenates the last four latents,
-    so that the agent sees speed.
+    Images may be ``(*batch, H, W, 3)`` or ``(*batch, 3, H, W)``, RGB or gray, ``uint8`` or floats whose
+    spec is bounded by [0, 1] or [0, 255], on any device; latents come back on theirs.
+    ``CatFrames(4, dim=-1, in_keys=["latent"])`` after it concatenates the last four latents, so that the
+    agent sees speed.
 
     Args:
         encoder: As :class:`latent_obs.LatentObservationWrapper` takes it, but for ``"auto"``: a
             transform is made before it knows its environment.
-        in_keys: Entries with ``uint8`` RGB images.
+        in_keys: Entries with images.
         out_keys: Entries for the latents, float32 ``(*batch, latent_dim)``.
         del_keys: Remove the images.
         normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
 
     Raises:
         ValueError: If ``encoder`` is ``"auto"`` or damaged or says otherwise than ``normalize``, or the
-            keys do not pair up; when an environment is attached, if its images are no RGB images.
+            keys do not pair up; when an environment is attached, if its entries are no images.
         FileNotFoundError: If there is no such encoder.
 
     Example:
@@ -63,6 +64,7 @@ class LatentTransform(ObservationTransform):
         super().__init__(in_keys=in_keys, out_keys=out_keys)
         self.encoder = open_named_encoder(encoder, "LatentTransform", normalize)
         self.del_keys = del_keys
+        self._layouts: dict[tuple[int, ...], ImageLayout | None] = {}
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
         done: TensorDictBase = super()._call(next_tensordict)
@@ -79,14 +81,17 @@ class LatentTransform(ObservationTransform):
     def _apply_transform(self, obs: torch.Tensor) -> torch.Tensor:
         batch, image = obs.shape[:-3], obs.shape[-3:]
         images = obs.reshape(-1, *image).cpu().numpy()  # (N, H, W, 3) or (N, 3, H, W)
-        latents = encode_images(self.encoder, images, arrangement(_box(image)))
+        if image not in self._layouts:  # no environment is attached: the tensor says what it is
+            high = 255 if obs.dtype == torch.uint8 else np.inf
+            self._layouts[image] = image_layout(_box(image, images.dtype.type, 0, high), "LatentTransform")
+        latents = encode_images(self.encoder, images, self._layouts[image])
         return torch.from_numpy(latents).to(obs.device).reshape(*batch, self.encoder.latent_dim)
 
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
         """Return the spec with latents for images.
 
         Raises:
-            ValueError: If an entry is missing or no RGB image.
+            ValueError: If an entry is missing or no image.
         """
         spec = observation_spec.clone()
         known = spec.keys(True, True) if isinstance(spec, Composite) else []
@@ -97,8 +102,9 @@ class LatentTransform(ObservationTransform):
                     f"keys {sorted(map(str, known))}."
                 )
             entry = spec[in_key]
-            dtype = np.dtype(str(entry.dtype).removeprefix("torch.")).type
-            check_frame_space(as_rgb(_box(entry.shape[-3:], dtype), None), f"LatentTransform({in_key!r})")
+            dtype, image = np.dtype(str(entry.dtype).removeprefix("torch.")).type, entry.shape[-3:]
+            low, high = _bounds(entry)
+            self._layouts[image] = image_layout(_box(image, dtype, low, high), f"LatentTransform({in_key!r})")
             if self.del_keys:
                 del spec[in_key]
             shape = (*entry.shape[:-3], self.encoder.latent_dim)
@@ -106,6 +112,13 @@ class LatentTransform(ObservationTransform):
         return spec
 
 
-def _box(shape: Sequence[int], dtype: Any = np.uint8) -> gym.spaces.Box:
+def _bounds(entry: TensorSpec) -> tuple[float, float]:
+    """Return the least and the greatest value that a spec allows; ``uint8`` is bounded by itself."""
+    if entry.dtype == torch.uint8 or not isinstance(entry, Bounded):
+        return (0, 255) if entry.dtype == torch.uint8 else (-np.inf, np.inf)
+    return float(entry.space.low.min()), float(entry.space.high.max())
+
+
+def _box(shape: Sequence[int], dtype: Any, low: float, high: float) -> gym.spaces.Box:
     """Return the space of one image, of which the frame contract can judge."""
-    return gym.spaces.Box(0, 1, tuple(shape), dtype)
+    return gym.spaces.Box(low, high, tuple(shape), dtype)

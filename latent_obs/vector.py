@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from latent_obs.adapter import (
-    EncoderLike,
-    arrangement,
-    as_rgb,
-    encode_images,
-    latent_space,
-    open_encoder,
-    warn_of_other_source,
-)
+from latent_obs.adapter import EncoderLike, ImageEntries, Key
 from latent_obs.drift import INFO_KEY, Drift, find_wrapper, newest
 from latent_obs.encoders.folder import Latents
-from latent_obs.frames import frame_source
 
 _VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
@@ -37,16 +29,20 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
     planar ``(N, 3, H, W)`` images. Frames that already are 64x64 are not resized.
 
     Args:
-        env: Its single observations are ``uint8`` RGB images, or a ``Dict`` with such an entry.
-        encoder: As :class:`latent_obs.LatentObservationWrapper` takes it.
+        env: Its single observations are as :class:`latent_obs.LatentObservationWrapper` takes them.
+        encoder: As :class:`latent_obs.LatentObservationWrapper` takes it. For ``"auto"`` a vector
+            environment without a spec asks its environments for theirs.
         stack: Latents of the last ``stack`` observations, oldest first, concatenated; an episode
             begins with its first latent in all places.
-        key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+        key: As :class:`latent_obs.LatentObservationWrapper` takes it.
         normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
+        fingerprint: As :class:`latent_obs.LatentObservationWrapper` takes it.
+
+    Attributes:
+        encoder: The loaded encoder; where each key has its own, that of the first.
 
     Raises:
-        ValueError: If the observations are no RGB images, ``key`` does not fit, the encoder
-            is damaged, or ``encoder`` says otherwise than ``normalize``.
+        ValueError: As :class:`latent_obs.LatentObservationWrapper` does.
         FileNotFoundError: If there is no such encoder.
 
     Example:
@@ -60,31 +56,38 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
     def __init__(
         self,
         env: _VectorEnv,
-        encoder: EncoderLike = "auto",
+        encoder: EncoderLike | Mapping[str, EncoderLike] = "auto",
         *,
         stack: int = 1,
-        key: str | None = None,
+        key: Key = None,
         normalize: bool | None = None,
+        fingerprint: str | Mapping[str, str | None] | None = None,
     ) -> None:
-        source = frame_source(env)
-        self.encoder = open_encoder(encoder, source, normalize)
-        gym.utils.RecordConstructorArgs.__init__(
-            self, encoder=self.encoder.spec, stack=stack, key=key, normalize=self.encoder.normalize
+        if isinstance(env, gym.Env):
+            raise ValueError(
+                "vector.LatentObservationWrapper wraps a vector environment, got a plain one. For that one: "
+                "latent_obs.LatentObservationWrapper(env)."
+            )
+        self._entries = ImageEntries(
+            _single_space(env),
+            encoder,
+            key=key,
+            stack=stack,
+            normalize=normalize,
+            fingerprint=fingerprint,
+            env=env,
         )
+        gym.utils.RecordConstructorArgs.__init__(self, **self._entries.arguments)
         gym.vector.VectorWrapper.__init__(self, env)
-        self.stack, self.key = stack, key
-        single = _single_space(env)
-        self._arranged = arrangement(single if key is None else getattr(single, "spaces", {}).get(key))
-        self.single_observation_space = latent_space(as_rgb(single, key), self.encoder, stack, key)
+        self.encoder, self.stack, self.key = self._entries.encoder, stack, key
+        self.single_observation_space = self._entries.space
         # Asynchronous ALE returns fewer observations than there are environments.
         batch = getattr(env.unwrapped, "batch_size", None) or env.num_envs
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, batch)
         # Read now: ale-py writes the mode into metadata that all of its environments share.
         mode = getattr(env.unwrapped, "autoreset_mode", None) or env.metadata.get("autoreset_mode")
         self._autoreset = str(getattr(mode, "value", mode or "NextStep"))
-        self._latents = np.zeros((env.num_envs, stack, self.encoder.latent_dim), np.float32)
-        self._begins = np.ones(env.num_envs, bool)  # the next observation is an episode's first
-        warn_of_other_source(source, self.encoder)
+        self._stacks = self._entries.stacks(env.num_envs)
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -92,15 +95,16 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
         """Reset all environments, or those of ``options["reset_mask"]``, and encode."""
         mask = None if options is None else options.get("reset_mask")
         obs, infos = self.env.reset(seed=seed, options=options)  # type: ignore[arg-type]
-        images = self._entry(obs)
-        rows = self._rows(infos, len(images))
+        images = self._entries.images(obs)
+        rows = self._rows(infos, len(images[0]))
         # Environments that are not reset report their last observation again: no second push.
         began = np.ones(self.num_envs, bool) if mask is None else np.asarray(mask, bool)
-        self._begins |= began
         fresh = began[rows]
-        self._push(rows[fresh], self._encode(images[fresh]))
-        self._begins[rows[fresh]] = False
-        return self._replace(obs, self._latents[rows]), infos
+        latents = self._entries.encode([batch[fresh] for batch in images])
+        for stack, each in zip(self._stacks, latents, strict=True):
+            stack.begin(np.flatnonzero(began))
+            stack.push(each, rows[fresh])
+        return self._entries.put(obs, [stack.read(rows) for stack in self._stacks]), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environments and encode their observations, final ones included."""
@@ -117,54 +121,43 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
     def _encode_step(
         self, obs: Any, rewards: Any, terminations: Any, truncations: Any, infos: dict[str, Any]
     ) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        live, done = self._entry(obs), np.logical_or(terminations, truncations)
-        rows = self._rows(infos, len(live))
+        live, done = self._entries.images(obs), np.logical_or(terminations, truncations)
+        rows = self._rows(infos, len(live[0]))
         ended: npt.NDArray[np.intp] = np.flatnonzero(done)
         if len(ended) and self._autoreset == "SameStep":
             # Live and final observations go through the encoder as one batch.
-            final = [self._entry(infos["final_obs"][i]) for i in ended]
-            latents = self._encode([*live, *final])
-            self._push(rows[ended], latents[len(live) :])
-            infos = {**infos, "final_obs": self._final(infos["final_obs"], ended, self._latents[rows[ended]])}
-            self._begins[rows[ended]] = True
-            latents = latents[: len(live)]
+            finals = [self._entries.images(infos["final_obs"][i]) for i in ended]
+            both = [[*batch, *final] for batch, final in zip(live, zip(*finals, strict=True), strict=True)]
+            latents = self._entries.encode(both)
+            stacks = [
+                stack.push(each[len(rows) :], rows[ended])
+                for stack, each in zip(self._stacks, latents, strict=True)
+            ]
+            infos = {**infos, "final_obs": self._final(infos["final_obs"], ended, stacks)}
+            for stack in self._stacks:
+                stack.begin(rows[ended])
+            latents = [each[: len(rows)] for each in latents]
         else:
-            latents = self._encode(live)
-        self._push(rows, latents)
-        self._begins[rows] = done if self._autoreset == "NextStep" else False
-        return self._replace(obs, self._latents[rows]), rewards, terminations, truncations, infos
-
-    def _push(self, rows: npt.NDArray[np.intp], latents: Latents) -> None:
-        """Add latents to the stacks of these environments; an episode's first fills its stack."""
-        self._latents[rows, :-1] = self._latents[rows, 1:]
-        self._latents[rows, -1] = latents
-        begins = self._begins[rows]
-        self._latents[rows[begins]] = latents[begins, None]
-
-    def _encode(self, images: Any) -> Latents:
-        return encode_images(self.encoder, images, self._arranged)
+            latents = self._entries.encode(live)
+        flat = [stack.push(each, rows) for stack, each in zip(self._stacks, latents, strict=True)]
+        if self._autoreset == "NextStep":
+            for stack in self._stacks:
+                stack.begin(rows[ended])
+        return self._entries.put(obs, flat), rewards, terminations, truncations, infos
 
     def _rows(self, infos: dict[str, Any], size: int) -> npt.NDArray[np.intp]:
         """Return which environments a batch comes from: all, unless an asynchronous one says so."""
         return np.arange(size) if size == self.num_envs else np.asarray(infos["env_id"], np.intp)
 
-    def _entry(self, obs: Any) -> Any:
-        return obs if self.key is None else obs[self.key]
-
-    def _replace(self, obs: Any, stacks: Latents) -> Any:
-        flat = stacks.reshape(len(stacks), -1)  # indexing has copied it
-        return flat if self.key is None else {**obs, self.key: flat}
-
-    def _final(self, final: Any, ended: Any, stacks: Latents) -> npt.NDArray[Any]:
+    def _final(self, final: Any, ended: Any, stacks: list[Latents]) -> npt.NDArray[Any]:
         """Return ``final_obs`` with latents, in the environment's own form."""
-        flat = stacks.reshape(len(stacks), -1)
         if isinstance(final, np.ndarray) and final.dtype != object:  # ALE: a batch without a mask
-            batch = np.zeros((len(final), flat.shape[1]), np.float32)
-            batch[ended] = flat
+            batch = np.zeros((len(final), stacks[0].shape[1]), np.float32)
+            batch[ended] = stacks[0]
             return batch
         objects = np.full(len(final), None, dtype=object)
-        for row, latent in zip(ended, flat, strict=True):
-            objects[row] = latent if self.key is None else {**final[row], self.key: latent}
+        for row, entries in zip(ended, zip(*stacks, strict=True), strict=True):
+            objects[row] = self._entries.put(final[row], entries)
         return objects
 
 
@@ -202,15 +195,15 @@ class LatentDriftMonitor(gym.vector.VectorWrapper, gym.utils.RecordConstructorAr
         gym.utils.RecordConstructorArgs.__init__(self, window=window, threshold=threshold)
         gym.vector.VectorWrapper.__init__(self, env)
         wrapper = find_wrapper(env, LatentObservationWrapper)
-        self.drift, self._key = Drift(wrapper.encoder, window, threshold), wrapper.key
+        self.drift, self._entries = Drift(wrapper.encoder, window, threshold), wrapper._entries
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environments; the window goes on."""
         obs, infos = self.env.reset(seed=seed, options=options)
-        return obs, {**infos, INFO_KEY: self.drift.update(newest(obs, self._key, self.drift))}
+        return obs, {**infos, INFO_KEY: self.drift.update(newest(obs, self._entries, self.drift))}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environments and add the drift to their infos."""
         obs, rewards, terminations, truncations, infos = self.env.step(actions)
-        infos = {**infos, INFO_KEY: self.drift.update(newest(obs, self._key, self.drift))}
+        infos = {**infos, INFO_KEY: self.drift.update(newest(obs, self._entries, self.drift))}
         return obs, rewards, terminations, truncations, infos

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
-import numpy as np
 
-from latent_obs.adapter import EncoderLike, latent_space, open_encoder, warn_of_other_source
-from latent_obs.encoders.folder import Latents
-from latent_obs.frames import frame_source, preprocess
+from latent_obs.adapter import EncoderLike, ImageEntries, Key, check_is_env
 
 
 class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -20,29 +18,39 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
     ``Box(-inf, inf, (32,), float32)`` for an encoder with 32 latent dimensions.
 
     Args:
-        env: Its observations are ``uint8`` RGB images of shape ``(H, W, 3)``, or a ``Dict``
-            with such an entry.
+        env: Its observations are images, or a ``Dict`` with such entries. Images are RGB or gray, with
+            channels last, first or (gray) absent, ``uint8`` or floats in [0, 1] or [0, 255]; the bounds of
+            the space tell which.
         encoder: Name of a bundled encoder, path of an encoder folder, ``hf://USER/NAME`` for one on the
             Hugging Face Hub (``hf://USER/NAME@COMMIT`` for the same weights for ever), a dictionary of
             :func:`~latent_obs.load_encoder`'s arguments such as ``{"ref": "pong-v0", "precision":
             "float32"}``, or a loaded :class:`~latent_obs.Encoder`; ``"auto"`` takes the most
-            specific bundled one.
+            specific bundled one. With several keys it may be a dictionary with one of these for each key.
         stack: Latents of the last ``stack`` observations, oldest first, concatenated to
             ``(32 * stack,)``; velocity is visible then. A reset fills all of them.
-        key: The entry of a ``Dict`` observation to encode; the others stay as they are.
+        key: The entry of a ``Dict`` observation to encode; the others stay as they are. Several, such as
+            ``("front", "wrist")``, are encoded in one batch. ``"cameras/front"`` is the entry ``front`` of
+            the ``Dict`` that is the entry ``cameras``.
         normalize: Scale latents to zero mean and unit variance over the encoder's training frames, as
-            :func:`~latent_obs.load_encoder` does. ``None`` leaves it to ``encoder``, and without a word
-            there they are scaled.
+            :func:`~latent_obs.load_encoder` does. ``None`` (default): use the loaded encoder's own setting;
+            an encoder that is not loaded yet is scaled.
+        fingerprint: SHA-256 of the encoder's weights. ``env.spec`` records it, so that ``gym.make`` of the
+            spec finds an encoder folder that moved and refuses another encoder. ``None`` (default) takes
+            any weights.
+
+    Attributes:
+        encoder: The loaded encoder; where each key has its own, that of the first.
 
     Raises:
-        ValueError: If the observations are no RGB images, ``key`` does not fit, the encoder
-            is damaged, or ``encoder`` says otherwise than ``normalize``.
+        ValueError: If the observations are no images or can be read in two ways, ``key`` does not fit, the
+            encoder is damaged, ``encoder`` says otherwise than ``normalize``, or its weights are not those
+            of ``fingerprint``. The error holds the line to type.
         FileNotFoundError: If there is no such encoder.
         OSError: If an encoder is on the Hub, which refuses access or cannot be reached.
 
     Warns:
-        UserWarning: If the environment is the encoder's, but its emulator settings differ from
-            those of the training frames.
+        UserWarning: If the environment is the encoder's, but draws its frames otherwise than the
+            training frames were drawn, or shows gray images to an encoder that was trained on colour.
 
     Example:
         >>> import ale_py
@@ -57,44 +65,45 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
     def __init__(
         self,
         env: gym.Env[Any, Any],
-        encoder: EncoderLike = "auto",
+        encoder: EncoderLike | Mapping[str, EncoderLike] = "auto",
         *,
         stack: int = 1,
-        key: str | None = None,
+        key: Key = None,
         normalize: bool | None = None,
+        fingerprint: str | Mapping[str, str | None] | None = None,
     ) -> None:
-        source = frame_source(env)
-        self.encoder = open_encoder(encoder, source, normalize)
-        # The first to record wins, and JSON values make env.spec round-trip.
-        gym.utils.RecordConstructorArgs.__init__(
-            self, encoder=self.encoder.spec, stack=stack, key=key, normalize=self.encoder.normalize
+        check_is_env(env, "LatentObservationWrapper")
+        self._entries = ImageEntries(
+            env.observation_space,
+            encoder,
+            key=key,
+            stack=stack,
+            normalize=normalize,
+            fingerprint=fingerprint,
+            env=env,
         )
+        # The first to record wins, and JSON values make env.spec round-trip.
+        gym.utils.RecordConstructorArgs.__init__(self, **self._entries.arguments)
         gym.Wrapper.__init__(self, env)
-        self.stack, self.key = stack, key
-        self.observation_space = latent_space(env.observation_space, self.encoder, stack, key)
-        self._latents = np.zeros((stack, self.encoder.latent_dim), np.float32)
-        warn_of_other_source(source, self.encoder)
+        self.encoder, self.stack, self.key = self._entries.encoder, stack, key
+        self.observation_space = self._entries.space
+        self._stacks = self._entries.stacks()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and encode its observation."""
         obs, info = self.env.reset(seed=seed, options=options)
-        self._latents[:] = self._encode(obs)
+        for stack in self._stacks:
+            stack.begin()
         return self._observation(obs), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment and encode its observation."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        latent = self._encode(obs)
-        self._latents[:-1] = self._latents[1:]
-        self._latents[-1] = latent
         return self._observation(obs), reward, terminated, truncated, info
 
-    def _encode(self, obs: Any) -> Latents:
-        image = obs if self.key is None else obs[self.key]
-        return self.encoder(preprocess(image, self.encoder.frame_spec))
-
     def _observation(self, obs: Any) -> Any:
-        latent = self._latents.reshape(-1).copy()
-        return latent if self.key is None else {**obs, self.key: latent}
+        latents = self._entries.encode_one(obs)
+        stacked = [stack.push(latent)[0] for stack, latent in zip(self._stacks, latents, strict=True)]
+        return self._entries.put(obs, stacked)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -17,14 +18,34 @@ from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import EncoderConfig, VAEConfig, write_encoder_folder
 from latent_obs.frames import FrameSpec, preprocess
 
+# Of Gymnasium's vector environments; before 1.1 they had no other mode than the first, and no name for it.
+AUTORESET_MODES = (
+    ["NextStep", "SameStep", "Disabled"] if hasattr(gym.vector, "AutoresetMode") else ["NextStep"]
+)
+NATIVE_ALE = hasattr(ale_py, "AtariVectorEnv")  # since ale-py 0.11
+needs_native_ale = pytest.mark.skipif(not NATIVE_ALE, reason="ale-py before 0.11 has no vector environment")
+
+
+def vector_env(make: Any, mode: str, kind: Any = gym.vector.SyncVectorEnv) -> Any:
+    """Make a vector environment with an autoreset mode."""
+    if mode == "NextStep":
+        return kind(make)
+    return kind(make, autoreset_mode=gym.vector.AutoresetMode(mode))
+
+
 TINY_VAE = VAEConfig(latent_dim=32, channels=(4, 8))
 
 
 class FrameEnv(gym.Env[Any, Any]):
     """A bright square moves over noise; episodes last 5 steps, alternately ended and cut."""
 
-    def __init__(self, shape: tuple[int, ...] = (80, 72, 3), dtype: Any = np.uint8, length: int = 5) -> None:
-        high = 255 if dtype == np.uint8 else 1.0
+    def __init__(
+        self,
+        shape: tuple[int, ...] = (80, 72, 3),
+        dtype: Any = np.uint8,
+        length: int = 5,
+        high: float = 255,
+    ) -> None:
         self.observation_space = gym.spaces.Box(0, high, shape, dtype)
         self.action_space = gym.spaces.Discrete(4)
         self.length, self.episodes = length, 0
@@ -82,11 +103,11 @@ def random_tensors(vae: VAEConfig, seed: int = 0) -> dict[str, Any]:
     return tensors
 
 
-def save_encoder(folder: Path, vae: VAEConfig = TINY_VAE, **fields: Any) -> Path:
+def save_encoder(folder: Path, vae: VAEConfig = TINY_VAE, seed: int = 0, **fields: Any) -> Path:
     """Write an encoder folder with random weights."""
     flat = {"mean": [0.0] * vae.latent_dim, "std": [1.0] * vae.latent_dim, "kl": [1.0] * vae.latent_dim}
     config = EncoderConfig(fields.pop("frame_spec", FrameSpec()), vae, flat, **fields)
-    write_encoder_folder(folder, config, random_tensors(vae))
+    write_encoder_folder(folder, config, random_tensors(vae, seed))
     return folder
 
 
@@ -118,7 +139,7 @@ def training_frames() -> Any:
 def trained(tmp_path_factory: pytest.TempPathFactory, training_frames: Any) -> Path:
     """A small random encoder whose config holds the true statistics of FrameEnv's latents."""
     folder = save_encoder(tmp_path_factory.mktemp("encoder") / "trained")
-    latents = load_encoder(folder)(training_frames)
+    latents = load_encoder(folder, normalize=False)(training_frames)
     statistics = {"mean": latents.mean(0), "std": latents.std(0), "kl": np.ones(32)}
     config = EncoderConfig(
         FrameSpec(), TINY_VAE, {name: value.tolist() for name, value in statistics.items()}

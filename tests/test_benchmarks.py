@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-MODULES = ("machine.py", "rl/agents.py")  # imported by the scripts
+MODULES = ("machine.py", "rl/agents.py", "rl/records.py")  # imported by the scripts
 FILES = sorted(path.relative_to(BENCHMARKS).as_posix() for path in BENCHMARKS.rglob("*.py"))
 SCRIPTS = [name for name in FILES if name not in MODULES]
 
@@ -46,7 +46,7 @@ def test_the_index_has_every_script_and_every_result() -> None:
     for target in linked:
         assert (BENCHMARKS / target).exists(), target
     assert {path.relative_to(BENCHMARKS).as_posix() for path in BENCHMARKS.glob("results/*.md")} <= linked
-    named = set(re.findall(r"\b((?:rl/)?\w+\.py)\b", text))
+    named = set(re.findall(r"`((?:rl/)?\w+\.py)\b", text))
     assert set(SCRIPTS) <= named, "a script without a row"
     assert {name for name in named if not (BENCHMARKS / name).exists()} == set(), "a row without its script"
 

@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import json
 import math
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -32,7 +31,7 @@ import agents  # noqa: E402
 import car_racing  # noqa: E402
 import iterate  # noqa: E402
 import random_play  # noqa: E402
-import report  # noqa: E402
+import records  # noqa: E402
 import run  # noqa: E402
 import train_agent  # noqa: E402
 
@@ -55,15 +54,15 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("arm", ["pixels", "latents"])
 def test_a_run_writes_what_it_reached(arm: agents.Arm, tmp_path: Path, encoder: Path) -> None:
-    folder = train_agent.train(config(tmp_path, encoder, arm, steps=256))
+    folder = train_agent.train(config(tmp_path, encoder, arm, steps=512))
     about, progress = json.loads((folder / "run.json").read_text()), rows(folder / "progress.csv")
     episodes = rows(folder / "episodes.csv")
     assert about["observation_shape"] == ([4, 84, 84] if arm == "pixels" else [128])
-    assert int(progress[-1]["steps"]) == about["finished"]["steps"] == 256
-    assert int(progress[-1]["episodes"]) == len(episodes) > 4
+    assert int(progress[-1]["steps"]) == about["finished"]["steps"] == 512
+    assert int(progress[-1]["episodes"]) == len(episodes) > 10
     last = [float(row["return"]) for row in episodes[-100:]]
     assert float(progress[-1]["mean_return"]) == pytest.approx(np.mean(last), rel=1e-5)
-    assert sum(int(row["length"]) for row in episodes) <= 256  # each step is of one episode at most
+    assert sum(int(row["length"]) for row in episodes) <= 512  # each step is of one episode at most
     assert (folder / "model.zip").exists()
     assert not (folder / "checkpoint.zip").exists()
 
@@ -143,176 +142,6 @@ def test_run_all_finishes_what_it_can(
     assert run.run_all([good], jobs=1) == ["finished"]
 
 
-def write_run(
-    folder: Path, arm: str, seed: int, seconds: list[float], returns: list[float], cost: float | None = None
-) -> None:
-    """Write a run whose rows are 100 steps apart."""
-    path = folder / "Pong" / arm / str(seed)
-    path.mkdir(parents=True)
-    encoder = None if cost is None else {"ref": "x/dots", "collect_seconds": None, "train_seconds": cost}
-    settings = {"game": "Pong", "arm": arm, "seed": seed, **({} if cost is None else {"encoder": "x/dots"})}
-    about = {"settings": settings, "encoder": encoder, "device": "cpu", "finished": {}}
-    (path / "run.json").write_text(json.dumps(about))
-    lines = ["steps,seconds,cpu_seconds,episodes,mean_return"]
-    for i, (second, value) in enumerate(zip(seconds, returns, strict=True), 1):
-        lines.append(f"{100 * i},{second},{second / 2},{i},{'' if math.isnan(value) else value}")
-    (path / "progress.csv").write_text("\n".join(lines) + "\n")
-
-
-def write_random_play(folder: Path, mean: float, std: float) -> None:
-    folder.mkdir(exist_ok=True)
-    (folder / "random_play.csv").write_text(f"game,episodes,mean,std\nPong,50,{mean},{std}\n")
-
-
-def test_the_report_finds_the_iqm_and_the_time_to_the_pixels_return(tmp_path: Path) -> None:
-    for seed, final in enumerate([8.0, 10.0, 12.0, 90.0]):  # IQM: the mean of 10 and 12
-        write_run(tmp_path / "runs", "pixels", seed, [100, 200, 400], [math.nan, 1.0, final])
-    for seed in range(4):
-        write_run(tmp_path / "runs", "latents", seed, [10, 20, 40, 80], [1.0, 5.0, 11.0, 20.0], 60.0)
-    runs = report.read_runs(tmp_path / "runs")
-    arms = {arm: [r for r in runs if r.arm == arm] for arm in ("pixels", "latents")}
-    pixels, latents = report.summarise("Pong", arms, {"latents": 60.0})
-    assert pixels.iqm == 11.0
-    assert 8.0 <= pixels.low < 11.0 < pixels.high <= 90.0
-    assert latents.iqm == latents.low == latents.high == 20.0
-    assert pixels.steps_per_second == 300 / 400
-    assert latents.steps_per_second == 400 / 80
-    assert latents.speedup == pytest.approx((400 / 80) / (300 / 400))
-    assert latents.steps_per_cpu_second == 400 / 40
-    assert latents.cpu_speedup == pytest.approx(latents.speedup)
-    assert pixels.seconds_to_pixels == pixels.pixel_seconds == 400
-    assert latents.seconds_to_pixels == 40
-    assert latents.seconds_with_encoder == 100
-
-    out = tmp_path / "results"
-    args = report.Args((tmp_path / "runs",), out, encoder_seconds=("dots=200",))
-    text = report.report(args)
-    assert "| 40 (0.10 of pixels') | 240 (0.60 of pixels') |" in text
-    assert "| Pong | latents, dots | 4, 4 |" in text
-    recorded = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
-    assert [about["run"] for about in recorded] == [
-        *(f"Pong/latents-dots/{seed}" for seed in range(4)),
-        *(f"Pong/pixels/{seed}" for seed in range(4)),
-    ]
-    assert recorded[0]["encoder"]["ref"] == recorded[0]["settings"]["encoder"] == "dots", "not where it was"
-    curves = rows(out / "curves.csv")
-    assert [row["mean_return"] for row in curves if row["run"] == "Pong/pixels/3"] == ["", "1", "90"]
-    assert (out / "curves.png").stat().st_size > 1000
-    assert report.report(dataclasses.replace(args, runs=())) == text, "of what it recorded"
-
-    # A run that went on replaces what was recorded of it; the others stay.
-    write_run(tmp_path / "later", "pixels", 0, [100, 200, 400, 800], [math.nan, 1.0, 8.0, 10.0])
-    assert "| Pong | pixels | 4, 4 | 300 | 1 (1.00x)" in report.report(
-        dataclasses.replace(args, runs=(tmp_path / "later",))
-    )
-    assert len((out / "runs.jsonl").read_text().splitlines()) == 8
-    with pytest.raises(ValueError, match="ENCODER=SECONDS"):
-        report.report(dataclasses.replace(args, encoder_seconds=("200",)))
-    with pytest.raises(FileNotFoundError, match="No runs are recorded in"):
-        report.report(report.Args((), tmp_path / "none"))
-
-
-@pytest.mark.parametrize(
-    ("mean", "std", "learned"),
-    # Pixels end at -20.4, -20.2 and -20.0, so the interval of their mean begins at -20.4.
-    [(-20.5, 0.8, False), (-20.5, 0.1, True), (-21.0, 1.0, True), (-20.8, 1.0, False)],
-)
-def test_latents_are_not_compared_with_pixels_that_play_like_chance(
-    mean: float, std: float, learned: bool, tmp_path: Path
-) -> None:
-    for seed, final in enumerate([-20.4, -20.2, -20.0]):
-        write_run(tmp_path / "runs", "pixels", seed, [100, 200], [-20.6, final])
-        write_run(tmp_path / "runs", "latents", seed, [10, 20], [-20.6, -15.0], 60.0)
-    out = tmp_path / "results"
-    write_random_play(out, mean, std)
-    text = report.report(report.Args((tmp_path / "runs",), out))
-    pixels, latents = (
-        [cell.strip() for cell in line.split("|")[7:11]] for line in text.splitlines() if "| Pong |" in line
-    )
-    assert pixels[1] == latents[1] == f"{mean:g} ± {std:g}"
-    assert latents[0] == "-15 [-15, -15]"
-    if learned:
-        assert pixels[0] == "-20.2 [-20.4, -20]"
-        assert latents[2:] == ["20 (0.10 of pixels')", "80 (0.40 of pixels')"]
-    else:
-        assert pixels[0] == "-20.2 [-20.4, -20], like chance"
-        assert pixels[2:] == latents[2:] == ["", ""]
-    assert ("Pixels have not learned in Pong" in text) is not learned
-
-
-def test_the_recorded_runs_give_the_recorded_report(tmp_path: Path) -> None:
-    """Arithmetic by hand, on the runs in the repository: means of three seeds, and steps over seconds."""
-    for name in ("runs.jsonl", "curves.csv", "random_play.csv"):
-        shutil.copy(random_play.RESULTS / name, tmp_path)
-    assert report.report(report.Args((), tmp_path)) == (random_play.RESULTS / "report.md").read_text()
-    last: dict[str, dict[str, str]] = {row["run"]: row for row in rows(tmp_path / "curves.csv")}
-    ends = [last[f"Breakout/latents-breakout-v0/{seed}"] for seed in range(3)]
-    mean = sum(float(end["mean_return"]) for end in ends) / 3
-    rate = sum(int(end["steps"]) for end in ends) / sum(float(end["seconds"]) for end in ends)
-    line = next(row for row in (tmp_path / "report.md").read_text().splitlines() if "breakout-v0 |" in row)
-    assert line.split("|")[7].split()[0] == f"{mean:.4g}"
-    assert line.split("|")[5].split()[0] == f"{rate:,.0f}"
-
-
-def test_the_iqm_leaves_out_a_quarter_on_either_side() -> None:
-    assert float(report.iqm(np.array([7.0, 5.0, -100.0, 6.0, 8.0, 200.0, 300.0, -50.0]))) == 6.5
-    assert float(report.iqm(np.array([0.0, 3.0, 30.0]))) == 11.0  # of three none is left out
-    points = report.iqm(np.array([[1.0, 9.0], [2.0, 2.0], [4.0, 4.0], [50.0, -7.0]]))
-    assert points.tolist() == [3.0, 3.0]
-
-
-def test_the_interval_is_that_of_the_resampled_seeds() -> None:
-    """Of two seeds a resample has the mean of one, of both, or of the other, with odds 1:2:1."""
-    low, high = report.interval(np.array([0.0, 1.0]))
-    assert (float(low), float(high)) == (0.0, 1.0)
-    scores = np.random.default_rng(0).normal(size=400)
-    low, high = report.interval(scores)
-    assert float(low) < float(report.iqm(scores)) < float(high)
-    # The IQM of a normal sample has a standard error of about 1.1 / sqrt(n).
-    assert float(high - low) == pytest.approx(2 * 1.96 * 1.1 / 20, rel=0.15)
-
-
-def test_the_interval_leaves_out_a_fortieth_on_either_side() -> None:
-    """Of three seeds 0, 0 and 1 a resample has k ones with odds 8:12:6:1 of 27; its IQM is k / 3."""
-    low, high = report.interval(np.array([0.0, 0.0, 1.0]))
-    # All ones has 3.7%, more than 2.5%, hence is in the interval.
-    assert (float(low), float(high)) == (0.0, 1.0)
-    # Of seeds 0, 0, 0 and 1, cut to the middle two, a mean of 1 has 5.1%, and of 1/2 or more 26%.
-    low, high = report.interval(np.array([0.0, 0.0, 0.0, 1.0]))
-    assert (float(low), float(high)) == (0.0, 1.0)
-    # Of four zeros and a one, cut to the middle three, a mean of 1 has 0.7%, and of 2/3 or more 5.8%.
-    low, high = report.interval(np.array([0.0, 0.0, 0.0, 0.0, 1.0]))
-    assert float(low) == 0.0
-    assert float(high) == pytest.approx(2 / 3)
-
-
-def test_a_curve_keeps_the_last_return_until_the_next() -> None:
-    """Two runs with rows at other seconds: the grid is where both play, from the second finished game on."""
-    slow = make_run([10.0, 20.0, 40.0], [math.nan, 1.0, 5.0])
-    fast = make_run([5.0, 25.0, 30.0], [0.0, 2.0, 4.0])
-    grid, returns = report.curves([slow, fast], "seconds")
-    assert (grid[0], grid[-1]) == (20.0, 30.0)
-    assert returns.shape == (2, len(grid))
-    for second, mine, theirs in zip(grid, *returns, strict=True):
-        assert mine == 1.0
-        assert theirs == (0.0 if second < 25 else 2.0 if second < 30 else 4.0)
-
-
-def test_the_time_to_a_return_is_that_of_the_iqm_of_all_seeds() -> None:
-    """Means of the two are 0.5 from second 20 on, 1.5 from 25, 2.5 from 30 and 4.5 from 40."""
-    runs = [make_run([10, 20, 40], [math.nan, 1, 5]), make_run([5, 25, 30], [0, 2, 4])]
-    for threshold, second in ((0.5, 20.0), (0.6, 25.0), (1.5, 25.0), (2.5, 30.0), (2.6, 40.0), (4.5, 40.0)):
-        assert report.seconds_to(runs, threshold) == second
-    assert report.seconds_to(runs, 4.6) is None
-
-
-def make_run(seconds: list[float], returns: list[float]) -> report.Run:
-    """Return a run whose rows are 100 steps apart."""
-    numbers = np.arange(1.0, len(seconds) + 1)
-    wall = np.array(seconds, float)
-    return report.Run("Pong", "pixels", 0, {}, 100 * numbers, wall, wall, numbers, np.array(returns))
-
-
 def test_random_play_is_of_whole_games_with_true_rewards(tmp_path: Path) -> None:
     """Quick's games last 5 to 40 steps and its reward is the action, 1.5 on average."""
     returns = random_play.play(GAME, 200, 0)
@@ -322,9 +151,9 @@ def test_random_play_is_of_whole_games_with_true_rewards(tmp_path: Path) -> None
     # A game has 22.5 steps on average, and a deviation of about 17.
     assert np.mean(returns) == pytest.approx(22.5 * 1.5, abs=4 * 17 / math.sqrt(200))
     path = tmp_path / "random_play.csv"
-    random_play.record("b", [1.0, 2.0, 6.0], path)
-    random_play.record("a", [1.0, 1.0], path)
-    random_play.record("b", [0.0, 2.0, 4.0], path)
+    records.record_random_play("b", [1.0, 2.0, 6.0], path)
+    records.record_random_play("a", [1.0, 1.0], path)
+    records.record_random_play("b", [0.0, 2.0, 4.0], path)
     assert path.read_text() == "game,episodes,mean,std\na,2,1.0,0.0\nb,3,2.0,2.0\n"
 
 
@@ -392,7 +221,39 @@ def test_an_agent_is_evaluated_on_whole_games(tmp_path: Path, encoder: Path) -> 
     assert len(result["returns"]) == result["trials"] == 11
     assert all(value == int(value) and 0 <= value <= 120 for value in result["returns"])
     assert len(set(result["returns"])) > 1
-    assert json.loads((out / "result.json").read_text())["mean"] == pytest.approx(np.mean(result["returns"]))
+    written, returns = json.loads((out / "result.json").read_text()), result["returns"]
+    assert written["mean"] == pytest.approx(sum(returns) / 11)
+    # The spread of single trials, as World Models reports it.
+    assert written["std"] == pytest.approx(math.sqrt(sum((v - sum(returns) / 11) ** 2 for v in returns) / 11))
+
+
+def test_a_recorded_game_of_atari_is_whole_and_its_rewards_are_true() -> None:
+    """The agent is trained on clipped rewards and single lives; the record is what the emulator gave."""
+    env = agents.make_env("SpaceInvaders")
+    game: Any = env.unwrapped
+    step, given = game.step, list[float]()
+
+    def watch(action: int) -> Any:
+        result = step(action)
+        given.append(float(result[1]))
+        return result
+
+    game.step = watch
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    ends, trained_on = 0, 0.0
+    while True:
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        trained_on += float(reward)
+        ends += terminated
+        if "episode" in info:
+            break
+        if terminated or truncated:
+            env.reset()
+    assert info["episode"]["r"] == sum(given) > trained_on > 0
+    assert info["episode"]["l"] == len(given)
+    assert trained_on <= sum(value > 0 for value in given)  # one for each, but for those of no-ops
+    assert (ends, game.ale.lives()) == (3, 0)
 
 
 @needs_car_racing

@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from latent_obs.cli import main
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
 from latent_obs.data.folder import FramesFolder
+from latent_obs.data.shards import METADATA_KEY
+from latent_obs.frames import FrameSource
+from tests.conftest import save_encoder
 
 
 def test_help_lists_every_command() -> None:
@@ -88,6 +97,109 @@ def test_a_mistake_brings_one_line_and_no_traceback(
     assert message in run.stderr + run.stdout
     assert "Traceback" not in run.stderr
     assert list(tmp_path.rglob("*.parquet")) == []
+
+
+ODD = "x[/a] [red]:smile:"  # rich would fail on the first, drop the second and draw the third
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with frames of an oddly named environment, and an encoder with odd metrics and card."""
+    root = tmp_path_factory.mktemp("odd")
+    collect_frames(CollectConfig("tests.quick_env:Quick-v0", root / "plain", frames=600, workers=1))
+    (root / ODD).mkdir(parents=True)
+    for path in (root / "plain").glob("*.parquet"):
+        table = pq.read_table(path)
+        about = json.loads(pq.read_metadata(path).metadata[METADATA_KEY])
+        about["env_id"] = about["source"]["env_id"] = ODD
+        changed = table.replace_schema_metadata({METADATA_KEY: json.dumps(about)})
+        pq.write_table(changed, root / ODD / path.name, row_group_size=512)
+    encoder = save_encoder(root / f"encoder {ODD}", source=FrameSource(ODD))
+    (encoder / "README.md").write_text(f"---\na: b\n---\nThe card of {ODD}.")
+    config = json.loads((encoder / "config.json").read_text())
+    config["metrics"] = {"moving_r2": "good [/a]", "active_units": "[red]", "probe_f1": [1]}
+    (encoder / "config.json").write_text(json.dumps(config))
+    return root
+
+
+@pytest.mark.filterwarnings("ignore:.*was trained on", "ignore:POSTERIOR COLLAPSE", "ignore:.*collapsed")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "collect tests.quick_env:Quick-v0 --workers 1 --frames 50 --out {out}",
+        "frames info {frames} --shards",
+        "frames check {frames}",
+        "frames check {damaged}",
+        "frames show {frames} --out {out}.png",
+        "frames merge {frames} {plain} --out {out}",
+        "frames split {frames} --out {out}",
+        "encode {frames} {encoder} --out {out}",
+        "visualize {encoder} --frames {frames} --out {out}.html",
+        "export {encoder} --out {out}",
+        "train {frames} --steps 2 --channels 4 8 --out {out}",
+        "evaluate {encoder} --frames {frames} --out {out}",
+        "list --folder {root}",
+        "card {encoder}",
+    ],
+)
+def test_no_command_reads_names_as_markup(
+    words: str, odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tmp_path / f"damaged {ODD}"
+    damaged.mkdir(parents=True)
+    (damaged / "part-000-00000[b].parquet").write_bytes(b"nothing")
+    places = {"root": odd, "plain": odd / "plain", "frames": odd / ODD, "encoder": odd / f"encoder {ODD}"}
+    places |= {"out": tmp_path / f"out {ODD}", "damaged": damaged}
+    status = main([word.format(**places) for word in words.split()])
+    told = capsys.readouterr()
+    assert status == (1 if "damaged" in words else 0), told.err
+    wrapped = " ".join((told.out + told.err).replace("│", " ").split())
+    assert "x[/a] [red]:smile:" in wrapped
+    if words.startswith("list"):
+        assert "good [/a]" in wrapped
+
+
+def test_the_card_in_a_terminal_keeps_brackets(odd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    screen.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", screen)
+    assert main(["card", str(odd / f"encoder {ODD}")]) == 0
+    assert ODD in screen.getvalue()
+
+
+def test_a_name_that_the_terminal_cannot_show_is_no_error(tmp_path: Path) -> None:
+    out = tmp_path / "x²"
+    command = [sys.executable, "-m", "latent_obs", "collect", "tests.quick_env:Quick-v0", "--frames", "20"]
+    run = subprocess.run(
+        [*command, "--workers", "1", "--out", str(out)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert rb"x\xb2: 20 frames" in run.stdout
+
+
+def test_an_error_that_nobody_expected_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("colour")
+
+    monkeypatch.setattr("latent_obs.evaluation.markdown.read_card", broken)
+    assert main(["card", "pong-v0"]) == 1
+    told = capsys.readouterr().err
+    assert re.search(r"error: KeyError: 'colour' \(in .*test_cli.py, line \d+\)", told)
+    assert "Traceback" not in told
+
+
+def test_code_that_exits_in_the_midst_of_a_command_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("latent_obs.evaluation.markdown.read_card", lambda _: sys.exit(0))
+    assert main(["card", "pong-v0"]) == 1
+    assert "called sys.exit(0) before" in capsys.readouterr().err
 
 
 def test_env_kwargs_that_are_no_json_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

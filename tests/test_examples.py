@@ -25,6 +25,16 @@ QUICK_PPO = ["--frames", "400", "--vae-steps", "20", "--total-steps", "1024", "-
 LIGHT = ["--names", "car_racing", "minigrid", "classic_control", "crafter", "--steps", "3"]
 
 
+# Packages that the developers' environment does not have.
+NEEDS = {
+    "rllib_ppo.py": ("scipy", "tree"),
+    "sb3_recurrent.py": ("sb3_contrib",),
+    "sbx_sac.py": ("sbx",),
+    "skrl_ppo.py": ("skrl",),
+    "tianshou_dqn.py": ("tianshou",),
+}
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "expected"),
     [
@@ -53,6 +63,17 @@ LIGHT = ["--names", "car_racing", "minigrid", "classic_control", "crafter", "--s
             ["--frames", "256", "--batch", "128", "--envs", "2"],
             "256 steps, mean reward",
         ),
+        ("examples/sb3_finetune.py", ["--steps", "300", "--buffer", "500"], "24,576 bytes a transition"),
+        ("examples/sb3_recurrent.py", ["--steps", "256", "--n-steps", "32"], "recurrent_ppo trained for 256"),
+        (
+            "examples/sb3_recurrent.py",
+            ["--algorithm", "qrdqn", "--steps", "200", "--buffer", "500"],
+            "qrdqn trained for 208 steps",
+        ),
+        ("examples/sbx_sac.py", ["--steps", "60"], "sac trained for 60 steps on (64,)"),
+        ("examples/sbx_sac.py", ["--steps", "60", "--algorithm", "crossq"], "crossq trained for 60 steps"),
+        ("examples/skrl_ppo.py", ["--steps", "256", "--rollout", "16"], "8 environments on (128,)"),
+        ("examples/tianshou_dqn.py", ["--steps", "400", "--buffer", "1000"], "DQN for 400 steps on (128,)"),
         ("examples/rllib_ppo.py", ["--iterations", "1", "--batch", "64", "--envs", "2"], "iteration 1:"),
         ("benchmarks/wrapper_step.py", ["--steps", "200"], "wrapped / bare"),
     ],
@@ -60,8 +81,9 @@ LIGHT = ["--names", "car_racing", "minigrid", "classic_control", "crafter", "--s
 def test_the_script_runs_and_prints_what_it_says(
     script: str, arguments: list[str], expected: str, encoder: Path, tmp_path: Path
 ) -> None:
-    if "rllib" in script and not all(map(importlib.util.find_spec, ("scipy", "tree"))):
-        pytest.skip("RLlib is not installed")
+    for missing in NEEDS.get(Path(script).name, ()):
+        if importlib.util.find_spec(missing) is None:
+            pytest.skip(f"{missing} is not installed: `make libraries` runs this one")
     arguments = [str(encoder) if argument == "ENCODER" else argument for argument in arguments]
     command = [sys.executable, str(ROOT / script), *arguments]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)

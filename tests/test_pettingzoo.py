@@ -73,5 +73,5 @@ def test_pettingzoos_own_test_passes(encoder: Path) -> None:
 
 def test_what_cannot_be_encoded_is_refused_by_the_constructor(encoder: Path) -> None:
     with pytest.raises(ValueError, match="Agent 'a' needs uint8 RGB"):
-        LatentObservationWrapper(TwoFrameEnvs(dtype=np.float32), encoder)
+        LatentObservationWrapper(TwoFrameEnvs(dtype=np.float32, high=np.inf), encoder)
     assert isinstance(TwoFrameEnvs().observation_space("a"), gym.spaces.Box)

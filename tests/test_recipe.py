@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,20 @@ from latent_obs import recipe as recipes
 from latent_obs.cli import main
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
-from latent_obs.encoders.folder import read_calibration, read_tensors
+from latent_obs.encoders.folder import EncoderConfig, VAEConfig, read_calibration, read_config, read_tensors
+from latent_obs.encoders.provenance import Metrics
 from latent_obs.encoders.resolve import PRETRAINED, list_encoders
 from latent_obs.evaluation.markdown import card_text, read_card
+from latent_obs.evaluation.report import Reports
 from latent_obs.frames import FrameSpec, preprocess
 from latent_obs.recipe import BuildConfig, build_recipe, list_recipes, read_recipe
 from latent_obs.scenes import RENDERED
+from tests.conftest import save_encoder
+from tests.evaluation.test_report import CARD, PROBE
 from tests.quick_env import QuickEnv
 
 gym.register("Quick2-v0", "tests.quick_env:QuickEnv", disable_env_checker=True)
+gym.register("Keyed-v0", "tests.conftest:DictEnv", disable_env_checker=True)
 
 QUICK: dict[str, Any] = {
     "about": "Dots.",
@@ -49,14 +57,13 @@ def config(folder: Path) -> BuildConfig:
 
 
 def test_a_collection_may_name_an_entry_and_arguments(tmp_path: Path) -> None:
-    pytest.importorskip("minigrid")
     value = {**QUICK, "collect": [{**QUICK["collect"][0], "frames": 30, "key": "image"}]}
-    value["collect"][0] |= {"env_ids": ["minigrid:MiniGrid-Empty-6x6-v0"], "env_kwargs": {"max_steps": 7}}
+    value["collect"][0] |= {"env_ids": ["Keyed-v0"], "env_kwargs": {"max_episode_steps": 7}}
     collections = recipes.Recipe.from_json("rooms-v0", value).collect
-    (path,) = recipes._collect_all(collections, tmp_path, progress=False)
+    (path,) = recipes._collect_all(collections, tmp_path, progress=False).values()
     settings = FramesFolder(path).shards[0].metadata
     assert settings["key"] == "image"
-    assert settings["env_kwargs"] == {"max_steps": 7}
+    assert settings["env_kwargs"] == {"max_episode_steps": 7}
 
 
 def test_a_build_leaves_an_encoder_with_its_card(built: Path) -> None:
@@ -99,13 +106,118 @@ def test_building_again_goes_on_from_what_is_there(built: Path, monkeypatch: pyt
     assert json.loads((out / "reports.json").read_text()) == card
 
 
+def test_two_collections_of_one_environment_are_kept_apart_and_both_trained_on(tmp_path: Path) -> None:
+    one = QUICK["collect"][0]
+    value = {
+        **QUICK,
+        "collect": [{**one, "frames": 60}, {**one, "frames": 40, "policy": "sticky", "seed": 3}],
+    }
+    collections = recipes.Recipe.from_json("dots-v0", value).collect
+    paths = recipes._collect_all(collections, tmp_path, progress=False)
+    assert list(paths) == ["Quick-v0", "Quick-v0 #2"]
+    assert [len(FramesFolder(path)) for path in paths.values()] == [60, 40]
+    policies = [FramesFolder(path).collections[0]["policy"] for path in paths.values()]
+    assert policies == ["random", "sticky"]
+
+
+def test_a_mixture_is_made_again_when_its_parts_have_grown(tmp_path: Path) -> None:
+    """What is trained on holds as many frames of each part as the recipe asks for now."""
+    for frames in (100, 200):
+        value = {**QUICK, "collect": [{**QUICK["collect"][0], "env_ids": ["Quick-v0", "Quick2-v0"]}]}
+        value["collect"][0]["frames"] = frames
+        recipe = recipes.Recipe.from_json("dots-v0", value)
+        data = list(recipes._collect_all(recipe.collect, tmp_path / "collected", progress=False).values())
+        recipes._merge(data, tmp_path / "merged", progress=False)
+        merged = {c["env_id"]: c["frames"] for c in FramesFolder(tmp_path / "merged").collections}
+        assert merged == {"Quick-v0": frames, "Quick2-v0": frames}
+    before = sorted((tmp_path / "merged").iterdir())[0].stat().st_mtime_ns
+    recipes._merge(data, tmp_path / "merged", progress=False)
+    assert sorted((tmp_path / "merged").iterdir())[0].stat().st_mtime_ns == before, "made again for nothing"
+
+
+def test_measuring_again_changes_the_card_and_no_weights(built: Path, tmp_path: Path) -> None:
+    """Measured on 320 frames instead of 300; what was read of the RAM before is kept with its date."""
+    out = tmp_path / "dots"
+    shutil.copytree(built / "encoders" / "dots-v3", out)
+    reports = read_json(out / "reports.json")
+    reports["reports"]["Quick-v0"]["probe"] = PROBE
+    (out / "reports.json").write_text(json.dumps(reports))
+    recipe = {**QUICK, "evaluate": [{**QUICK["evaluate"][0], "frames": 320}]}
+    (tmp_path / "dots-v3.json").write_text(json.dumps(recipe))
+    before = {name: (out / name).read_bytes() for name in ("model.safetensors", "calibration.png")}
+    config_before, today = read_json(out / "config.json"), datetime.now(timezone.utc).date().isoformat()
+    asked = recipes.MeasureConfig(str(tmp_path / "dots-v3.json"), out, tmp_path / "scratch")
+    result = recipes.measure_recipe(asked, progress=False)
+    assert {name: (out / name).read_bytes() for name in before} == before
+    config_after = read_json(out / "config.json")
+    assert config_after.pop("metrics") == result.metrics
+    assert config_before.pop("metrics") != result.metrics
+    assert config_after == config_before
+    cards = read_json(out / "reports.json")["reports"]
+    assert all(card["data"]["frames"] == 320 for card in cards.values())
+    assert all(
+        card["data"]["episodes"] == len(card["by_episode"]["moving_r2"]) >= 6 for card in cards.values()
+    )
+    assert cards["Quick-v0"]["created"] == today
+    assert cards["Quick-v0"]["probe"]["created"] == reports["reports"]["Quick-v0"]["created"]
+    assert cards["Quick2-v0"]["probe"] is None
+    assert result.metrics["moving_r2"] == pytest.approx(cards["Quick2-v0"]["moving_r2"], rel=1e-5), (
+        "the unseen one"
+    )
+    assert f"{cards['Quick2-v0']['moving_r2']:.3f}" in (out / "README.md").read_text()
+
+
+def test_metrics_are_means_over_environments_never_seen_if_there_are_any() -> None:
+    latents = {"mean": [0.0, 0.0], "std": [1.0, 1.0], "kl": [1.0, 1.0]}
+    config = EncoderConfig(
+        FrameSpec(), VAEConfig(2), latents, metrics=Metrics(active_units=2, collapsed=False)
+    )
+    cards = {
+        "A-v0": CARD,
+        "B-v0": replace(CARD, moving_r2=0.5),
+        "C-v0": replace(CARD, moving_r2=0.2, rare_r2=None),
+    }
+    unseen = recipes._metrics(config, Reports({}, cards, ("B-v0", "C-v0")))
+    assert unseen["moving_r2"] == pytest.approx(0.35)
+    assert unseen["rare_r2"] == pytest.approx(0.703)
+    assert unseen["frames"] == 2 * 4096
+    assert unseen["probe_f1"] == {"paper": pytest.approx(0.41)}
+    assert recipes._metrics(config, Reports({}, cards, ()))["moving_r2"] == pytest.approx(
+        (0.901 + 0.5 + 0.2) / 3
+    )
+
+
+def test_reports_of_other_frames_are_made_anew(built: Path, tmp_path: Path) -> None:
+    """A report is kept for the frames that it is of; when the folder has grown, it is measured again."""
+    shutil.copytree(built / "scratch", tmp_path / "scratch")
+    shutil.copytree(built / "encoders" / "dots-v3", tmp_path / "dots")
+    for frames in (300, 360):
+        (tmp_path / "dots-v3.json").write_text(
+            json.dumps({**QUICK, "evaluate": [{**QUICK["evaluate"][0], "frames": frames}]})
+        )
+        asked = recipes.MeasureConfig(str(tmp_path / "dots-v3.json"), tmp_path / "dots", tmp_path / "scratch")
+        recipes.measure_recipe(asked, progress=False)
+        cards = read_json(tmp_path / "dots" / "reports.json")["reports"]
+        assert [card["data"]["frames"] for card in cards.values()] == [frames, frames]
+
+
+def test_a_retired_recipe_says_why_it_cannot_be_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "old-v0.json"
+    path.write_text(json.dumps({**QUICK, "train": {"gone": 1}, "retired": "It used the option gone."}))
+    assert main(["recipe", "build", str(path), "--scratch", str(tmp_path / "scratch")]) == 1
+    assert "cannot be built. It used the option gone." in capsys.readouterr().err
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_half_precision_is_kept_only_where_latents_stay_the_same(built: Path) -> None:
     """Weights near 1 round well; with one of 10,000 cancelled by another, latents would move."""
     trained = built / "scratch" / "dots-v3" / "trained"
     rounded = built / "encoders" / "dots-v3"
     encoder = load_encoder(rounded)
     assert encoder.config.provenance["weights"] == "float16"
-    exact = read_tensors(trained, encoder.config)
+    exact = read_tensors(trained, read_config(trained))
     half = read_tensors(rounded, encoder.config)
     assert (rounded / "model.safetensors").stat().st_size < 0.6 * (
         trained / "model.safetensors"
@@ -132,14 +244,32 @@ def test_weights_that_half_precision_would_change_are_kept(
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
+COLLECT, EVALUATE = QUICK["collect"][0], QUICK["evaluate"][0]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"collect": []}, "needs frames to train on"),
-        ({"evaluate": [{**QUICK["evaluate"][0], "seed": 0}]}, "the seed 0 of collect"),
-        ({"stepz": 3}, "stepz"),
+        ({"collect": {}}, "collect must be a list of collections, got {}"),
+        ({"collect": ["ALE/Pong-v5"]}, "collect[0] must be an object, got 'ALE/Pong-v5'"),
+        ({"evaluate": [{**EVALUATE, "seed": 0}]}, "the seed 0 of collect"),
+        ({"stepz": 3}, "the unknown field 'stepz'"),
+        ({"name": "other"}, "the name of the file is the recipe's name"),
+        ({"about": 3}, "about must be a string, got 3"),
+        ({"probe": "yes"}, "probe must be true or false, got 'yes'"),
+        ({"failures": "It fails."}, "failures must be a list of strings"),
+        ({"train": [1]}, "train must be an object, got [1]"),
         ({"collect": [{"frames": 3}]}, "'env_ids' is missing"),
-        ({"collect": [{"env_ids": ["Quick-v0"], "frames": 3, "colour": 1}]}, "colour"),
+        (
+            {"collect": [{**COLLECT, "env_ids": "Quick-v0"}]},
+            "env_ids must be a list of strings, got 'Quick-v0'",
+        ),
+        ({"collect": [{**COLLECT, "env_ids": ["A-v0", "A-v0"]}]}, "each once, got ['A-v0', 'A-v0']"),
+        ({"collect": [{**COLLECT, "frames": "600"}]}, "collect[0] has a wrong field: frames must be a whole"),
+        ({"collect": [{**COLLECT, "frames": True}]}, "frames must be a whole number, got True"),
+        ({"evaluate": [EVALUATE, {**EVALUATE, "frames": 0}]}, "frames must be at least 1, got 0"),
+        ({"collect": [{**COLLECT, "colour": 1}]}, "collect[0] has the unknown field 'colour'"),
     ],
 )
 def test_a_recipe_that_is_none_says_why(
@@ -153,6 +283,27 @@ def test_a_recipe_that_is_none_says_why(
     assert message in told
 
 
+def test_a_field_given_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad-v0.json"
+    path.write_text(json.dumps(QUICK).replace('"seed": 0', '"seed": 5, "seed": 0'))
+    with pytest.raises(ValueError, match="the field 'seed' is there 2 times"):
+        read_recipe(str(path))
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [({"stepz": 3}, "stepz"), ({"steps": 0}, "steps must be at least 1"), ({"steps": "x"}, "'<'")],
+)
+def test_wrong_options_of_training_are_found_before_anything_is_collected(
+    train: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad-v0.json"
+    path.write_text(json.dumps({**QUICK, "train": train}))
+    with pytest.raises(ValueError, match=f"bad-v0 trains with options that are wrong: .*{message}"):
+        build_recipe(BuildConfig(str(path), tmp_path / "out", tmp_path / "scratch"), progress=False)
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_an_unknown_recipe_names_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipe", "build", "tetris-v0"]) == 1
     assert "pong-v0" in capsys.readouterr().err
@@ -160,10 +311,10 @@ def test_an_unknown_recipe_names_those_there_are(capsys: pytest.CaptureFixture[s
 
 def test_every_bundled_encoder_has_its_recipe_and_card() -> None:
     """Named alike, trained by the recipe's settings on the recipe's frames, and measured on others."""
-    assert list_encoders()
+    assert list_recipes()
     assert set(list_encoders()) == set(list_recipes())
-    for name, encoder in list_encoders().items():
-        recipe = read_recipe(name)
+    for name in list_recipes():
+        encoder, recipe = list_encoders()[name], read_recipe(name)
         run = encoder.provenance["run"]
         wanted = {key: list(v) if isinstance(v, tuple) else v for key, v in recipe.train.items()}
         assert {key: run["config"][key] for key in wanted} == wanted, name
@@ -211,6 +362,15 @@ def test_a_card_of_an_encoder_without_one_tells_what_its_config_knows(
     assert "---" not in card_text("x", load_encoder(encoder).config).split("# x")[1].split("\n")[0]
     assert main(["card", "pong-v0"]) == 0
     assert "moving-object R²" in capsys.readouterr().out
+
+
+def test_what_a_card_has_in_brackets_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_encoder(tmp_path / "tiny")
+    (folder / "README.md").write_text(
+        "---\nlicense: mit\n---\n\nIt keeps [bold]32 numbers[/a] and [link](x.html).\n"
+    )
+    assert main(["card", str(folder)]) == 0
+    assert capsys.readouterr().out == "It keeps [bold]32 numbers[/a] and [link](x.html).\n"
 
 
 @pytest.mark.parametrize("env_id", [f"Scenes/{name}" for name in ("DeadLeaves-v0", *RENDERED)])

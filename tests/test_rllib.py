@@ -100,7 +100,7 @@ def test_it_travels_in_a_pipeline(encoder: Path) -> None:
 
 def test_what_cannot_be_encoded_is_refused(encoder: Path) -> None:
     with pytest.raises(ValueError, match="LatentObservationConnector needs uint8 RGB"):
-        connector(encoder, FrameEnv(dtype=np.float32))
+        connector(encoder, FrameEnv(dtype=np.float32, high=np.inf))
     with pytest.raises(ValueError, match="key='image'"):
         connector(encoder, DictEnv())
     with pytest.raises(ValueError, match="was told key='eye'"):

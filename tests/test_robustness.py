@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
@@ -15,13 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
-from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.collect import CollectError, collect_frames
 from latent_obs.collecting.config import CollectConfig
+from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, look_again
 from latent_obs.data import storage
 from latent_obs.data.folder import FramesFolder
+from latent_obs.data.provenance import Collection
 from latent_obs.data.shards import read_shard
+from latent_obs.progress import stop_on_signals
 
 ROOT = Path(__file__).parents[1]
 QUICK = CollectConfig("tests.quick_env:Quick-v0", frames=6000, workers=2, shard_rows=500)
@@ -104,8 +111,9 @@ def test_killing_at_any_moment_loses_nothing(
     assert list(tmp_path.glob(".*.tmp")) == []
 
 
-def test_workers_end_when_the_parent_is_killed_even_if_the_env_hangs(tmp_path: Path) -> None:
-    config = replace(QUICK, out=tmp_path, env_kwargs={"hang_after": 1200})
+@pytest.mark.parametrize("trouble", ["hang_after", "hold_after"])
+def test_workers_end_when_the_parent_is_killed_even_if_the_env_hangs(trouble: str, tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, env_kwargs={trouble: 1200})
     process = start(config)
     wait_for(lambda: len(contents(tmp_path)) >= 4)  # two each; both hang in their third
     workers = children(process.pid)
@@ -115,6 +123,174 @@ def test_workers_end_when_the_parent_is_killed_even_if_the_env_hangs(tmp_path: P
     wait_for(lambda: not any(map(alive, workers)), 30)
     # One that did not hang yet has committed what it had of its third.
     assert all(read_shard(path).rows for path in tmp_path.glob("*.parquet"))
+
+
+def command(config: CollectConfig, **options: Any) -> subprocess.Popen[str]:
+    """Run ``latent-obs collect``, which gives even one worker a process of its own."""
+    words: list[Any] = ["--out", config.out, "--frames", config.frames, "--workers", config.workers]
+    words += ["--shard-rows", config.shard_rows, "--env-kwargs", json.dumps(config.env_kwargs)]
+    if config.step_timeout is not None:
+        words += ["--step-timeout", config.step_timeout]
+    line = [sys.executable, "-m", "latent_obs", "collect", config.env_id, *map(str, words)]
+    return subprocess.Popen(line, cwd=ROOT, text=True, **options)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("trouble", ["hang_after", "hold_after"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_a_collection_whose_env_hangs(
+    how: signal.Signals, trouble: str, workers: int, tmp_path: Path
+) -> None:
+    out, told = tmp_path / "frames", tmp_path / "told"
+    config = replace(QUICK, out=out, workers=workers, env_kwargs={trouble: 700})
+    with told.open("w") as stderr:
+        process = command(config, stderr=stderr)
+    wait_for(lambda: len(contents(out)) >= workers)  # one each; all hang in their second
+    at_work = children(process.pid)
+    assert len(at_work) == workers
+    time.sleep(1)
+    process.send_signal(how)
+    wait_for(lambda: "Stopping: what is begun is being finished" in told.read_text(), 5)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(how)
+    assert process.wait(timeout=10) == 130
+    messages = told.read_text()
+    assert "Ending at once" in messages
+    assert "Traceback" not in messages
+    assert not any(map(alive, at_work))
+    assert len(contents(out)) == workers
+
+
+def test_the_second_signal_ends_a_worker_in_the_calling_process(tmp_path: Path) -> None:
+    process = start(replace(QUICK, out=tmp_path, workers=1, env_kwargs={"hang_after": 700}))
+    wait_for(lambda: contents(tmp_path))
+    time.sleep(1)
+    assert children(process.pid) == []
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, messages = process.communicate(timeout=10)
+    assert messages.index("Stopping") < messages.index("Ending at once") < messages.index("KeyboardInterrupt")
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
+def test_signals_in_quick_succession_count_as_one(capfd: pytest.CaptureFixture[str]) -> None:
+    """A launcher passes on the Ctrl-C that the terminal has sent to everyone."""
+    with stop_on_signals() as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert stop.is_set()
+        time.sleep(0.6)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    told = capfd.readouterr().err
+    assert told.count("Stopping") == told.count("Ending at once") == 1
+
+
+@pytest.mark.parametrize(("trouble", "workers"), [("hang_after", 2), ("hold_after", 1)])
+def test_a_step_that_takes_too_long_is_ended_and_reported(trouble: str, workers: int, tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, workers=workers, env_kwargs={trouble: 700}, step_timeout=3)
+    with pytest.raises(CollectError) as failure:
+        collect_frames(config, progress=False)
+    assert "worker 0 (part-000-00001.parquet) was ended: its environment took longer" in str(failure.value)
+    assert "than 3 s" in str(failure.value)
+    assert len(contents(tmp_path)) == workers
+
+
+def test_a_time_limit_on_steps_is_none_on_the_whole(tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, workers=1, frames=900, env_kwargs={"pause": 0.002})
+    begun = time.monotonic()
+    collect_frames(replace(config, step_timeout=1), progress=False)
+    assert time.monotonic() - begun > 1.8, "it takes longer than the limit, and no step does"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [("exit_after", "ended the program with sys.exit(0)"), ("vanish_after", "died with exit code 0")],
+)
+def test_an_env_that_exits_is_an_error_and_the_run_resumes(
+    trouble: str, message: str, workers: int, tmp_path: Path
+) -> None:
+    """Its process exits in each run; every run keeps the shards that were whole before."""
+    config = replace(QUICK, frames=500 * workers, shard_rows=200, workers=workers)
+    config = replace(config, env_kwargs={trouble: 350})
+    for _ in range(6):
+        process = command(replace(config, out=tmp_path / "a"), stderr=subprocess.PIPE)
+        _, messages = process.communicate(timeout=60)
+        if process.returncode == 0:
+            break
+        assert process.returncode == 1, messages
+        assert re.search(r"failed: worker \d \(part-00\d-0000\d\.parquet\)", messages)
+        assert message in messages
+        assert "run the same command again" in messages
+    assert process.returncode == 0
+    collect_frames(replace(config, out=tmp_path / "b", env_kwargs={}), progress=False)
+    assert frames_of(tmp_path / "a") == frames_of(tmp_path / "b")
+
+
+def frames_of(folder: Path) -> dict[str, Any]:
+    return {path.name: pq.read_table(path).to_pydict() for path in sorted(folder.glob("*.parquet"))}
+
+
+def test_of_two_interrupted_parts_the_longer_stays(tmp_path: Path) -> None:
+    """The same shard is stopped after 300 rows, then after 100; a third run completes it."""
+    config = replace(QUICK, out=tmp_path, workers=1, frames=3000, shard_rows=2000)
+    for rows in (300, 100):
+        plan = Plan(config, collection_of(config), tmp_path, 0, 3000, {})
+        stop = threading.Event()
+
+        def report(tally: Tally, rows: int = rows, stop: threading.Event = stop) -> None:
+            if tally.frames >= rows:
+                stop.set()
+
+        collect_share(look_again(plan), stop, report, Pulse())
+        (path,) = tmp_path.glob("*.parquet")
+        assert 300 <= read_shard(path).rows < 400
+    collect_frames(config, progress=False)
+    collect_frames(replace(config, out=tmp_path / "straight"), progress=False)
+    assert contents(tmp_path) == contents(tmp_path / "straight")
+
+
+def collection_of(config: CollectConfig) -> Collection:
+    return Collection(
+        config.env_id,
+        config.env_kwargs,
+        config.frame_spec,
+        config.policy,
+        config.seed,
+        config.workers,
+        config.shard_rows,
+    )
+
+
+def test_an_env_that_exits_does_not_end_the_calling_program(tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, workers=1, env_kwargs={"exit_after": 700})
+    with pytest.raises(CollectError, match=r"worker 0 \(part-000-00001.parquet\): .* sys.exit\(0\)"):
+        collect_frames(config, progress=False)
+    assert len(contents(tmp_path)) == 1
+
+
+def test_threads_of_the_env_do_not_keep_a_collection_alive(tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, frames=400, env_kwargs={"linger_after": 100})
+    process = command(config, stderr=subprocess.PIPE)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(FramesFolder(tmp_path)) == 400
+
+
+def test_a_worker_that_somebody_ends_is_reported(tmp_path: Path) -> None:
+    """It was told to stop politely, keeps what it had, and the frames asked for are not there."""
+    config = replace(SLOWED, out=tmp_path, frames=3000)
+    process = start(config)
+    wait_for(lambda: children(process.pid) and len(contents(tmp_path)) >= 1)
+    os.kill(children(process.pid)[0], signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert "was stopped by a signal from outside" in messages
+    assert "AssertionError" not in messages
+    assert len(collect_frames(config, progress=False)) == 3000
 
 
 def test_two_runs_at_once_on_one_folder_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

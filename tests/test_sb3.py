@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,8 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
-from stable_baselines3 import DQN, PPO, SAC
+import torch
+from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
@@ -19,8 +22,8 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from latent_obs import LatentObservationWrapper, load_encoder
-from latent_obs.sb3 import VecLatentObservation
+from latent_obs import FrameSpec, LatentObservationWrapper, load_encoder, preprocess
+from latent_obs.sb3 import LatentExtractor, VecLatentObservation
 from tests.conftest import DictEnv, FrameEnv
 
 gym.register_envs(ale_py)
@@ -222,3 +225,167 @@ def test_what_cannot_be_encoded_is_refused_by_the_constructor(
     with pytest.raises(ValueError, match=message) as caught:
         VecLatentObservation(make(), **{"encoder": encoder, **options})
     assert "LatentObservationWrapper" not in str(caught.value)
+
+
+def extractor(encoder: Any, **options: Any) -> dict[str, Any]:
+    return {
+        "features_extractor_class": LatentExtractor,
+        "features_extractor_kwargs": {"encoder": str(encoder), **options},
+    }
+
+
+def features(model: Any, obs: Any) -> Any:
+    """What the extractor makes of observations, by the way that the policy takes."""
+    with torch.no_grad():
+        tensor, _ = model.policy.obs_to_tensor(obs)
+        found: Any = model.policy.extract_features(tensor)
+    return (found[0] if isinstance(found, tuple) else found).numpy()
+
+
+@pytest.mark.parametrize(("stack", "shape"), [(1, (80, 72, 3)), (3, (80, 72, 3)), (2, (64, 64, 3))])
+@pytest.mark.parametrize("freeze", [True, False])
+def test_the_extractor_gives_a_policy_what_the_wrapper_does(
+    freeze: bool, stack: int, shape: Any, trained: Path
+) -> None:
+    """Frozen bit for bit; trainable ones begin with the same up to float32's rounding."""
+    options = {"ref": str(trained), "precision": "float32"}
+    make = functools.partial(FrameEnv, shape)
+    images: Any = VecFrameStack(DummyVecEnv([make]), stack) if stack > 1 else DummyVecEnv([make])
+    policy = extractor(trained, freeze=freeze)
+    policy["features_extractor_kwargs"]["encoder"] = options
+    model = PPO("CnnPolicy", images, n_steps=8, batch_size=8, device="cpu", policy_kwargs=policy)
+    venv = model.get_env()
+    assert venv is not None
+    latents = DummyVecEnv([functools.partial(wrapped, make, options, stack=stack)])
+    venv.seed(3)
+    latents.seed(3)
+    obs: Any = venv.reset()
+    expected: Any = latents.reset()
+    for step in range(4):  # VecFrameStack begins with zeros
+        if step >= stack - 1:
+            got = features(model, obs)
+            assert got.shape == (1, 32 * stack)
+            if freeze:
+                np.testing.assert_array_equal(got, expected)
+            else:
+                np.testing.assert_allclose(got, expected, atol=1e-4)
+        obs, expected = venv.step(np.array([1]))[0], latents.step(np.array([1]))[0]
+
+
+def test_the_extractor_takes_images_that_are_not_scaled(trained: Path) -> None:
+    policy = {**extractor(trained, normalized_image=True), "normalize_images": False}
+    model = PPO(
+        "CnnPolicy", DummyVecEnv([FrameEnv]), n_steps=8, batch_size=8, device="cpu", policy_kwargs=policy
+    )
+    obs = model.get_env().reset()  # type: ignore[union-attr]
+    image = obs[0] if obs.shape[-1] == 3 else obs[0].transpose(1, 2, 0)  # type: ignore[index, union-attr]
+    expected = load_encoder(trained)(preprocess(image, FrameSpec()))
+    np.testing.assert_array_equal(features(model, obs)[0], expected)
+
+
+@pytest.mark.parametrize(("freeze", "learns"), [(True, False), (False, True)])
+def test_only_an_encoder_that_is_not_frozen_learns(
+    freeze: bool, learns: bool, encoder: Path, tmp_path: Path
+) -> None:
+    make = functools.partial(FrameEnv, (64, 64, 3))
+    venv = DummyVecEnv([make])
+    options: dict[str, Any] = {"learning_starts": 8, "buffer_size": 40, "batch_size": 8, "device": "cpu"}
+    model = DQN("CnnPolicy", venv, policy_kwargs=extractor(encoder, freeze=freeze), **options)
+    obs = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    before = features_of_q(model, obs)
+    model.learn(24)
+    after = features_of_q(model, obs)
+    assert np.array_equal(before, after) != learns
+    assert model.replay_buffer is not None
+    assert model.replay_buffer.observations.dtype == np.uint8, "pixels stay in the buffer"
+    model.save(tmp_path / "model.zip")
+    again = DQN.load(tmp_path / "model.zip", device="cpu")
+    np.testing.assert_array_equal(features_of_q(again, obs), after)
+
+
+def features_of_q(model: Any, obs: Any) -> Any:
+    with torch.no_grad():
+        tensor, _ = model.policy.obs_to_tensor(obs)
+        return model.policy.q_net.extract_features(tensor, model.policy.q_net.features_extractor).numpy()
+
+
+@pytest.mark.parametrize(
+    "space", [gym.spaces.Box(0, 255, (84, 84, 4), np.uint8), gym.spaces.Box(-1, 1, (4,), np.float32)]
+)
+def test_the_extractor_refuses_what_is_no_rgb(space: Any, encoder: Path) -> None:
+    with pytest.raises(ValueError, match="LatentExtractor needs uint8 RGB images"):
+        LatentExtractor(space, encoder)
+
+
+LATER = """
+import sys
+from stable_baselines3 import A2C, DQN, SAC
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from latent_obs.sb3 import VecLatentObservation
+from tests.test_sb3 import ContinuousEnv, FrameEnv
+import numpy as np
+
+name, encoder, folder = sys.argv[1:]
+make = ContinuousEnv if name == "SAC" else FrameEnv
+venv = VecNormalize.load(f"{folder}/normalize.pkl", VecLatentObservation(DummyVecEnv([make]), encoder))
+model = {"A2C": A2C, "DQN": DQN, "SAC": SAC}[name].load(f"{folder}/model.zip", venv, device="cpu")
+obs = np.load(f"{folder}/obs.npy")
+np.testing.assert_allclose(venv.normalize_obs(obs), np.load(f"{folder}/normalized.npy"), atol=1e-6)
+action = model.predict(venv.normalize_obs(obs), deterministic=True)[0]
+np.testing.assert_allclose(action, np.load(f"{folder}/action.npy"), atol=1e-5)
+model.learn(20, reset_num_timesteps=False)
+print(model.num_timesteps)
+"""
+
+
+@pytest.mark.parametrize("algorithm", [A2C, DQN, SAC])
+def test_training_goes_on_in_a_new_process(algorithm: Any, encoder: Path, tmp_path: Path) -> None:
+    """With the running statistics of VecNormalize, which are of latents."""
+    make = ContinuousEnv if algorithm is SAC else FrameEnv
+    venv = VecNormalize(VecLatentObservation(DummyVecEnv([make]), encoder))
+    off: dict[str, Any] = {} if algorithm is A2C else {"learning_starts": 10, "buffer_size": 100}
+    model = algorithm("MlpPolicy", venv, device="cpu", **off)
+    model.learn(40)
+    model.save(tmp_path / "model.zip")
+    venv.save(str(tmp_path / "normalize.pkl"))
+    obs = VecLatentObservation(DummyVecEnv([make]), encoder).reset()
+    scaled = venv.normalize_obs(obs)  # type: ignore[arg-type]
+    np.save(tmp_path / "obs.npy", obs)  # type: ignore[arg-type]
+    np.save(tmp_path / "normalized.npy", scaled)  # type: ignore[arg-type]
+    np.save(tmp_path / "action.npy", model.predict(scaled, deterministic=True)[0])
+    arguments = [algorithm.__name__, str(encoder), str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, "-c", LATER, *arguments], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) >= 60
+
+
+def test_several_entries_of_a_vec_env_are_one_batch(encoder: Path) -> None:
+    loaded = load_encoder(encoder)
+    venv = VecLatentObservation(DummyVecEnv([TwoCameras] * 2), loaded, key=("left", "right"))
+    each = [LatentObservationWrapper(TwoCameras(), loaded, key=("left", "right")) for _ in range(2)]
+    venv.seed(5)
+    obs: Any = venv.reset()
+    expected = [env.reset(seed=5 + i)[0] for i, env in enumerate(each)]
+    for step in range(7):
+        for i, one in enumerate(expected):
+            assert_same({key: value[i] for key, value in obs.items()}, one)
+        obs, _, dones, infos = venv.step(actions(step)[:2])
+        results = [env.step(actions(step)[i]) for i, env in enumerate(each)]
+        expected = [result[0] for result in results]
+        for i in map(int, np.flatnonzero(dones)):
+            assert_same(infos[i]["terminal_observation"], expected[i])
+            expected[i] = each[i].reset()[0]
+
+
+class TwoCameras(gym.ObservationWrapper[Any, Any, Any]):
+    """FrameEnv seen from two sides."""
+
+    def __init__(self) -> None:
+        super().__init__(FrameEnv())
+        image = self.env.observation_space
+        self.observation_space = gym.spaces.Dict(left=image, right=image, speed=gym.spaces.Box(0, 1, (1,)))
+
+    def observation(self, observation: Any) -> Any:
+        return {"left": observation, "right": observation[:, ::-1].copy(), "speed": np.ones(1, np.float32)}

@@ -9,11 +9,11 @@ import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from latent_obs import FrameSpec, LatentObservationWrapper, load_encoder, preprocess, vector
 from latent_obs.encoders.folder import VAEConfig
-from tests.conftest import DictEnv, FrameEnv, save_encoder
+from tests.conftest import AUTORESET_MODES, DictEnv, FrameEnv, needs_native_ale, save_encoder, vector_env
 
 gym.register_envs(ale_py)
 NUM = 3
@@ -42,7 +42,7 @@ def assert_same(a: Any, b: Any) -> None:
 
 
 @pytest.mark.parametrize(("stack", "normalize"), [(1, False), (3, True)])
-@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("mode", AUTORESET_MODES)
 @pytest.mark.parametrize("kind", ["sync", "async", "dict"])
 def test_vector_wrapper_equals_wrapping_each_env(
     kind: str, mode: Any, stack: int, normalize: bool, trained: Path
@@ -53,10 +53,8 @@ def test_vector_wrapper_equals_wrapping_each_env(
     if kind == "dict":
         make, options = [DictEnv] * NUM, {**options, "key": "image"}
     collection: Any = AsyncVectorEnv if kind == "async" else SyncVectorEnv
-    outer = vector.LatentObservationWrapper(collection(make, autoreset_mode=mode), trained, **options)
-    inner = SyncVectorEnv(
-        [functools.partial(wrapped, m, trained, **options) for m in make], autoreset_mode=mode
-    )
+    outer = vector.LatentObservationWrapper(vector_env(make, mode, collection), trained, **options)
+    inner = vector_env([functools.partial(wrapped, m, trained, **options) for m in make], mode)
     assert outer.single_observation_space == inner.single_observation_space
     assert outer.observation_space == inner.observation_space
     finals = 0
@@ -78,21 +76,20 @@ def test_vector_wrapper_equals_wrapping_each_env(
                         finals += 1
                         assert_same(mine, theirs)
             done = np.logical_or(a[2], a[3])
-            if mode == AutoresetMode.DISABLED and done.any():
+            if mode == "Disabled" and done.any():
                 a = outer.reset(options={"reset_mask": done.copy()})
                 b = inner.reset(options={"reset_mask": done.copy()})
                 assert_same(a[0], b[0])
     finally:
         outer.close()
         inner.close()
-    assert (finals > 3) == (mode == AutoresetMode.SAME_STEP)
+    assert (finals > 3) == (mode == "SameStep")
 
 
+@pytest.mark.skipif("SameStep" not in AUTORESET_MODES, reason="Gymnasium 1.0 has no final observations")
 def test_live_and_final_rows_are_encoded_as_one_batch(encoder: Path) -> None:
     loaded = load_encoder(encoder)
-    env = vector.LatentObservationWrapper(
-        SyncVectorEnv([FrameEnv] * NUM, autoreset_mode=AutoresetMode.SAME_STEP), loaded
-    )
+    env = vector.LatentObservationWrapper(vector_env([FrameEnv] * NUM, "SameStep"), loaded)
     env.reset(seed=0)
     sizes: list[int] = []
     run = loaded._run
@@ -123,6 +120,7 @@ def ale_envs(mode: str = "NextStep", **options: Any) -> Any:
     )
 
 
+@needs_native_ale
 @pytest.mark.filterwarnings("ignore:The encoder pong-v0 was trained on frames with")
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])  # ALE has no other
 def test_ales_vector_env_is_encoded_as_its_frames(mode: str) -> None:
@@ -140,6 +138,43 @@ def test_ales_vector_env_is_encoded_as_its_frames(mode: str) -> None:
     assert ends >= NUM
 
 
+class BatchedFinals(SyncVectorEnv):
+    """Reports final observations as ALE does: one batch, rows of running environments unspecified."""
+
+    def step(self, actions: Any) -> Any:
+        obs, rewards, terminations, truncations, infos = super().step(actions)
+        if "final_obs" in infos:
+            rows = [np.full_like(obs[0], 77) if one is None else one for one in infos["final_obs"]]
+            infos = {"final_obs": np.stack(rows)}
+        return obs, rewards, terminations, truncations, infos
+
+
+@pytest.mark.skipif("SameStep" not in AUTORESET_MODES, reason="Gymnasium 1.0 has no final observations")
+@pytest.mark.parametrize("stack", [1, 2])
+def test_final_rows_of_a_batch_are_those_of_the_envs_that_ended(stack: int, encoder: Path) -> None:
+    """Episodes of 3, 5 and 4 steps, so that one ends while others run; finals by hand from each env."""
+    encode = load_encoder(encoder)
+    envs = vector.LatentObservationWrapper(
+        vector_env(makers(), "SameStep", BatchedFinals), encode, stack=stack
+    )
+    twins = [make() for make in makers()]
+    seen = [[twin.reset(seed=4 + i)[0]] for i, twin in enumerate(twins)]
+    envs.reset(seed=4)
+    alone = 0
+    for step in range(13):
+        *_, terminations, truncations, infos = envs.step(actions(step))
+        done = np.logical_or(terminations, truncations)
+        for i, twin in enumerate(twins):
+            seen[i].append(twin.step(actions(step)[i])[0])
+            if done[i]:
+                last = [encode(preprocess(image, FrameSpec())) for image in seen[i][-stack:]]
+                np.testing.assert_array_equal(infos["final_obs"][i], np.concatenate(last))
+                alone += done.sum() == 1
+                seen[i] = [twin.reset()[0]] * stack
+    assert alone > 2
+
+
+@needs_native_ale
 def test_ales_frames_at_64x64_are_our_frames() -> None:
     """The claim behind not resizing them: same settings, same pixels, terminal frames aside."""
     native = ale_envs(noop_max=0, maxpool=False, use_fire_reset=False, repeat_action_probability=0.0)
@@ -151,6 +186,7 @@ def test_ales_frames_at_64x64_are_our_frames() -> None:
         image = plain.step(step % 6)[0]
 
 
+@needs_native_ale
 @pytest.mark.parametrize("stack", [1, 3])
 def test_asynchronous_ale_keeps_each_envs_stack(stack: int, tmp_path: Path) -> None:
     encode = load_encoder(save_encoder(tmp_path / "e", VAEConfig(32, (4, 8))))
@@ -221,12 +257,17 @@ def test_planar_images_are_encoded_as_what_they_show(encoder: Path, shape: Any) 
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda: SyncVectorEnv([lambda: FrameEnv((80, 72))]), {}, "needs uint8 RGB"),
+        (lambda: SyncVectorEnv([lambda: FrameEnv((4, 80, 72))]), {}, "needs uint8 RGB"),
         (lambda: SyncVectorEnv([lambda: gym.make("CartPole-v1")]), {}, "AddRenderObservation"),
         (lambda: SyncVectorEnv([DictEnv]), {}, "key='image'"),
         (lambda: SyncVectorEnv([DictEnv]), {"key": "eye"}, "was told key='eye'"),
         (lambda: SyncVectorEnv([FrameEnv]), {"stack": 0}, "stack"),
-        (lambda: gym.make_vec("ALE/Pong-v5", num_envs=1), {}, "needs uint8 RGB"),
+        pytest.param(
+            lambda: gym.make_vec("ALE/Pong-v5", num_envs=3),
+            {},
+            r'gym.make_vec\("ALE/Pong-v5", 3, stack_num=1, grayscale=False\), and stack latents with stack=4',
+            marks=needs_native_ale,
+        ),
     ],
 )
 def test_what_cannot_be_encoded_is_refused_by_the_constructor(
@@ -236,11 +277,13 @@ def test_what_cannot_be_encoded_is_refused_by_the_constructor(
         vector.LatentObservationWrapper(make(), encoder, **options)
 
 
+@needs_native_ale
 def test_the_native_env_with_its_defaults_brings_a_warning() -> None:
     with pytest.warns(UserWarning, match="max_pool False, here True; noop_max 0, here 30"):
         vector.LatentObservationWrapper(ale_envs())
 
 
+@needs_native_ale
 def test_the_native_env_set_up_like_the_plain_one_brings_none() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

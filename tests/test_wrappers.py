@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import hashlib
 import json
+import os
 import pickle
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -109,10 +112,10 @@ def test_a_state_only_env_is_wrapped_through_its_rendering(encoder: Path) -> Non
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
-        (lambda: FrameEnv((80, 72)), {}, "needs uint8 RGB"),
-        (lambda: FrameEnv((80, 72, 1)), {}, "needs uint8 RGB"),
-        (lambda: FrameEnv((80, 72, 3), np.float32), {}, "scale or transpose"),
-        (lambda: FrameEnv((3, 80, 72)), {}, "scale or transpose"),
+        (lambda: FrameEnv((80, 72, 4)), {}, "RGBA or a stack of four gray images"),
+        (lambda: FrameEnv((4, 80, 72)), {}, "stack latents instead with stack=4"),
+        (lambda: FrameEnv((80, 72, 3), np.float64, high=np.inf), {}, "before wrappers that scale"),
+        (lambda: FrameEnv((2, 80, 72, 3)), {}, "needs uint8 RGB .* stack=2"),
         (lambda: gym.make("CartPole-v1"), {}, "AddRenderObservation"),
         (DictEnv, {}, "key='image'"),
         (DictEnv, {"key": "camera"}, r"\['image', 'speed'\]"),
@@ -139,7 +142,7 @@ def test_an_encoder_cropped_for_larger_images_is_refused_by_the_constructor(tmp_
 
 def test_auto_without_a_fitting_encoder_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latent_obs.encoders.resolve._told", set())
-    with pytest.warns(UserWarning, match="latent-obs demo --env Frame-v0") as told:
+    with pytest.warns(UserWarning, match="latent-obs demo --env tests:Frame-v0") as told:
         env = LatentObservationWrapper(gym.make("Frame-v0"))
     assert told[0].filename == __file__, "it points at the line that wraps"
     assert len(told) == 1
@@ -199,7 +202,12 @@ def test_normalised_latents_are_stacked_as_the_encoder_gives_them(trained: Path)
     np.testing.assert_array_equal(env.reset(seed=1)[0]["image"], np.concatenate([first, first]))
     np.testing.assert_array_equal(env.step(2)[0]["image"], np.concatenate([first, second]))
     assert (
-        abs(first - load_encoder(trained)(preprocess(DictEnv().reset(seed=1)[0]["image"], FrameSpec()))).max()
+        abs(
+            first
+            - load_encoder(trained, normalize=False)(
+                preprocess(DictEnv().reset(seed=1)[0]["image"], FrameSpec())
+            )
+        ).max()
         > 0.1
     )
 
@@ -274,3 +282,83 @@ def test_other_emulator_settings_than_in_training_bring_a_warning(
 ) -> None:
     with pytest.warns(UserWarning, match=message):
         LatentObservationWrapper(make(), pong_encoder(tmp_path))
+
+
+def moved_spec(encoder: Path, tmp_path: Path) -> tuple[Any, Any, Path]:
+    """Make a spec whose encoder then lies elsewhere; return it, the latents it gave, and the new place."""
+    before = tmp_path / "before" / "runs" / "mine"
+    shutil.copytree(encoder, before)
+    env = LatentObservationWrapper(gym.make("Frame-v0"), before)
+    assert env.spec is not None
+    spec, latents = EnvSpec.from_json(env.spec.to_json()), rollout(env)
+    shutil.move(tmp_path / "before", tmp_path / "after")
+    return spec, latents, tmp_path / "after"
+
+
+@pytest.mark.parametrize("how", ["path", "working directory", "cache"])
+def test_an_encoder_that_moved_is_found_by_its_weights(
+    how: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, latents, after = moved_spec(trained, tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(after if how == "working directory" else tmp_path / "here")
+    monkeypatch.setenv("LATENT_OBS_HOME", str(after if how == "cache" else tmp_path / "nothing"))
+    (tmp_path / "decoy").mkdir()
+    save_encoder(tmp_path / "decoy" / "runs" / "mine", seed=1)  # the name is right, the weights are not
+    path = [tmp_path / "decoy", *([after] if how == "path" else [])]
+    monkeypatch.setenv("LATENT_OBS_PATH", os.pathsep.join(map(str, path)))
+    env: Any = gym.make(spec)
+    assert env.encoder.ref == str(after / "runs" / "mine")
+    for a, b in zip(rollout(env), latents, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_error_of_an_encoder_that_is_gone_says_where_it_looked(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, _, after = moved_spec(trained, tmp_path)
+    shutil.rmtree(after)
+    for name in ("here", "cache", "named"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("LATENT_OBS_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("LATENT_OBS_PATH", str(tmp_path / "named"))
+    with pytest.raises(FileNotFoundError) as caught:
+        gym.make(spec)
+    for place in (tmp_path / "before" / "runs" / "mine", *(tmp_path / n for n in ("here", "cache", "named"))):
+        assert str(place) in str(caught.value)
+
+
+def test_another_encoder_under_the_same_name_is_refused(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    spec, _, after = moved_spec(trained, tmp_path)
+    shutil.rmtree(after)
+    save_encoder(tmp_path / "before" / "runs" / "mine", seed=1)
+    with pytest.raises(ValueError, match="latents would mean something else") as caught:
+        gym.make(spec)
+    wanted = hashlib.sha256((trained / "model.safetensors").read_bytes()).hexdigest()
+    assert wanted[:12] in str(caught.value)
+
+
+def test_a_relative_path_is_looked_for_on_the_search_path(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(trained, tmp_path / "there" / "runs" / "mine")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="LATENT_OBS_PATH"):
+        LatentObservationWrapper(FrameEnv(), "runs/mine")
+    monkeypatch.setenv("LATENT_OBS_PATH", str(tmp_path / "there"))
+    env = LatentObservationWrapper(FrameEnv(), "runs/mine")
+    assert env.encoder.ref == str(tmp_path / "there" / "runs" / "mine")
+
+
+def test_specs_without_a_fingerprint_still_load(trained: Path) -> None:
+    """Such as were written before there were fingerprints."""
+    env = LatentObservationWrapper(gym.make("Frame-v0"), trained)
+    assert env.spec is not None
+    written = json.loads(env.spec.to_json())
+    assert written["additional_wrappers"][-1]["kwargs"].pop("fingerprint")
+    again = gym.make(EnvSpec.from_json(json.dumps(written)))
+    np.testing.assert_array_equal(again.reset(seed=0)[0], env.reset(seed=0)[0])

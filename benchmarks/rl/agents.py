@@ -1,11 +1,11 @@
 """The agents that are compared: their environments, hyperparameters and models.
 
-Both arms have the same environment objects, the same number of them in one process and the same PPO. They
-differ in what is above: the field's standard preprocessing and ``CnnPolicy``, or ``VecLatentObservation``
-and ``MlpPolicy``. The hyperparameters are the RL Zoo's tuned ones (``hyperparams/ppo.yml`` of
-DLR-RM/rl-baselines3-zoo), and ``LATENT_CHANGES`` has all that latents may have otherwise.
+Both arms play in environments that :func:`make_env` makes, as many of them in one process, and both are
+trained by the same PPO. The arm on pixels adds the field's standard preprocessing and ``CnnPolicy``; the arm
+on latents adds ``VecLatentObservation`` and ``MlpPolicy``. The hyperparameters are the RL Zoo's tuned ones
+(``hyperparams/ppo.yml`` of DLR-RM/rl-baselines3-zoo); ``LATENT_CHANGES`` lists those that differ for latents.
 
-CarRacing can be trained with SAC too, which needs fewer steps; its replay buffer has room for latents.
+CarRacing can be trained with SAC too, which needs fewer steps.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ MODELS: dict[Algorithm, type[PPO] | type[SAC]] = {"ppo": PPO, "sac": SAC}
 
 N_ENVS: dict[Algorithm, int] = {"ppo": 8, "sac": 4}
 
-# "lin_x" falls from x to zero over the run, as the zoo writes it.
+# "lin_x" is the zoo's notation for a value that falls from x to zero over the run.
 PPO_ARGUMENTS: dict[Family, dict[str, Any]] = {
     "atari": {
         "n_steps": 128,
@@ -74,10 +74,10 @@ PPO_ARGUMENTS: dict[Family, dict[str, Any]] = {
     },
 }
 
-# The zoo has none for ViZDoom.
+# The zoo has no hyperparameters for ViZDoom.
 PPO_ARGUMENTS["vizdoom"] = PPO_ARGUMENTS["atari"]
 
-# An update is two gradient steps, after a step of each of the four environments. Ours, not tuned.
+# Two gradient steps follow each step of the four environments. These are our own values, and not tuned.
 SAC_ARGUMENTS: dict[str, Any] = {
     "learning_rate": "lin_7e-4",
     "buffer_size": 100_000,
@@ -93,7 +93,7 @@ SAC_ARGUMENTS: dict[str, Any] = {
 SAC_SKIP, PPO_SKIP, VIZDOOM_SKIP = 4, 2, 4
 PATIENCE, GIVEN_UP, SAC_REWARD_SCALE, VIZDOOM_REWARD_SCALE = 100, 20.0, 0.1, 0.01
 
-# MlpPolicy has two layers of 64 by default; the head above CnnPolicy's convolutions is 512 wide.
+# MlpPolicy has two layers of 64 by default, while the layer above CnnPolicy's convolutions has 512 units.
 LATENT_CHANGES: dict[Family, dict[str, Any]] = {
     "atari": {"policy_kwargs": {"net_arch": [256, 256]}},
     "car_racing": {},
@@ -102,10 +102,10 @@ LATENT_CHANGES["vizdoom"] = LATENT_CHANGES["atari"]
 
 
 class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
-    """Repeats each action and sums the rewards, as the RL Zoo's wrapper of that name.
+    """Repeats each action and sums the rewards, as the RL Zoo's wrapper of that name does.
 
-    Gymnasium's CarRacing spends most of a step on drawing; frames in between, which nobody sees, are not
-    drawn. An episode that ends in between returns the last frame that was.
+    Gymnasium's CarRacing spends most of a step on drawing, so the skipped frames, which nobody sees, are not
+    drawn. If an episode ends at a skipped frame, the observation is the last frame that was drawn.
     """
 
     def __init__(self, env: gym.Env[Any, Any], skip: int) -> None:
@@ -125,7 +125,7 @@ class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
 
 @contextmanager
 def undrawn(env: gym.Env[Any, Any]) -> Iterator[None]:
-    """Let Gymnasium's CarRacing keep its last frame; other environments are left alone."""
+    """Let Gymnasium's CarRacing return its last frame instead of drawing one; leave other environments."""
     if env.spec is None or not env.spec.id.startswith("CarRacing-"):
         yield
         return
@@ -135,11 +135,11 @@ def undrawn(env: gym.Env[Any, Any]) -> Iterator[None]:
     try:
         yield
     finally:
-        del car._render  # the method of its class is there again
+        del car._render  # which uncovers the method of its class
 
 
 class Pedals(gym.ActionWrapper[Any, Any, Any]):
-    """CarRacing with two actions: steering, and one axis for gas and brake that prefers gas."""
+    """CarRacing with two actions: steering, and one axis for brake and gas, most of which is gas."""
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
@@ -151,7 +151,7 @@ class Pedals(gym.ActionWrapper[Any, Any, Any]):
 
 
 class GiveUp(gym.Wrapper[Any, Any, Any, Any]):
-    """Ends an episode after so many steps without a reward, and charges what standing still is worth."""
+    """Ends an episode after ``patience`` steps without a reward, and subtracts ``charge`` from its return."""
 
     def __init__(self, env: gym.Env[Any, Any], patience: int, charge: float) -> None:
         super().__init__(env)
@@ -171,7 +171,7 @@ class GiveUp(gym.Wrapper[Any, Any, Any, Any]):
 
 
 def env_id(game: str) -> str:
-    """Return the Gymnasium id of a game: ``Pong`` is ALE's, ids stay as they are."""
+    """Return the Gymnasium id of a game: ``Pong`` becomes ``ALE/Pong-v5``, and an id stays as it is."""
     if game == "CarRacing":
         return "CarRacing-v3"
     if game.startswith("Vizdoom"):
@@ -180,14 +180,14 @@ def env_id(game: str) -> str:
 
 
 def family(game: str) -> Family:
-    """Return what a game is treated as; everything that is neither CarRacing nor ViZDoom's is as Atari."""
+    """Return the family of a game: CarRacing, ViZDoom, or Atari for all others."""
     if game.startswith("Vizdoom"):
         return "vizdoom"
     return "car_racing" if "CarRacing" in game else "atari"
 
 
 def stack(game: str, algorithm: Algorithm) -> int:
-    """Return how many observations an agent sees."""
+    """Return how many successive observations an agent sees."""
     if algorithm == "sac":
         return 3
     return 2 if family(game) == "car_racing" else 4
@@ -196,11 +196,11 @@ def stack(game: str, algorithm: Algorithm) -> int:
 def make_env(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> gym.Env[Any, Any]:
     """Make the environment that both arms share; its observations are RGB images.
 
-    ALE's v5 games repeat actions over 4 frames without pooling, and with a chance of 0.25 one action
-    longer (Machado et al. 2018), which is what bundled encoders were trained on. Hence none of SB3's
-    Atari wrappers skips frames here; the others are those of the RL Zoo. ``Monitor`` is below them, so
-    that what it records are whole games and true rewards; SAC's training games in CarRacing, which end
-    where the agent gives up, are the exception.
+    ALE's v5 games repeat an action for 4 frames without pooling, and in each frame they play the previous
+    action with probability 0.25 (Machado et al. 2018); bundled encoders were trained on that. Hence this
+    leaves out the frame skipping of SB3's Atari wrappers and keeps the RL Zoo's other wrappers. ``Monitor``
+    is below those, so it records whole games and true rewards. The exception are SAC's training games in
+    CarRacing, which end where :class:`GiveUp` ends them.
     """
     if family(game) == "vizdoom":
         doom = Monitor(open_env(env_id(game), {"frame_skip": VIZDOOM_SKIP}, "screen"))
@@ -222,7 +222,7 @@ def make_env(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> 
 
 
 def make_pixels(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> gym.Env[Any, Any]:
-    """Make the same with the field's standard preprocessing above."""
+    """Make the environment of the pixel arm: that of :func:`make_env` with the standard preprocessing."""
     env = make_env(game, algorithm, training)
     if family(game) == "car_racing":
         return GrayscaleObservation(ResizeObservation(env, (64, 64)), keep_dim=True)
@@ -256,7 +256,7 @@ def make_venv(
 def hyperparameters(
     game: str, arm: Arm, changes: dict[str, Any], algorithm: Algorithm = "ppo"
 ) -> dict[str, Any]:
-    """Return the algorithm's arguments as JSON values, with the arm's changes and the command line's."""
+    """Return the algorithm's arguments as JSON values, with the arm's changes and the given ones."""
     if algorithm == "sac":
         return {**SAC_ARGUMENTS, **changes}
     for_arm = {} if arm == "pixels" else LATENT_CHANGES[family(game)]
@@ -268,7 +268,7 @@ def make_model(
 ) -> PPO | SAC:
     """Make an untrained agent from :func:`hyperparameters`."""
     policy = "CnnPolicy" if arm == "pixels" else "MlpPolicy"
-    # SAC adds to the policy_kwargs that it is given.
+    # The copy is for SAC, which adds entries to the policy_kwargs that it is given.
     ready = {name: _schedule(deepcopy(value)) for name, value in arguments.items()}
     if "activation_fn" in arguments.get("policy_kwargs", {}):
         activation = getattr(nn, arguments["policy_kwargs"]["activation_fn"])
@@ -283,13 +283,13 @@ def _schedule(value: Any) -> Any:
 
 
 def derived_seed(*numbers: int) -> int:
-    """Return a seed for environments and networks that shares nothing with its neighbours'.
+    """Return a seed that is far from the seeds derived from other numbers.
 
-    SB3 gives its environments the seeds s, s + 1, ..., so those of runs 0 and 1 would overlap.
+    SB3 seeds its environments with s, s + 1, ..., so the environments of runs 0 and 1 would overlap.
     """
     return int(np.random.default_rng(numbers).integers(2**31 - 1000))
 
 
-# What `latent-obs collect` opens as "agents:AsTrained-v0": the environment in which an agent was trained, for
-# one that never had to fire, or acts on every second frame.
+# `latent-obs collect agents:AsTrained-v0` collects in the environment in which an agent was trained: wrappers
+# there press fire for the agent, or repeat its actions.
 gym.register("AsTrained-v0", "agents:make_env")

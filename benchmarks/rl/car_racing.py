@@ -130,7 +130,7 @@ class Worker:
 
     def __init__(self, encoder: str, kind: str, stack: int, halt: Any = None) -> None:
         self.halt = halt
-        self.encoder: Encoder = load_encoder(encoder)
+        self.encoder: Encoder = load_encoder(encoder, normalize=False)  # as in World Models
         self.stack = stack
         self.envs: dict[str, list[Any]] = {}
         self.controller = Controller(kind, stack * self.encoder.latent_dim)

@@ -9,24 +9,16 @@ to tell whether an agent plays better than chance.
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import tyro
 from agents import derived_seed, make_env
-
-from latent_obs.files import write_atomically
+from records import RANDOM_PLAY, RESULTS, record_random_play
 
 sys.path.append(str(Path(__file__).parents[1]))
 from machine import machine
-
-RESULTS = Path(__file__).parent / "results"
-RANDOM_PLAY = "random_play.csv"
-COLUMNS = ("game", "episodes", "mean", "std")
 
 
 @dataclass(frozen=True)
@@ -34,7 +26,7 @@ class Args:
     """Play games at random and record their returns."""
 
     games: tuple[str, ...] = ("Pong", "Breakout", "Riverraid", "VizdoomBasic-v1", "envpool/CarRacing-v3")
-    """as train_agent.py takes them"""
+    """as the option --game of train_agent.py"""
     episodes: int = 100
     """whole games of each"""
     seed: int = 0
@@ -42,17 +34,7 @@ class Args:
     out: Path = RESULTS
     """folder of random_play.csv; other games that the file has are kept"""
     smallest: bool = False
-    """the smallest form, which CI runs, in seconds: one game of Pong"""
-
-
-@dataclass(frozen=True)
-class RandomPlay:
-    """What random play reached in a game; ``std`` is that of single games, not of their mean."""
-
-    game: str
-    episodes: int
-    mean: float
-    std: float
+    """the smallest form, which CI runs, in seconds: two games of Pong"""
 
 
 def play(game: str, episodes: int, seed: int) -> list[float]:
@@ -71,32 +53,6 @@ def play(game: str, episodes: int, seed: int) -> list[float]:
     return returns
 
 
-def read_random_play(path: Path) -> dict[str, RandomPlay]:
-    """Read what was recorded, by game; nothing where there is no file."""
-    if not path.exists():
-        return {}
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {
-        row["game"]: RandomPlay(row["game"], int(row["episodes"]), float(row["mean"]), float(row["std"]))
-        for row in rows
-    }
-
-
-def record(game: str, returns: list[float], path: Path) -> RandomPlay:
-    """Put a game's returns into the file in place of what it had of that game."""
-    mean, std = round(float(np.mean(returns)), 3), round(float(np.std(returns, ddof=1)), 3)
-    known = read_random_play(path)
-    known[game] = RandomPlay(game, len(returns), mean, std)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for name in sorted(known):
-        writer.writerow([getattr(known[name], column) for column in COLUMNS])
-    write_atomically(path, text.getvalue().encode())
-    return known[game]
-
-
 def main(args: Args) -> None:
     if args.smallest:
         args = replace(args, games=("Pong",), episodes=2, out=Path("random_play"))
@@ -104,7 +60,7 @@ def main(args: Args) -> None:
     print(f"# {machine('gymnasium', 'ale-py')}")
     for game in args.games:
         try:
-            played = record(game, play(game, args.episodes, args.seed), args.out / RANDOM_PLAY)
+            played = record_random_play(game, play(game, args.episodes, args.seed), args.out / RANDOM_PLAY)
         except ImportError as error:
             sys.exit(f"error: {game} needs a package that is not installed: {error}")
         print(f"{game}: {played.mean:g} +- {played.std:g} over {played.episodes} games", flush=True)

@@ -3,12 +3,7 @@
 $ python benchmarks/rl/report.py runs     # adds the runs to those of benchmarks/rl/results
 $ python benchmarks/rl/report.py          # makes the report of benchmarks/rl/results again
 
-    benchmarks/rl/results/
-        runs.jsonl       a line for each run: its settings, machine, encoder and how it ended
-        curves.csv       the rows of all learning curves
-        random_play.csv  what random play reaches in each game, written by random_play.py
-        report.md        the table
-        curves.png       the plot
+The folder has ``report.md``, the table, and ``curves.png``, the plot; records.py says what else it has.
 
 A run's return is the mean over its last 100 games, whole games with true rewards. Runs are summarised by
 their interquartile mean (IQM), the mean without the lower and the upper quarter, and its 95% interval from
@@ -26,32 +21,35 @@ first of its seeds ends.
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
-import json
 import shutil
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from random_play import RANDOM_PLAY, RESULTS, RandomPlay, read_random_play
+from records import (
+    CURVES,
+    RANDOM_PLAY,
+    RESULTS,
+    RUNS,
+    Floats,
+    RandomPlay,
+    Run,
+    read_random_play,
+    read_recorded,
+    read_runs,
+    record_runs,
+)
 
 from latent_obs.files import write_atomically
 
-Floats = npt.NDArray[np.float64]
-
 ARMS = ("pixels", "latents", "latents-raw")
 PIXELS, RANDOM, COLORS = "#c2571a", "#777777", ("#1f6fb2", "#2f8f5b", "#8a4fb5")
-RUNS, CURVES = "runs.jsonl", "curves.csv"
-COLUMNS = ("steps", "seconds", "cpu_seconds", "episodes", "mean_return")
 RESAMPLES = 2000
 POINTS = 100  # of a curve
 LEARNED = 0.5  # standard deviations of random play's games
@@ -69,102 +67,6 @@ class Args:
     """ENCODER=SECONDS of collecting frames and training, for an encoder that does not record them"""
     smallest: bool = False
     """the smallest form, which CI runs, in seconds: the report of the recorded runs, in the folder report"""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run, as far as it got; the arrays are the columns of its progress.csv."""
-
-    game: str
-    arm: str
-    seed: int
-    about: dict[str, Any]  # what run.json says
-    steps: Floats
-    seconds: Floats
-    cpu_seconds: Floats
-    episodes: Floats
-    mean_return: Floats  # nan before the first game ended
-
-    @property
-    def name(self) -> str:
-        """What identifies the run among all recorded ones."""
-        game = self.game.replace("/", "_").replace(":", "_")
-        return f"{game}/{self.label.replace(', ', '-')}/{self.seed}"
-
-    @property
-    def finished(self) -> bool:
-        return "finished" in self.about
-
-    @property
-    def encoder(self) -> str | None:
-        """Name of the encoder, without the folder that it was in."""
-        known = self.about.get("encoder")
-        return None if known is None else Path(known["ref"]).name
-
-    @property
-    def label(self) -> str:
-        """What the run is summarised with: its arm, and the encoder if there is one."""
-        return self.arm if self.encoder is None else f"{self.arm}, {self.encoder}"
-
-    @property
-    def encoder_seconds(self) -> float | None:
-        """Seconds of collecting frames and of training the encoder, those of the two that it records."""
-        known = self.about.get("encoder") or {}
-        parts = [known.get("collect_seconds"), known.get("train_seconds")]
-        return None if parts == [None, None] else sum(part or 0.0 for part in parts)
-
-
-def read_runs(folder: Path) -> list[Run]:
-    """Read all runs below a folder of run.py, leaving out those without a row yet.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    runs = []
-    for path in sorted(folder.rglob("run.json")):
-        with open(path.parent / "progress.csv", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        if rows:
-            runs.append(_run(json.loads(path.read_text()), rows))
-    if not runs:
-        raise FileNotFoundError(f"There are no runs in {folder}: python benchmarks/rl/run.py makes some.")
-    return runs
-
-
-def _run(about: dict[str, Any], rows: list[dict[str, str]]) -> Run:
-    columns = [np.array([float(row[name] or "nan") for row in rows]) for name in COLUMNS]
-    settings = about["settings"]
-    return Run(settings["game"], settings["arm"], settings["seed"], about, *columns)
-
-
-def read_recorded(out: Path) -> list[Run]:
-    """Read the runs that an earlier report recorded; none where there was none."""
-    if not (out / RUNS).exists():
-        return []
-    rows: dict[str, list[dict[str, str]]] = {}
-    with open(out / CURVES, newline="") as file:
-        for row in csv.DictReader(file):
-            rows.setdefault(row["run"], []).append(row)
-    known = [json.loads(line) for line in (out / RUNS).read_text().splitlines()]
-    return [_run(about, rows[about.pop("run")]) for about in known]
-
-
-def record(runs: list[Run], out: Path) -> None:
-    """Write what the report needs of runs into ``runs.jsonl`` and ``curves.csv``."""
-    lines, table = [], io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["run", *COLUMNS])
-    for run in sorted(runs, key=lambda run: run.name):
-        about = {"run": run.name, **run.about}
-        if run.encoder is not None:  # its name alone, since its folder exists on one machine only
-            about["encoder"] = {**about["encoder"], "ref": run.encoder}
-            about["settings"] = {**about["settings"], "encoder": Path(about["settings"]["encoder"]).name}
-        lines.append(json.dumps(about))
-        for row in zip(*(getattr(run, name) for name in COLUMNS), strict=True):
-            writer.writerow([run.name, *("" if np.isnan(value) else f"{value:.10g}" for value in row)])
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / CURVES, table.getvalue().encode())
-    write_atomically(out / RUNS, ("\n".join(lines) + "\n").encode())
 
 
 def iqm(scores: Floats) -> Floats:
@@ -417,7 +319,7 @@ def report(args: Args) -> str:
         known |= {run.name: run for run in read_runs(folder)}
     if not known:
         raise FileNotFoundError(f"No runs are recorded in {args.out}. Name a folder that run.py wrote.")
-    record(list(known.values()), args.out)
+    record_runs(list(known.values()), args.out)
     games: dict[str, dict[str, list[Run]]] = {}
     for run in sorted(known.values(), key=lambda run: (run.game, ARMS.index(run.arm), run.label, run.seed)):
         games.setdefault(run.game, {}).setdefault(run.label, []).append(run)
@@ -450,11 +352,12 @@ def _notes(rows: list[Row]) -> list[str]:
     if any(row.random is not None for row in rows):
         notes = [
             "- Random play: mean ± standard deviation of the true returns of whole games.",
-            f"- Like chance: the interval begins less than {LEARNED:g} deviations above random play.",
+            f"- Like chance: the lower end of the interval is less than {LEARNED:g} of those standard "
+            "deviations above random play.",
         ]
     pixels = [row for row in rows if row.arm == "pixels"]
     if unlearned := ", ".join(row.game for row in pixels if row.learned is False):
-        notes.append(f"- Pixels have not learned in {unlearned}, so no time to their return is given there.")
+        notes.append(f"- Pixels play like chance in {unlearned}, so no time to their return is given there.")
     if unknown := ", ".join(row.game for row in pixels if row.learned is None):
         notes.append(f"- Random play was not recorded in {unknown}; random_play.py records it.")
     return notes

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latent_obs.adapter import NORMALIZE
+from latent_obs.encoders.encoder import NORMALIZE
 from latent_obs.frames import FrameSpec
 
 # Episode numbers leave room for so many shards of a worker, and episodes of a shard.
@@ -27,23 +28,32 @@ class CollectConfig:
     workers: int | None = None
     """number of workers; default: what the folder was begun with, else one per core"""
     policy: str = "random"
-    """random, sticky, brownian, the .zip of a Stable-Baselines3 model, or module:callable; a mix such as
-    random:0.5,sticky:0.5 draws one of them for each episode with these weights"""
+    """what acts: random, sticky, brownian, a model in an ONNX file (agent.onnx) or in a Stable-Baselines3 zip
+    (agent.zip; loading it runs the code in it), or module:callable; a mix such as random:0.5,sticky:0.5
+    draws one of them for each episode, with these weights"""
     policy_encoder: str | None = None
-    """the encoder on whose latents the Stable-Baselines3 model was trained: auto, a bundled one's name,
+    """the encoder on whose latents the saved model was trained: auto, a bundled encoder's name,
     an encoder folder, or hf://USER/NAME"""
     policy_normalize: bool = NORMALIZE
-    """that model was trained on latents of zero mean and unit variance, which is what wrappers give"""
+    """whether that model was trained on latents of zero mean and unit variance, which wrappers give unless
+    told otherwise"""
     seed: int = 0
     """seed of environments and policies; the same seed gives the same frames"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """keyword arguments for gymnasium.make, as JSON"""
     key: str | None = None
     """the entry of Dict observations to collect, such as screen of ViZDoom's; a policy sees it alone"""
+    render: bool = False
+    """draw the environment, and let the drawing be the observation: for environments of states"""
+    wrapper: str | None = None
+    """module:callable around the environment, such as minigrid.wrappers:RGBImgObsWrapper"""
     crop: tuple[int, int, int, int] | None = None
     """rows and columns to keep before resizing: top bottom left right"""
     shard_rows: int = 8192
     """rows after which a shard is committed, at the end of an episode"""
+    step_timeout: float | None = None
+    """seconds that one step, reset or close of the environment may take, the policy's choice of the action
+    included; a worker that takes longer is ended and reported; default: no limit"""
     ray: bool = False
     """run the workers as Ray tasks, on all machines of the cluster; `out` must be reachable from each"""
 
@@ -55,6 +65,8 @@ class CollectConfig:
             raise ValueError(f"workers must be at least 1, got {self.workers}.")
         if self.shard_rows > MAX_SHARD_ROWS:
             raise ValueError(f"shard_rows must be at most {MAX_SHARD_ROWS:,}, got {self.shard_rows:,}.")
+        if self.step_timeout is not None and not 0 < self.step_timeout < math.inf:
+            raise ValueError(f"step_timeout must be a number of seconds above 0, got {self.step_timeout}.")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
         if self.policy_normalize != NORMALIZE and self.policy_encoder is None:

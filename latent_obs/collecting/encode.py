@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,14 @@ import pyarrow as pa
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.latents import FORMAT, ROW_GROUP, VERSION, LatentsFolder, latents_schema
 from latent_obs.data.parquet import TableWriter, staged_folder
-from latent_obs.data.shards import Shard, read_group
+from latent_obs.data.shards import Shard, read_group, read_steps
 from latent_obs.data.storage import name_of
 from latent_obs.encoders.encoder import Encoder, load_encoder
 from latent_obs.encoders.resolve import encoder_name, resolve
 from latent_obs.frames import Frames
 from latent_obs.progress import progress_bar, stop_on_signals
 
+Job = tuple[Shard, Path]  # frames, and where their latents go
 _BATCH = 64
 _STEPS = ["action", "reward", "terminated", "truncated", "episode", "step"]
 
@@ -38,14 +40,17 @@ class EncodeConfig:
     out: Path = Path("latents")
     """latents folder to write; an interrupted run of the same command goes on"""
     num_threads: int | None = None
-    """threads of the encoder; default: one per core"""
+    """threads of the encoder; default: one per core, and with `ray` one per task"""
+    ray: bool = False
+    """encode in Ray tasks, on all machines of the cluster; frames and `out` must be reachable from each"""
 
 
 def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFolder:
     """Encode every frame of a folder to mean and log-variance of its posterior.
 
-    The encoder runs in the precision that :func:`latent_obs.load_encoder` chooses for acting, so
-    that an agent meets the latents that the dynamics model learnt from.
+    The latents are stored as the VAE has them, in the precision that :func:`latent_obs.load_encoder`
+    chooses for acting. Wrappers scale them unless told otherwise: ``LatentsFolder(out, normalize=True)``
+    reads the folder with that scaling, so that a dynamics model learns from what an agent observes.
 
     Args:
         config: Frames, encoder and where to.
@@ -58,13 +63,16 @@ def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFold
         FileNotFoundError: If frames or encoder are missing.
         ValueError: If the frames were made with another frame spec than the encoder's.
         FileExistsError: If ``out`` holds something else.
+        ValueError: If another process is writing to ``out``.
         KeyboardInterrupt: After Ctrl-C; the same call goes on with the shard it was in.
+        ImportError: If Ray is asked for and not installed.
 
     Warns:
         UserWarning: If the encoder was trained on another environment.
     """
     folder = FramesFolder(config.frames)
-    encoder = load_encoder(config.encoder, num_threads=config.num_threads or os.cpu_count() or 1)
+    threads = config.num_threads or (1 if config.ray else os.cpu_count() or 1)
+    encoder = load_encoder(config.encoder, num_threads=threads)
     if encoder.frame_spec != folder.frame_spec:
         raise ValueError(
             f"The encoder {config.encoder} takes frames made with {encoder.frame_spec}, those in "
@@ -78,6 +86,7 @@ def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFold
             UserWarning,
             stacklevel=2,
         )
+    shift, scale = encoder.config.scaling
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -85,6 +94,7 @@ def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFold
         "frames": folder.identity,
         "frame_spec": folder.frame_spec.to_json(),
         "source": folder.source.to_json(),
+        "scaling": {"mean": shift.tolist(), "std": scale.tolist()},
     }
     if any(config.out.glob("*.parquet")):
         finished = LatentsFolder(config.out)
@@ -95,30 +105,55 @@ def encode_frames(config: EncodeConfig, *, progress: bool = True) -> LatentsFold
         progress_bar("encode", len(folder), "frames", progress) as bar,
         stop_on_signals() as stop,
     ):
+        todo: list[Job] = []
         for shard in folder.shards:
             path = staging / name_of(shard.path)
             if path.exists():
                 bar.advance(shard.rows)
-                continue
-            with shard.open() as file:
-                schema = latents_schema(encoder.latent_dim, file.schema_arrow.field("action").type)
-            # Random numbers do not compress, but their sign and exponent bytes do.
-            split = [f"{name}.list.element" for name in ("mean", "log_variance")]
-            options = {
-                "compression": "zstd",
-                "compression_level": 1,
-                "use_dictionary": ["reward", "episode"],
-                "use_byte_stream_split": split,
-                "write_page_checksum": True,
-            }
-            metadata = {**about, "shard": {k: v for k, v in shard.metadata.items() if k != "rows"}}
-            with TableWriter(path, schema, metadata, ROW_GROUP, **options) as writer:
-                for frames, steps in _read_ahead(folder, shard):
-                    writer.write(_encode(encoder, frames, steps, schema))
-                    bar.advance(len(frames))
+            else:
+                todo.append((shard, path))
+        if config.ray:
+            from latent_obs.collecting.encode_on_ray import encode_in_tasks
+
+            encode_in_tasks(encoder, todo, about, bar.advance, stop)
+        for shard, path in [] if config.ray else todo:
+            with contextlib.closing(encode_shard(encoder, shard, path, about)) as row_groups:
+                for rows in row_groups:
+                    bar.advance(rows)
                     if stop.is_set():
                         raise KeyboardInterrupt
     return LatentsFolder(config.out)
+
+
+def encode_shard(
+    encoder: Encoder, shard: Shard, path: Path, about: dict[str, Any]
+) -> Generator[int, None, None]:
+    """Encode one shard, which appears under its name when it is whole.
+
+    Args:
+        encoder: The encoder.
+        shard: The frames.
+        path: The file to write.
+        about: What the file says of itself, but for the shard.
+
+    Yields:
+        The number of frames after each row group.
+    """
+    with shard.open() as file:
+        schema = latents_schema(encoder.latent_dim, file.schema_arrow.field("action").type)
+    options = {
+        "compression": "zstd",
+        "compression_level": 1,
+        "use_dictionary": ["reward", "episode"],
+        # Random numbers do not compress, but their sign and exponent bytes do.
+        "use_byte_stream_split": [f"{name}.list.element" for name in ("mean", "log_variance")],
+        "write_page_checksum": True,
+    }
+    metadata = {**about, "shard": {k: v for k, v in shard.metadata.items() if k != "rows"}}
+    with TableWriter(path, schema, metadata, ROW_GROUP, **options) as writer:
+        for frames, steps in _read_ahead(shard):
+            writer.write(_encode(encoder, frames, steps, schema))
+            yield len(frames)
 
 
 def _describe(encoder: Encoder) -> dict[str, Any]:
@@ -133,12 +168,12 @@ def _describe(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _read_ahead(folder: FramesFolder, shard: Shard) -> Iterator[tuple[Frames, pa.Table]]:
+def _read_ahead(shard: Shard) -> Iterator[tuple[Frames, pa.Table]]:
     """Yield frames and steps of each row group, reading one ahead in another thread."""
     with shard.open() as file, ThreadPoolExecutor(1) as reader:
 
         def read(group: int) -> tuple[Frames, pa.Table]:
-            return read_group(file, group), file.read_row_group(group, columns=_STEPS)
+            return read_group(file, group), read_steps(file, group, _STEPS)
 
         ahead = reader.submit(read, 0)
         for group in range(shard.row_groups):

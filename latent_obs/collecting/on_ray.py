@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from latent_obs.collecting.worker import Plan, Tally, collect_share, describe, look_again, one_thread
+from latent_obs.collecting.processes import run_processes
+from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, describe, look_again, one_thread
 from latent_obs.extras import needs
 
 # A task tells its tally, and asks whether to stop, at most this often.
@@ -41,29 +42,48 @@ def run_tasks(plans: list[Plan], update: Callable[[int, Tally], None], stop: thr
 
     Returns:
         What failed, in words; empty when all went well.
+
+    Raises:
+        KeyboardInterrupt: After a second signal; the tasks are ended by force.
     """
     failures: list[str] = []
     with connected() as ray:
         board = ray.remote(num_cpus=0)(_Board).remote()
         run = ray.remote(num_cpus=1, max_retries=_RETRIES)(_task)
         waiting = {run.remote(plan, board): plan for plan in plans}
-        told = False
-        while waiting:
-            ended, _ = ray.wait(list(waiting), num_returns=1, timeout=0.2)
-            for task in ended:
-                plan = waiting.pop(task)
-                try:
-                    message = ray.get(task)
-                except ray.exceptions.RayError as error:
-                    message = f"lost {_RETRIES + 1} times ({str(error).strip().splitlines()[0]})"
-                if message is not None:
-                    failures.append(f"worker {plan.worker}: {message}")
-            for worker, tally in ray.get(board.read.remote()).items():
-                update(worker, tally)
-            if (stop.is_set() or failures) and not told:
-                told = True
-                ray.get(board.stop.remote())
+        try:
+            _wait(ray, waiting, board, update, stop, failures)
+        except KeyboardInterrupt:
+            for task in waiting:
+                ray.cancel(task, force=True)
+            raise
     return failures
+
+
+def _wait(
+    ray: Any,
+    waiting: dict[Any, Plan],
+    board: Any,
+    update: Callable[[int, Tally], None],
+    stop: threading.Event,
+    failures: list[str],
+) -> None:
+    """Pass on what tasks tell until each of them has ended."""
+    told = False
+    while waiting:
+        ended, _ = ray.wait(list(waiting), num_returns=1, timeout=0.2)
+        for task in ended:
+            plan = waiting.pop(task)
+            try:
+                failures += ray.get(task)
+            except ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[0]
+                failures.append(f"worker {plan.worker} was lost {_RETRIES + 1} times ({reason})")
+        for worker, tally in ray.get(board.read.remote()).items():
+            update(worker, tally)
+        if (stop.is_set() or failures) and not told:
+            told = True
+            ray.get(board.stop.remote())
 
 
 class _Board:
@@ -87,12 +107,12 @@ class _Board:
         self._stopped = True
 
 
-def _task(plan: Plan, board: Any) -> str | None:
+def _task(plan: Plan, board: Any) -> list[str]:
     """Collect one worker's share; return what failed, if anything."""
     import ray
 
     one_thread()
-    stop, last, next_report = threading.Event(), Tally(), 0.0
+    stop, pulse, last, next_report = threading.Event(), Pulse(), Tally(), 0.0
 
     def report(tally: Tally) -> None:
         nonlocal last, next_report
@@ -102,15 +122,19 @@ def _task(plan: Plan, board: Any) -> str | None:
                 stop.set()
             next_report = time.monotonic() + _REPORT_SECONDS
 
+    failures: list[str] = []
     try:
-        # The shards that an earlier try of this task committed are there now.
         report(last)
         if not stop.is_set():
-            collect_share(look_again(plan), stop, report)
+            left = look_again(plan)  # without the shards that an earlier try of this task committed
+            if plan.config.step_timeout is None:
+                collect_share(left, stop, report, pulse)
+            else:  # a step that takes too long can be ended only in a process of its own
+                failures = run_processes([left], lambda _, tally: report(tally), stop)
         ray.get(board.tell.remote(plan.worker, last))
-    except Exception as error:  # the environment's fault: trying again would not mend it
-        return describe(error)
-    return None
+    except (Exception, SystemExit) as error:  # the environment's fault: trying again would not mend it
+        return [f"{plan.where(pulse)}: {describe(error)}"]
+    return failures
 
 
 @contextlib.contextmanager

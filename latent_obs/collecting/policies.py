@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import json
 import math
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,10 +18,10 @@ import gymnasium as gym
 import numpy as np
 
 from latent_obs.adapter import open_encoder
+from latent_obs.collecting import models
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.encoders.resolve import resolve, resolve_auto
-from latent_obs.extras import needs
-from latent_obs.frames import frame_source, preprocess
+from latent_obs.frames import frame_source
 
 
 class Policy(Protocol):
@@ -165,92 +163,17 @@ class MixedPolicy:
         return self.acting.act(obs)
 
 
-class SB3Policy:
-    """Acts with a saved Stable-Baselines3 model, sampling its actions.
-
-    Loading a Stable-Baselines3 zip unpickles parts of it: only load files you trust.
-
-    Args:
-        path: A ``.zip`` written by ``model.save``.
-        env: The environment that the model will act in; its spaces must be the model's.
-        encoder: What the model's observations are latents of. It then sees what
-            :class:`~latent_obs.LatentObservationWrapper` would show it; how many latents that
-            stacks follows from the model's observation space. Whether they were scaled does not: the
-            encoder's ``normalize`` must be the one of training.
-
-    Raises:
-        ValueError: If the file is no Stable-Baselines3 zip, or was trained on other spaces.
-        ImportError: If Stable-Baselines3 is not installed.
-    """
-
-    def __init__(self, path: Path, env: gym.Env[Any, Any], encoder: Encoder | None = None) -> None:
-        with needs(f"The policy {path}"):
-            import stable_baselines3
-        algorithm = getattr(stable_baselines3, _sb3_algorithm(path))
-        self.model = algorithm.load(path, device="cpu")
-        self.encoder = encoder
-        spaces = ["action_space"] if encoder else ["observation_space", "action_space"]
-        for name in spaces:
-            wanted, got = getattr(self.model, name), getattr(env, name)
-            if wanted != got:
-                latents = " If it acts on latents, name their encoder: --policy-encoder."
-                raise ValueError(
-                    f"The model {path} was trained with the {name} {wanted}, the environment has {got}."
-                    f"{latents if name == 'observation_space' else ''}"
-                )
-        if encoder is None:
-            return
-        wanted = self.model.observation_space
-        size = wanted.shape[0] if isinstance(wanted, gym.spaces.Box) and len(wanted.shape) == 1 else 0
-        if size == 0 or size % encoder.latent_dim:
-            raise ValueError(
-                f"The model {path} was trained with the observation_space {wanted}, which holds no whole "
-                f"number of {encoder.latent_dim}-dimensional latents of the encoder {encoder.ref}."
-            )
-        self._latents = np.empty((size // encoder.latent_dim, encoder.latent_dim), np.float32)
-
-    def reset(self, seed: int) -> None:
-        """Seed the model's sampling and forget the stacked latents."""
-        self.model.set_random_seed(seed)
-        self._begins = True
-
-    def act(self, obs: Any) -> Any:
-        """Sample an action from the model."""
-        if self.encoder is not None:
-            latent = self.encoder(preprocess(obs, self.encoder.frame_spec))
-            self._latents[:-1] = self._latents[1:]
-            self._latents[slice(None) if self._begins else -1] = latent
-            self._begins, obs = False, self._latents.reshape(-1)
-        return self.model.predict(obs, deterministic=False)[0]
-
-
-def _sb3_algorithm(path: Path) -> str:
-    """Name the algorithm of a saved model from the JSON in its zip, which needs no unpickling."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            data = json.loads(archive.read("data"))
-        module = data["policy_class"]["__module__"]
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a model saved by Stable-Baselines3.") from error
-    if module == "stable_baselines3.common.policies":
-        return "PPO" if "clip_range" in data else "A2C"
-    for name in ("DQN", "SAC", "TD3"):
-        if module == f"stable_baselines3.{name.lower()}.policies":
-            return name
-    raise ValueError(f"{path} holds a policy of {module}; only Stable-Baselines3's own are known.")
-
-
 def make_policy(
     name: str, env: gym.Env[Any, Any], encoder: str | None = None, normalize: bool | None = None
 ) -> Policy:
     """Build a policy from its name.
 
     Args:
-        name: ``"random"``, ``"sticky"``, ``"brownian"``, the path of a Stable-Baselines3
-            ``.zip``, ``"module:callable"`` for a function ``act(obs, action_space)``, or several of
-            them with weights, such as ``"random:0.5,agent.zip:0.5"``.
+        name: ``"random"``, ``"sticky"``, ``"brownian"``, the path of a model in an ``.onnx`` file or in
+            a Stable-Baselines3 ``.zip``, ``"module:callable"`` for a function ``act(obs, action_space)``,
+            or several of them with weights, such as ``"random:0.5,agent.onnx:0.5"``.
         env: The environment it will act in.
-        encoder: Encoder whose latents the Stable-Baselines3 models were trained on, as
+        encoder: Encoder whose latents the saved models were trained on, as
             :class:`~latent_obs.LatentObservationWrapper` takes it.
         normalize: What that wrapper was given when they were trained; nothing in their files tells.
 
@@ -266,10 +189,10 @@ def make_policy(
     parts = parse_mix(name)
     loaded = None
     if encoder is not None:
-        if not any(part.endswith(".zip") for part, _ in parts):
+        if not any(part.endswith(models.SUFFIXES) for part, _ in parts):
             raise ValueError(
-                f"The policy {name!r} takes no encoder: only the .zip of a Stable-Baselines3 model acts on "
-                "latents. Leave --policy-encoder out."
+                f"The policy {name!r} takes no encoder: only a saved model, .onnx or .zip, acts on latents. "
+                "Leave --policy-encoder out."
             )
         loaded = open_encoder(encoder, frame_source(env), normalize)
     policies = [_make_one(part, env, loaded) for part, _ in parts]
@@ -319,7 +242,7 @@ def policy_files(name: str, env: gym.Env[Any, Any], encoder: str | None = None) 
     files = {
         part: hashlib.sha256(Path(part).read_bytes()).hexdigest()
         for part, _ in parse_mix(name)
-        if part.endswith(".zip")
+        if part.endswith(models.SUFFIXES)
     }
     if encoder is not None:
         ref = resolve_auto(frame_source(env)) if encoder == "auto" else encoder
@@ -334,10 +257,11 @@ def _make_one(name: str, env: gym.Env[Any, Any], encoder: Encoder | None) -> Pol
         return StickyPolicy(env.action_space)
     if name == "brownian":
         return BrownianPolicy(env.action_space)
-    if name.endswith(".zip"):
+    if name.endswith(models.SUFFIXES):
         if not Path(name).is_file():
             raise ValueError(f"The policy {name} does not exist.")
-        return SB3Policy(Path(name), env, encoder)
+        model = models.OnnxPolicy if name.endswith(".onnx") else models.SB3Policy
+        return model(Path(name), env, encoder)
     module, _, attribute = name.partition(":")
     if attribute:
         try:
@@ -348,6 +272,6 @@ def _make_one(name: str, env: gym.Env[Any, Any], encoder: Encoder | None) -> Pol
             raise ValueError(f"The policy {name!r} is a {type(function).__name__}, not callable.")
         return CallablePolicy(function, env.action_space)
     raise ValueError(
-        f"Unknown policy {name!r}. Use random, sticky, brownian, the .zip of a Stable-Baselines3 "
-        "model, module:callable, or a mix such as random:0.5,sticky:0.5."
+        f"Unknown policy {name!r}. Use random, sticky, brownian, a saved model (.onnx, or the .zip of "
+        "Stable-Baselines3), module:callable, or a mix such as random:0.5,sticky:0.5."
     )

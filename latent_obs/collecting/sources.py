@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from operator import itemgetter
+import functools
+import importlib
+import operator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
+from latent_obs.images import entry_path, image_layout
+
 ENVPOOL = "envpool/"
 
 
 def open_env(
-    env_id: str, env_kwargs: dict[str, Any] | None = None, key: str | None = None
+    env_id: str,
+    env_kwargs: dict[str, Any] | None = None,
+    key: str | None = None,
+    *,
+    render: bool = False,
+    wrapper: str | None = None,
 ) -> gym.Env[Any, Any]:
     """Make an environment, registering ALE's games or EnvPool's tasks when the id asks for one.
 
     Args:
         env_id: Gymnasium id, or ``envpool/`` and a task of EnvPool, such as ``envpool/CarRacing-v3``.
         env_kwargs: Keyword arguments for ``gymnasium.make``.
-        key: The entry of ``Dict`` observations that alone is left of them, such as ``screen`` of ViZDoom's.
+        key: The entry of ``Dict`` observations that alone is left of them, such as ``screen`` of ViZDoom's;
+            ``outer/inner`` for one of a nested ``Dict``.
+        render: Draw the environment, and let the drawing be the observation.
+        wrapper: ``module:callable`` that is given the environment and returns the one to use, such as
+            ``minigrid.wrappers:RGBImgObsWrapper``.
+
+    Returns:
+        The environment. Gray, planar or float images have become ``uint8`` RGB of shape ``(H, W, 3)``.
 
     Raises:
-        ValueError: If the id is unknown, its arguments are wrong, or its observations have no such entry.
+        ValueError: If the id is unknown, its arguments or the wrapper are wrong, it does not render, or its
+            observations have no such entry.
         ImportError: If the package behind the environment is not installed.
     """
+    options = {**(env_kwargs or {}), **({"render_mode": "rgb_array"} if render else {})}
     try:
         if env_id.startswith("ALE/"):
             import ale_py
@@ -37,21 +55,75 @@ def open_env(
                 "latent_obs.collecting.sources:EnvPoolEnv",
                 kwargs={"task": env_id.removeprefix(ENVPOOL)},
             )
-        env = gym.make(env_id, **(env_kwargs or {}))
+        env = gym.make(env_id, **options)
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ImportError(f"The environment {env_id} needs a package that is missing: {error}") from error
     except gym.error.Error as error:
         raise ValueError(f"Gymnasium cannot make the environment {env_id!r}: {error}") from error
     except TypeError as error:
-        raise ValueError(f"The environment {env_id!r} refuses env_kwargs {env_kwargs}: {error}") from error
-    if key is None:
-        return env
-    entries = env.observation_space
-    if not isinstance(entries, gym.spaces.Dict) or key not in entries.spaces:
+        raise ValueError(f"The environment {env_id!r} refuses env_kwargs {options}: {error}") from error
+    try:
+        if render:
+            if env.render_mode != "rgb_array":
+                raise ValueError(f"{env_id!r} does not draw itself: it has no render_mode 'rgb_array'.")
+            env = gym.wrappers.AddRenderObservation(env)
+        if wrapper is not None:
+            env = _wrapped(env, wrapper)
+        if key is not None:
+            env = _entry(env, env_id, key)
+        return _as_rgb(env)
+    except BaseException:
         env.close()
+        raise
+
+
+def _wrapped(env: gym.Env[Any, Any], wrapper: str) -> gym.Env[Any, Any]:
+    """Put what ``module:callable`` names around an environment."""
+    module, _, attribute = wrapper.partition(":")
+    try:
+        wrap = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"The wrapper {wrapper!r} could not be imported: {error}. Write module:callable, such as "
+            "minigrid.wrappers:RGBImgObsWrapper; a module in this folder will do."
+        ) from error
+    wrapped: Any = wrap(env)
+    if not isinstance(wrapped, gym.Env):
+        raise ValueError(
+            f"The wrapper {wrapper!r} returned a {type(wrapped).__name__}, no environment. It is given the "
+            "environment and returns the one to use."
+        )
+    return wrapped
+
+
+def _entry(env: gym.Env[Any, Any], env_id: str, key: str) -> gym.Env[Any, Any]:
+    """Leave one entry of Dict observations."""
+    path = entry_path(env.observation_space, key)
+    if path is None:
+        entries = env.observation_space
         kind = f"the keys {sorted(entries)}" if isinstance(entries, gym.spaces.Dict) else "no keys"
         raise ValueError(f"The observations of {env_id!r} have no key {key!r}: they have {kind}.")
-    return gym.wrappers.TransformObservation(env, itemgetter(key), entries[key])
+    return gym.wrappers.TransformObservation(
+        env,
+        functools.partial(_follow, path=path),
+        _follow(env.observation_space, path),
+    )
+
+
+def _follow(tree: Any, path: tuple[str, ...]) -> Any:
+    return functools.reduce(operator.getitem, path, tree)
+
+
+def _as_rgb(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Turn gray, planar and float images into RGB ones; leave what is no image as it is."""
+    try:
+        layout = image_layout(env.observation_space, "", env)
+    except ValueError:
+        return env  # whoever needs images says what is wrong
+    if layout is None:
+        return env
+    shape = layout.to_rgb(np.zeros(env.observation_space.shape or (), env.observation_space.dtype)).shape
+    return gym.wrappers.TransformObservation(env, layout.to_rgb, gym.spaces.Box(0, 255, shape, np.uint8))
 
 
 class EnvPoolEnv(gym.Env[Any, Any]):

@@ -1,13 +1,15 @@
 """What one worker does: fill its share of a frames folder, shard by shard.
 
 A worker has its own environment, policy, seeds and shards, and shares nothing but the folder. The
-same function runs in a process started by ``collect.py`` and in a task of Ray's.
+same function runs in the calling process, in a process that ``processes.py`` starts, and in a task of Ray's.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -50,6 +52,22 @@ class Tally(NamedTuple):
 Report = Callable[[Tally], None]
 
 
+class Pulse(ctypes.Structure):
+    """Where a worker is, in memory that another process may read while the worker hangs.
+
+    Attributes:
+        shard: Number of the shard being collected; -1 before the first.
+        since: ``time.monotonic()`` when the environment's present call began; 0 outside of calls.
+    """
+
+    _fields_ = (("shard", ctypes.c_int64), ("since", ctypes.c_double))
+    shard: int
+    since: float
+
+    def __init__(self) -> None:
+        super().__init__(-1, 0.0)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What one worker has to collect, and what is in the folder already."""
@@ -69,6 +87,11 @@ class Plan:
     def path(self, number: int) -> Location:
         """Return where a shard belongs."""
         return child(self.out, f"{self.prefix}{number:05d}.parquet")
+
+    def where(self, pulse: Pulse) -> str:
+        """Name the worker and the shard it is at, for messages."""
+        place = name_of(self.path(pulse.shard)) if pulse.shard >= 0 else "before its first shard"
+        return f"worker {self.worker} ({place})"
 
     def kept(self) -> dict[int, int]:
         """Return the rows of the shards that need not be collected again, by number."""
@@ -96,17 +119,18 @@ def look_again(plan: Plan) -> Plan:
     return Plan(plan.config, plan.collection, plan.out, plan.worker, plan.share, found)
 
 
-def collect_share(plan: Plan, stop: threading.Event, report: Report) -> None:
+def collect_share(plan: Plan, stop: threading.Event, report: Report, pulse: Pulse) -> None:
     """Collect one worker's share until it is whole or ``stop`` is set, which keeps what there is.
 
     Args:
         plan: What to collect.
         stop: Ends collection before the next step.
         report: Called with this worker's tally every now and then; may set ``stop``.
+        pulse: Kept up to date with where the worker is.
     """
     config = plan.config
     remove_unfinished(plan.out, plan.prefix)
-    env = open_env(config.env_id, config.env_kwargs, config.key)
+    env = open_env(config.env_id, config.env_kwargs, config.key, render=config.render, wrapper=config.wrapper)
     try:
         policy = make_policy(config.policy, env, config.policy_encoder, config.policy_normalize)
         column = action_type(env.action_space)
@@ -122,10 +146,11 @@ def collect_share(plan: Plan, stop: threading.Event, report: Report) -> None:
             if number in kept:
                 rows += kept[number]
                 continue
+            pulse.shard = number
             writer = ShardWriter(plan.path(number), column, {**metadata, "shard": number})
             try:
                 limit = plan.share - rows - sum(n for i, n in kept.items() if i > number)
-                shard = _OpenShard(writer, plan, number, limit, tally, report)
+                shard = _OpenShard(writer, plan, number, limit, tally, report, pulse)
                 complete = shard.collect(env, policy, stop)
                 before = plan.found[number].rows if number in plan.found else 0
                 if stop.is_set() and not complete and writer.rows <= before:
@@ -139,16 +164,25 @@ def collect_share(plan: Plan, stop: threading.Event, report: Report) -> None:
             tally = tally.plus(writer, shard.episodes)
             report(tally)
     finally:
+        pulse.since = time.monotonic()
         env.close()
+        pulse.since = 0.0
 
 
 class _OpenShard:
     """A shard while it is collected; it depends on its number and the seed alone."""
 
     def __init__(
-        self, writer: ShardWriter, plan: Plan, number: int, limit: int, before: Tally, report: Report
+        self,
+        writer: ShardWriter,
+        plan: Plan,
+        number: int,
+        limit: int,
+        before: Tally,
+        report: Report,
+        pulse: Pulse,
     ) -> None:
-        self.writer, self.before, self.report = writer, before, report
+        self.writer, self.before, self.report, self.pulse = writer, before, report, pulse
         self.spec: FrameSpec = plan.config.frame_spec
         # What ends it: its size at the end of an episode, or in the midst of one that has no end,
         # or the worker's share of frames.
@@ -174,7 +208,9 @@ class _OpenShard:
         """Append one episode, or what the limit leaves of it; return whether it ended."""
         episode, step = self.first_episode + self.episodes, 0
         self.episodes += 1
+        self.pulse.since = time.monotonic()
         obs, _ = env.reset(seed=self.env_seed)
+        self.pulse.since = 0.0
         self.env_seed = None
         policy.reset(int(self.policy_seeds.integers(2**32)))
         shape = env.observation_space.shape
@@ -182,8 +218,10 @@ class _OpenShard:
         while self.writer.rows < limit:
             if stop.is_set():
                 return False
+            self.pulse.since = time.monotonic()
             action = policy.act(obs)
             obs, reward, terminated, truncated, _ = env.step(action)
+            self.pulse.since = 0.0
             step += 1
             stored = action if np.ndim(action) == 0 else np.ravel(action)
             frame = self._frame(obs, shape)
@@ -207,6 +245,8 @@ def one_thread() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"  # torch reads it when a policy imports it
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """Name an error on one line."""
-    return f"{type(error).__name__}: {error}"
+    if isinstance(error, SystemExit):
+        return f"the environment or the policy ended the program with sys.exit({error.code!r})"
+    return f"{type(error).__name__}: {' '.join(str(error).splitlines())}"

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from latent_obs.data.folder import FramesFolder
-from latent_obs.data.shards import Shard, first_line, read_shard
+from latent_obs.data.shards import Shard, first_line, read_shard, read_steps
 from latent_obs.data.storage import list_files, name_of, parse_location, shown
 from latent_obs.progress import progress_bar
 
@@ -52,6 +52,10 @@ def frames_info(folder: FramesFolder) -> dict[str, Any]:
         each discrete action was taken, or mean, min and max of each dimension), ``bytes_per_frame``,
         ``collections`` (see :attr:`FramesFolder.collections`), ``frame_spec``, ``source`` and
         ``libraries``.
+
+    Raises:
+        ValueError: If a value is null that must not be.
+        OSError: If a column is corrupt.
     """
     lengths: collections.Counter[int] = collections.Counter()
     returns: collections.Counter[int] = collections.Counter()
@@ -60,7 +64,7 @@ def frames_info(folder: FramesFolder) -> dict[str, Any]:
     for shard in folder.shards:
         with shard.open() as file:
             for group in range(shard.row_groups):
-                steps = file.read_row_group(group, columns=_STEPS)
+                steps = read_steps(file, group, _STEPS)
                 episodes, index = np.unique(steps["episode"].to_numpy(), return_inverse=True)
                 sums = np.bincount(index, steps["reward"].to_numpy())
                 for episode, rows, total in zip(episodes, np.bincount(index), sums, strict=True):

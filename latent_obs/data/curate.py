@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.parquet import TableWriter, staged_folder
-from latent_obs.data.shards import ROW_GROUP, Shard, frames_schema, writer_options
+from latent_obs.data.shards import ROW_GROUP, Shard, frames_schema, read_episodes, read_steps, writer_options
 from latent_obs.data.storage import Location, NewFile, name_of, open_file
 from latent_obs.progress import progress_bar, stop_on_signals
 
@@ -129,9 +129,7 @@ def _origins(folder: FramesFolder) -> dict[int, str]:
         collection, places = shard.collection, ("worker", "shard", "episode_offset")
         where = [collection.origin().to_json(), *(shard.metadata.get(name) for name in places)]
         origin = json.dumps(where, sort_keys=True) if collection.env_id is not None else ""
-        with shard.open() as file:
-            column = file.read(columns=["episode"])["episode"].to_numpy()
-        origins |= dict.fromkeys(np.unique(column).tolist(), origin)
+        origins |= dict.fromkeys(np.unique(read_episodes(shard)).tolist(), origin)
     return origins
 
 
@@ -150,7 +148,7 @@ def _take_over(folder: FramesFolder, shard: Shard, path: Path, offset: int) -> N
         metadata = {**shard.metadata, "episode_offset": before + offset}
         with TableWriter(path, schema, metadata, ROW_GROUP, **writer_options(schema)) as writer:
             for group in range(shard.row_groups):
-                rows = file.read_row_group(group)
+                rows = read_steps(file, group)
                 episodes = pa.array(rows["episode"].to_numpy() + offset)
                 column = rows.schema.get_field_index("episode")
                 writer.write(rows.set_column(column, schema.field("episode"), episodes))
@@ -216,11 +214,10 @@ def _write_part(folder: FramesFolder, shard: Shard, path: Path, episodes: Any, a
     # What the collection asked of a shard no longer holds, so nothing can be collected into it.
     metadata = {k: v for k, v in shard.metadata.items() if k not in ("shard_rows", "rows")}
     metadata |= {"split": [*metadata.get("split", []), about], "complete": True}
+    keep, start = np.isin(read_episodes(shard), episodes), 0
+    if not keep.any():
+        return
     with shard.open() as file:
-        column = file.read(columns=["episode"])["episode"].to_numpy()
-        keep, start = np.isin(column, episodes), 0
-        if not keep.any():
-            return
         schema = frames_schema(file.schema_arrow.field("action").type)
         with TableWriter(path, schema, metadata, ROW_GROUP, **writer_options(schema)) as writer:
             for group in range(shard.row_groups):
@@ -228,4 +225,4 @@ def _write_part(folder: FramesFolder, shard: Shard, path: Path, episodes: Any, a
                 mine = keep[start : start + rows]
                 start += rows
                 if mine.any():
-                    writer.write(file.read_row_group(group).filter(pa.array(mine)))
+                    writer.write(read_steps(file, group).filter(pa.array(mine)))

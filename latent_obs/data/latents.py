@@ -6,7 +6,6 @@ specifies the columns and the metadata.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from latent_obs.data.shards import METADATA_KEY
+from latent_obs.data.shards import (
+    MAX_GROUP,
+    first_line,
+    read_metadata,
+    read_source,
+    without_nulls,
+    wrong_action,
+)
+from latent_obs.data.storage import open_parquet
 from latent_obs.encoders.folder import Latents
 from latent_obs.frames import FrameSource, FrameSpec
 
 FORMAT = "latent_obs.latents"
 VERSION = 1
 ROW_GROUP = 8192
+MAX_LATENT = 65_536
+# What all files of a folder say alike.
+_SHARED = ("encoder", "frames", "frame_spec", "source", "scaling")
 
 
 def latents_schema(latent_dim: int, action: pa.DataType) -> pa.Schema:
@@ -81,21 +90,30 @@ class LatentsFolder:
 
     Args:
         path: A folder written by ``latent-obs encode``.
+        normalize: Scale latents as a wrapper with ``normalize=True`` does, to zero mean and unit variance
+            over the encoder's training frames. The default leaves them as the VAE has them, which is
+            what :func:`latent_obs.load_encoder` and a wrapper with ``normalize=False`` give.
 
     Attributes:
         path: The folder.
         files: Its Parquet files, in order.
         metadata: What all of them say: ``encoder``, ``frames`` (identity of the frames folder), ...
+        normalize: Whether :meth:`episodes` yields scaled latents.
         frame_spec: How the encoded frames were made.
         source: The environment they came from.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no latents in it.
-        ValueError: If a file is damaged, foreign or of another encoding.
+        ValueError: If a file is damaged, foreign or of another encoding, or ``normalize`` is asked of a
+            folder that an earlier version wrote, which does not say how.
+
+    Example:
+        >>> for episode in LatentsFolder("latents", normalize=True).episodes():  # doctest: +SKIP
+        ...     observations = episode.mean  # what the policy saw, step by step
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, normalize: bool = False) -> None:
+        self.path, self.normalize = Path(path), normalize
         self.files = sorted(self.path.glob("*.parquet"))
         if not self.files:
             raise FileNotFoundError(
@@ -106,7 +124,7 @@ class LatentsFolder:
         for file in self.files:
             rows, metadata = _read_metadata(file)
             self._rows.append(rows)
-            found.append({name: metadata[name] for name in ("encoder", "frames", "frame_spec", "source")})
+            found.append({name: metadata[name] for name in _SHARED if name in metadata})
             if found[-1] != found[0]:
                 raise ValueError(
                     f"{file} was encoded by another encoder or from other frames than {self.files[0].name}. "
@@ -115,6 +133,13 @@ class LatentsFolder:
         self.metadata: dict[str, Any] = found[0]
         self.frame_spec = FrameSpec.from_json(self.metadata["frame_spec"])
         self.source = FrameSource.from_json(self.metadata["source"])
+        if normalize:
+            if "scaling" not in self.metadata:
+                raise ValueError(
+                    f"The latents in {self.path} were made by a version that did not store how wrappers "
+                    "scale them. Encode the frames again into another folder, or leave normalize out."
+                )
+            self._shift, self._scale = (np.array(self.metadata["scaling"][n]) for n in ("mean", "std"))
 
     def __len__(self) -> int:
         """Return the number of latents."""
@@ -126,9 +151,10 @@ class LatentsFolder:
         return int(self.metadata["encoder"]["latent_dim"])
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Yield one Arrow table a file, with all columns or some."""
+        """Yield one Arrow table a file, with all columns or some, as they are stored: never scaled."""
         for file in self.files:
-            yield pq.read_table(file, columns=columns, page_checksum_verification=True)
+            with open_parquet(file) as opened:
+                yield without_nulls(opened.read(columns=columns))
 
     def episodes(self) -> Iterator[LatentEpisode]:
         """Yield the episodes in order, holding one file at a time.
@@ -140,6 +166,10 @@ class LatentsFolder:
             numbers = table["episode"].to_numpy()
             starts = np.flatnonzero(np.diff(numbers, prepend=-1))
             arrays = {name: as_array(table[name]) for name in table.column_names}
+            if self.normalize:
+                mean, log_variance = arrays["mean"], arrays["log_variance"]
+                arrays["mean"] = ((mean - self._shift) / self._scale).astype(np.float32)
+                arrays["log_variance"] = (log_variance - 2 * np.log(self._scale)).astype(np.float32)
             for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
                 mine = slice(int(start), int(stop))
                 yield LatentEpisode(
@@ -166,20 +196,63 @@ def as_array(column: pa.ChunkedArray) -> npt.NDArray[Any]:
 
 
 def _read_metadata(path: Path) -> tuple[int, dict[str, Any]]:
+    """Read a file's footer and check everything in it, so that nothing behind this door has to."""
     try:
-        footer = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
+        with open_parquet(path) as file:
+            footer, schema = file.metadata, file.schema_arrow
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise ValueError(
-            f"{path} is not a readable Parquet file ({str(error).splitlines()[0]}). Encode again."
+            f"{path} is not a readable Parquet file ({first_line(error)}). Encode again."
         ) from error
-    try:
-        metadata = json.loads((footer.metadata or {})[METADATA_KEY])
-        known = metadata["format"] == FORMAT and metadata["version"] == VERSION
-    except (KeyError, ValueError, TypeError):
-        known = False
-    if not known:
+    metadata = read_metadata(footer, FORMAT)
+    if metadata is None or metadata.get("version") != VERSION:
         raise ValueError(
             f"{path} holds no latents of a version that this latent_obs reads. Make latents with "
             "latent-obs encode."
         )
+    try:
+        for name in ("encoder", "frames"):
+            if not isinstance(metadata.get(name), dict):
+                raise ValueError(f"its {name} must be an object, got {str(metadata.get(name))[:60]!r}")
+        FrameSpec.from_json(metadata.get("frame_spec"))
+        read_source(metadata.get("source"))
+        size = metadata["encoder"].get("latent_dim")
+        if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= MAX_LATENT:
+            raise ValueError(
+                f"its latent_dim must be an integer from 1 to {MAX_LATENT:,}, got {str(size)[:60]!r}"
+            )
+        if wrong := _wrong_columns(schema, size):
+            raise ValueError("; ".join(wrong))
+        if "scaling" in metadata:
+            _check_scaling(metadata["scaling"], size)
+        rows = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        if sum(rows) != footer.num_rows or not all(0 < count <= MAX_GROUP for count in rows):
+            raise ValueError(f"its row groups must hold 1 to {MAX_GROUP:,} rows each, and all of its rows")
+    except ValueError as error:
+        raise ValueError(f"{path} is no file of a latents folder: {error}. Encode again.") from error
     return footer.num_rows, metadata
+
+
+def _check_scaling(value: Any, size: int) -> None:
+    numbers: list[Any] = [value.get(name) for name in ("mean", "std")] if isinstance(value, dict) else []
+    whole = [isinstance(one, list) and len(one) == size for one in numbers]
+    finite = all(whole) and all(isinstance(x, (int, float)) and abs(x) < 1e30 for one in numbers for x in one)
+    if not (numbers and finite and min(numbers[1]) > 0):
+        raise ValueError(f"its scaling must have {size} numbers as mean and {size} above 0 as std")
+
+
+def _wrong_columns(schema: pa.Schema, size: int) -> list[str]:
+    wrong = []
+    for field in latents_schema(size, pa.int64()):
+        if schema.names.count(field.name) != 1:
+            wrong.append(f"the column {field.name} is there {schema.names.count(field.name)} times")
+        elif field.name == "action":
+            wrong += wrong_action(schema)
+        elif pa.types.is_fixed_size_list(field.type):
+            kind = schema.field(field.name).type
+            is_list = pa.types.is_fixed_size_list(kind) and kind.value_type == pa.float32()
+            if not is_list or kind.list_size != size:
+                wrong.append(f"the column {field.name} is {kind} and not {size} floats")
+        elif schema.field(field.name).type != field.type:
+            wrong.append(f"the column {field.name} is {schema.field(field.name).type} and not {field.type}")
+    return wrong

@@ -25,7 +25,7 @@ from latent_obs.collecting.sources import open_env
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.latents import LatentsFolder, as_array
 from latent_obs.data.parquet import staged_folder
-from latent_obs.data.shards import ShardWriter, action_type, as_frames
+from latent_obs.data.shards import ShardWriter, action_type, as_frames, without_nulls
 from latent_obs.extras import needs
 from latent_obs.frames import FRAME_SHAPE, FrameSource, FrameSpec, check_frame_space, frame_source, preprocess
 from latent_obs.progress import progress_bar, stop_on_signals
@@ -277,7 +277,7 @@ def _tables(folder: FramesFolder | LatentsFolder, columns: list[str]) -> Iterato
     if isinstance(folder, FramesFolder):
         for shard in folder.shards:
             with shard.open() as file:
-                yield file.read(columns=columns)
+                yield without_nulls(file.read(columns=columns))
     else:
         yield from folder.tables(columns)
 

@@ -14,8 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latent_obs.data.shards import METADATA_KEY
-from latent_obs.data.storage import NewFile
+from latent_obs.data.storage import LOCK, NewFile, locked
 from latent_obs.files import sync_folder, write_atomically
+
+# What a folder in the making holds beside its files: what it will be.
+_PLAN, _PLAN_FORMAT = "plan.json", "latent_obs.plan"
 
 
 class TableWriter:
@@ -81,26 +84,65 @@ def staged_folder(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     """Yield a hidden folder beside ``out`` that becomes ``out`` when the block ends without an error.
 
     After an error or a kill the hidden folder stays, and the next block of the same plan gets it
-    back with the files it has; one of another plan begins anew.
+    back with the files it has; one of another plan begins anew. A process that runs the block keeps
+    others out of the hidden folder.
 
     Args:
         out: The folder to make.
         plan: JSON values that determine its content.
 
     Raises:
-        FileExistsError: If ``out`` exists and is not empty.
+        FileExistsError: If ``out`` exists and is not empty, or something that was not made here has the
+            name of the hidden folder.
+        ValueError: If another process is making ``out``.
         OSError: If the folder cannot be written.
     """
+    _refuse_taken(out)
+    staging = out.absolute().with_name(f".{out.absolute().name}.tmp")
+    if staging.is_symlink() or (staging.exists() and not _is_ours(staging)):
+        raise FileExistsError(
+            f"{staging} is needed for the files of {out} until they are whole, but was not made for that. "
+            "Move it away, or choose another --out."
+        )
+    staging.mkdir(parents=True, exist_ok=True)
+    with locked(staging, out) as lock:
+        if lock is not None and not _still_there(staging / LOCK, lock):
+            _refuse_taken(out)  # another process finished it while this one waited
+            raise FileNotFoundError(f"{staging} was taken away by another process. Run the command again.")
+        note, text = staging / _PLAN, json.dumps({"format": _PLAN_FORMAT, "plan": plan}, sort_keys=True)
+        if not (note.is_file() and note.read_text(encoding="utf-8") == text):
+            for old in staging.iterdir():
+                if old.is_dir() and not old.is_symlink():
+                    shutil.rmtree(old)
+                elif old.name != LOCK:
+                    old.unlink()
+        write_atomically(note, text.encode())
+        yield staging
+        note.unlink()
+        sync_folder(staging)
+        os.rename(staging, out)
+        (out / LOCK).unlink(missing_ok=True)
+        sync_folder(staging.parent)
+
+
+def _refuse_taken(out: Path) -> None:
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} exists already. Choose another --out, or delete it first.")
-    staging = out.absolute().with_name(f".{out.absolute().name}.tmp")
-    note, text = staging / "plan.json", json.dumps(plan, sort_keys=True)
-    if staging.exists() and not (note.is_file() and note.read_text(encoding="utf-8") == text):
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, text.encode())
-    yield staging
-    note.unlink()
-    sync_folder(staging)
-    os.rename(staging, out)
-    sync_folder(staging.parent)
+
+
+def _is_ours(staging: Path) -> bool:
+    """Return whether a folder holds the plan that was written here, or nothing yet."""
+    try:
+        if {path.name for path in staging.iterdir()} <= {LOCK, f".{_PLAN}.tmp"}:
+            return True
+        note = json.loads((staging / _PLAN).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(note, dict) and note.get("format") == _PLAN_FORMAT
+
+
+def _still_there(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -33,6 +33,8 @@ class Collection:
         workers: Number of workers that shared the work.
         shard_rows: Rows after which a shard ended; ``None`` where shards were made otherwise.
         key: Entry of Dict observations that was collected.
+        render: Whether drawings of the environment were collected; ``None`` for its own observations.
+        wrapper: What was put around the environment.
         policy_encoder: Encoder whose latents the policy's saved model acted on.
         policy_normalize: Whether that model was given scaled latents.
         policy_files: Digest of each saved model and encoder that acted, by its name.
@@ -53,6 +55,8 @@ class Collection:
     workers: int | None
     shard_rows: int | None
     key: str | None = None
+    render: bool | None = None
+    wrapper: str | None = None
     policy_encoder: str | None = None
     policy_normalize: bool | None = None
     policy_files: dict[str, str] | None = None
@@ -114,6 +118,8 @@ _KINDS: dict[str, type] = {
     "workers": int,
     "shard_rows": int,
     "key": str,
+    "render": bool,
+    "wrapper": str,
     "policy_encoder": str,
     "policy_normalize": bool,
     "policy_files": dict,

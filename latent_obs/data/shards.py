@@ -306,13 +306,19 @@ def wrong_columns(schema: pa.Schema) -> list[str]:
         elif schema.names.count(field.name) > 1:
             wrong.append(f"the column {field.name} is there more than once")
         elif field.name == "action":
-            kind = schema.field("action").type
-            numbers = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
-            if not (pa.types.is_integer(numbers) or pa.types.is_floating(numbers)):
-                wrong.append(f"the column action is {kind} and neither integers nor lists of numbers")
+            wrong += wrong_action(schema)
         elif schema.field(field.name).type != field.type:
             wrong.append(f"the column {field.name} is {schema.field(field.name).type} and not {field.type}")
     return wrong
+
+
+def wrong_action(schema: pa.Schema) -> list[str]:
+    """Say what is wrong with the type of the ``action`` column, if anything."""
+    kind = schema.field("action").type
+    numbers = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+    if pa.types.is_integer(numbers) or pa.types.is_floating(numbers):
+        return []
+    return [f"the column action is {kind} and neither integers nor lists of numbers"]
 
 
 def first_line(error: BaseException) -> str:
@@ -330,8 +336,8 @@ def read_group(file: pq.ParquetFile, group: int) -> Frames:
     return as_frames(read_steps(file, group, ["frame"])["frame"])
 
 
-def read_steps(file: pq.ParquetFile, group: int, columns: list[str]) -> pa.Table:
-    """Read columns of a row group of an open shard; only the ``action`` may be null.
+def read_steps(file: pq.ParquetFile, group: int, columns: list[str] | None = None) -> pa.Table:
+    """Read some columns of a row group of an open shard, or all; only the ``action`` may be null.
 
     Raises:
         ValueError: If another value is null.

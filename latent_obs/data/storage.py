@@ -17,22 +17,26 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 
-from latent_obs.files import sync_folder
+from latent_obs.files import create, sync_folder
 
 Location = Path | str  # of a folder or of a file; a str may be a URL
 
 LOCK = ".lock"
 PATIENCE = 10.0  # seconds to wait for a lock: workers whose parent was killed need a moment to end
 _PROBE = ".writable"
+_REQUESTS = 32  # to a store at a time
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 # Object stores have no folders; making one there would leave an empty object of that name.
 _WITHOUT_FOLDERS = ("s3", "gcs", "abfs")
 
@@ -94,6 +98,17 @@ def list_files(folder: Location, suffix: str) -> list[Location]:
     found = filesystem.get_file_info(pa.fs.FileSelector(path, allow_not_found=True))
     names = (info.base_name for info in found if info.type == pa.fs.FileType.File)
     return [child(folder, n) for n in sorted(names) if n.endswith(suffix) and not n.startswith(".")]
+
+
+def for_each(function: Callable[[Item], Result], items: Sequence[Item], folder: Location) -> list[Result]:
+    """Return a function's value for each file of a folder, asking a store about many at a time.
+
+    A store takes tens of milliseconds to answer, whatever it is asked, and a disk microseconds.
+    """
+    if isinstance(folder, Path):
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        return list(pool.map(function, items))
 
 
 def num_bytes(location: Location) -> int:
@@ -191,7 +206,7 @@ class NewFile:
         self._temporary: Path | None = None
         if isinstance(location, Path):
             self._temporary = location.with_name(f".{location.name}.tmp")
-            self.stream = open(self._temporary, "wb")
+            self.stream = create(self._temporary)
         else:
             # Unlinked from the start, so that even kill -9 leaves nothing of it.
             self.stream = tempfile.TemporaryFile()
@@ -226,7 +241,7 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def locked(folder: Location) -> Iterator[int | None]:
+def locked(folder: Location, called: Location | None = None) -> Iterator[int | None]:
     """Keep other processes out of a local folder.
 
     The kernel releases the lock when the last process that holds its descriptor ends, however it
@@ -235,6 +250,7 @@ def locked(folder: Location) -> Iterator[int | None]:
 
     Args:
         folder: An existing folder.
+        called: What an error calls it, if not by its own name.
 
     Yields:
         The descriptor that holds the lock, to be inherited by workers; ``None`` without a lock.
@@ -249,7 +265,7 @@ def locked(folder: Location) -> Iterator[int | None]:
     import fcntl  # not on Windows
 
     try:
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise type(error)(f"The folder {folder} cannot be written ({error.strerror}).") from error
     try:
@@ -262,7 +278,7 @@ def locked(folder: Location) -> Iterator[int | None]:
                 if time.monotonic() >= deadline:
                     holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
                     raise ValueError(
-                        f"Another process is writing to {folder} ({holder or 'unknown'}). "
+                        f"Another process is writing to {called or folder} ({holder or 'unknown'}). "
                         "Wait for it, end it, or choose another --out."
                     ) from None
                 time.sleep(0.1)

@@ -22,6 +22,10 @@ from latent_obs.encoders.runtimes import Backend as Backend  # also for who name
 from latent_obs.encoders.runtimes import Device, Options, Run
 from latent_obs.frames import FRAME_SHAPE, Frames, FrameSpec
 
+# Latents are scaled unless somebody says otherwise: PPO's MlpPolicy learns faster on scaled ones
+# (benchmarks/rl/results/report.md, "latents" and "latents-raw").
+NORMALIZE = True
+
 
 class Encoder:
     """Encodes frames with a frozen network.
@@ -197,7 +201,7 @@ def load_encoder(
     precision: Precision | Literal["auto"] = "auto",
     device: Device | Literal["auto"] = "auto",
     num_threads: int = 1,
-    normalize: bool = False,
+    normalize: bool = NORMALIZE,
 ) -> Encoder:
     """Load a frozen encoder.
 
@@ -217,7 +221,8 @@ def load_encoder(
             are many.
         normalize: Scale latents to zero mean and unit variance over the encoder's training frames,
             dimension by dimension. Inactive dimensions, whose variance is at most 0.01, are
-            centred but not scaled. :meth:`Encoder.posterior` is never scaled.
+            centred but not scaled. This is the default, here as in wrappers. :meth:`Encoder.posterior`
+            is never scaled.
 
     Raises:
         FileNotFoundError: If there is no such encoder.

@@ -1,17 +1,17 @@
 """The encoder folder: ``config.json`` and ``model.safetensors``, where training and acting meet.
 
-Reading it needs neither torch nor any inference runtime, and never unpickles.
-``docs/formats.md`` specifies both files.
+Reading it needs neither torch nor any inference runtime, and never unpickles. Every value is checked before
+anything uses it. ``docs/formats.md`` specifies both files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
-import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
-from latent_obs.files import write_atomically
+from latent_obs.encoders.provenance import Metrics, Provenance, check, shown
+from latent_obs.files import staged
 from latent_obs.frames import FRAME_SHAPE, FrameSource, FrameSpec
 
 FORMAT = "latent_obs.encoder"
@@ -35,28 +36,38 @@ Latents = npt.NDArray[np.float32]  # (N, latent_dim), or (latent_dim,) of one fr
 # Burda et al. (2016): a unit is active when the variance of its mean over the data exceeds this.
 ACTIVE_VARIANCE = 0.01
 
+# Bounds of what is read. Trained encoders stay far below; what lies above overflows somewhere later.
+MAX_SIZE = 65_536  # of the latent, and of a convolution's channels
+MAX_STATISTIC = 1e6
+MAX_DEVIATIONS = 100  # of a latent that is decoded from those of the training frames
+MAX_CONFIG_BYTES = 1 << 24
+
 
 @dataclass(frozen=True)
 class VAEConfig:
     """Shape of the networks.
 
     Args:
-        latent_dim: Size of the latent.
-        channels: Output channels of the encoder's convolutions (4x4, stride 2, padding 1),
-            one to six of them; the decoder mirrors them.
+        latent_dim: Size of the latent, 1 to 65,536.
+        channels: Output channels of the encoder's convolutions (4x4, stride 2, padding 1), one to six
+            numbers from 1 to 65,536; the decoder mirrors them.
 
     Raises:
-        ValueError: If a size is out of range.
+        ValueError: If a size is no integer or out of range.
     """
 
     latent_dim: int = 32
     channels: tuple[int, ...] = (32, 64, 128)
 
     def __post_init__(self) -> None:
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}.")
-        if not 1 <= len(self.channels) <= 6 or min(self.channels) < 1:
-            raise ValueError(f"channels must be one to six positive sizes, got {self.channels}.")
+        if not _is_size(self.latent_dim):
+            raise ValueError(
+                f"latent_dim must be an integer from 1 to {MAX_SIZE:,}, got {shown(self.latent_dim)}."
+            )
+        if not 1 <= len(self.channels) <= 6 or not all(map(_is_size, self.channels)):
+            raise ValueError(
+                f"channels must be one to six integers from 1 to {MAX_SIZE:,}, got {shown(self.channels)}."
+            )
 
     @property
     def feature_shape(self) -> tuple[int, int, int]:
@@ -86,6 +97,10 @@ class VAEConfig:
         return shapes
 
 
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SIZE
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """What ``config.json`` says.
@@ -96,23 +111,30 @@ class EncoderConfig:
         latents: Per-dimension statistics over the training frames: ``mean`` and ``std`` of
             the latent mean, and ``kl`` in nats.
         source: The environment whose frames it was trained on.
-        provenance: Training configuration, data, library versions and date.
-        metrics: The report card on held-out episodes.
+        provenance: How it was made; a JSON object is converted.
+        metrics: How good it is on held-out episodes; a JSON object is converted.
+        weights_sha256: SHA-256 of ``model.safetensors``, by which an interrupted replacement of an encoder is
+            noticed. :func:`write_encoder_folder` sets it; ``None`` in folders that are older than this field.
     """
 
     frame_spec: FrameSpec
     vae: VAEConfig
     latents: dict[str, list[float]]
     source: FrameSource = field(default_factory=FrameSource)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
+    metrics: Metrics = field(default_factory=Metrics)
+    weights_sha256: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "provenance", Provenance.from_json(self.provenance))
+        object.__setattr__(self, "metrics", Metrics.from_json(self.metrics))
 
     @property
     def scaling(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """What ``normalize`` subtracts from a latent, and what it then divides by, dimension by dimension.
+        """What ``normalize`` subtracts from each dimension of a latent, and what it divides it by.
 
-        They are the mean and standard deviation over the training frames, but an inactive dimension is
-        divided by 1: the little that is in it is noise, which must not become as loud as the rest.
+        They are the mean and the standard deviation over the training frames. An inactive dimension is
+        divided by 1, because it holds noise, which must not become as loud as the others.
 
         Example:
             >>> latents = {"mean": [0.5, 3.0], "std": [2.0, 0.01], "kl": [4.0, 0.0]}
@@ -132,8 +154,9 @@ class EncoderConfig:
             "vae": {"latent_dim": self.vae.latent_dim, "channels": list(self.vae.channels)},
             "latents": self.latents,
             "source": self.source.to_json(),
-            "provenance": self.provenance,
-            "metrics": self.metrics,
+            "provenance": self.provenance.to_json(),
+            "metrics": self.metrics.to_json(),
+            **({} if self.weights_sha256 is None else {"weights_sha256": self.weights_sha256}),
         }
 
     @classmethod
@@ -147,23 +170,31 @@ class EncoderConfig:
             raise ValueError(f"its 'format' is not {FORMAT!r}")
         if value.get("version") != VERSION:
             raise ValueError(f"it has version {value.get('version')!r}, this latent_obs reads {VERSION}")
-        try:
-            vae = VAEConfig(int(value["vae"]["latent_dim"]), tuple(value["vae"]["channels"]))
-            latents = {name: [float(x) for x in value["latents"][name]] for name in ("mean", "std", "kl")}
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the field {error} is missing or has the wrong type") from error
+        sizes = check(value.get("vae"), dict[str, object], "vae")
+        channels = check(sizes.get("channels"), list[int], "vae.channels")
+        vae = VAEConfig(check(sizes.get("latent_dim"), int, "vae.latent_dim"), tuple(channels))
+        known = check(value.get("latents"), dict[str, object], "latents")
+        latents = {
+            name: check(known.get(name), list[float], f"latents.{name}") for name in ("mean", "std", "kl")
+        }
         for name, numbers in latents.items():
             if len(numbers) != vae.latent_dim:
                 raise ValueError(f"latents.{name} has {len(numbers)} values for {vae.latent_dim} dimensions")
-            if not all(map(math.isfinite, numbers)):
-                raise ValueError(f"latents.{name} holds values that are not finite")
+            if max(map(abs, numbers)) > MAX_STATISTIC:
+                raise ValueError(f"latents.{name} holds values beyond {MAX_STATISTIC:,.0f}")
+        if min(latents["std"]) <= 0:
+            raise ValueError("latents.std holds a value that is not positive")
+        source = check(value.get("source", {}), dict[str, object], "source")
+        for name in ("env_kwargs", "emulator"):
+            check(source.get(name, {}), dict[str, object], f"source.{name}")
         return cls(
             FrameSpec.from_json(value.get("frame_spec")),
             vae,
             latents,
-            FrameSource.from_json(value.get("source", {})),
-            dict(value.get("provenance", {})),
-            dict(value.get("metrics", {})),
+            FrameSource.from_json(source),
+            Provenance.from_json(value.get("provenance", {})),
+            Metrics.from_json(value.get("metrics", {})),
+            check(value.get("weights_sha256"), str | None, "weights_sha256"),
         )
 
 
@@ -181,9 +212,13 @@ def read_config(folder: Path) -> EncoderConfig:
             f"The encoder folder {folder} {what}. Train one: latent-obs train FRAMES --out {folder}"
         )
     try:
+        if path.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES:,} bytes")
         return EncoderConfig.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} does not describe an encoder: {error}.") from error
+    except ValueError as error:
+        raise ValueError(f"{path} does not describe an encoder: {str(error).rstrip('.')}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} does not describe an encoder: it is nested too deeply.") from error
 
 
 def read_tensors(folder: Path, config: EncoderConfig) -> Tensors:
@@ -191,13 +226,15 @@ def read_tensors(folder: Path, config: EncoderConfig) -> Tensors:
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If it is damaged, or its tensors do not fit the config or are not finite.
+        ValueError: If it is damaged or another file than the one that the config describes, or if its
+            tensors do not fit the config, are not finite or make float32 overflow.
     """
     path = folder / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"The encoder folder {folder} has no model.safetensors.")
+    data = path.read_bytes()
     try:
-        loaded = safetensors.numpy.load_file(path)
+        loaded = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged or no safetensors file: {error}.") from error
     wanted = config.vae.tensor_shapes()
@@ -214,10 +251,45 @@ def read_tensors(folder: Path, config: EncoderConfig) -> Tensors:
                 f"{path}: {name} must be floating point of shape {shape}, got {tensor.dtype} "
                 f"of shape {tensor.shape}."
             )
-        if not np.isfinite(tensor).all():
+        with np.errstate(over="ignore"):
+            tensors[name] = tensor.astype(np.float32)
+        if not np.isfinite(tensors[name]).all():
             raise ValueError(f"{path}: {name} holds values that are not finite.")
-        tensors[name] = tensor.astype(np.float32)
+    if not tensors["decoder_variance"] > 0:
+        raise ValueError(f"{path}: decoder_variance must be positive, got {tensors['decoder_variance']}.")
+    if not _largest_value(config, tensors) < float(np.finfo(np.float32).max):
+        raise ValueError(f"{path} holds weights so large that float32 overflows when a frame is encoded.")
+    if config.weights_sha256 not in (None, hashlib.sha256(data).hexdigest()):
+        raise ValueError(
+            f"{path} holds other weights than its config.json describes: one of the two files was replaced "
+            "without the other, as by a copy that was interrupted. Copy both again, or train the encoder "
+            f"again with --out {folder} --overwrite. If you changed the weights yourself, delete "
+            '"weights_sha256" from config.json.'
+        )
     return tensors
+
+
+def _largest_value(config: EncoderConfig, tensors: Tensors) -> float:
+    """Bound what any layer makes of a frame or of its latent: sums of absolute weights, layer by layer."""
+
+    def after(name: str, before: float, axis: int = 0) -> float:
+        weight = np.abs(tensors[f"{name}.weight"]).astype(np.float64)
+        sums = weight.sum(tuple(i for i in range(weight.ndim) if i != axis)) * before
+        return float((sums + np.abs(tensors.get(f"{name}.bias", np.zeros(1)))).max())
+
+    value = largest = 1.0  # of a pixel
+    convolutions = range(len(config.vae.channels))
+    for i in convolutions:
+        value = after(f"encoder.conv{i}", value)
+        largest = max(largest, value)
+    largest = max(largest, after("log_variance", value))
+    largest = max(largest, after("mean", value))
+    mean, std = np.abs(config.latents["mean"]), np.array(config.latents["std"])
+    value = float((mean + MAX_DEVIATIONS * std).max())
+    for name, axis in (("linear", 0), *((f"conv{i}", 1) for i in convolutions)):
+        largest = max(largest, value)
+        value = after(f"decoder.{name}", value, axis)
+    return max(largest, value + float(np.abs(tensors["output_bias"]).max()))
 
 
 def read_calibration(folder: Path) -> npt.NDArray[np.uint8] | None:
@@ -253,13 +325,13 @@ def read_calibration(folder: Path) -> npt.NDArray[np.uint8] | None:
     return np.ascontiguousarray(tiles.reshape(CALIBRATION_FRAMES, *FRAME_SHAPE), np.uint8)
 
 
-def _write_calibration(folder: Path, frames: npt.NDArray[np.uint8]) -> None:
-    """Write calibration frames as one lossless picture of 8 x 8 tiles, for people to look at too."""
+def _calibration_png(frames: npt.NDArray[np.uint8]) -> bytes:
+    """Return calibration frames as one lossless picture of 8 x 8 tiles, for people to look at too."""
     tiles = np.resize(frames, (8, 8, *FRAME_SHAPE))  # repeats them when there are fewer than 64
     sheet = tiles.swapaxes(1, 2).reshape(512, 512, 3)
     done, png = cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
     assert done
-    write_atomically(folder / "calibration.png", png.tobytes())
+    return png.tobytes()
 
 
 def write_encoder_folder(
@@ -267,23 +339,33 @@ def write_encoder_folder(
     config: EncoderConfig,
     tensors: Tensors,
     calibration: npt.NDArray[np.uint8] | None = None,
-) -> None:
-    """Write the files atomically, the config last: a folder with a config is whole.
+) -> EncoderConfig:
+    """Publish an encoder folder as a whole.
+
+    All files are on disk under temporary names before the first gets its own. An older ``config.json`` is
+    withdrawn before the weights are replaced, and the new one comes last: however the process ends, a folder
+    with a ``config.json`` holds the weights that it describes.
 
     Args:
         folder: Created where it is missing.
-        config: Content of ``config.json``.
+        config: Content of ``config.json``; its ``weights_sha256`` is set here.
         tensors: Content of ``model.safetensors``.
         calibration: Up to 64 training frames, ``uint8`` (N, 64, 64, 3); without them the
             encoder runs in float32 only.
 
+    Returns:
+        The config as it was written.
+
     Raises:
-        OSError: If the folder cannot be written.
+        OSError: If the folder cannot be written; what was in it is still there.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if calibration is not None:
-        _write_calibration(folder, calibration)
-    contiguous = {name: tensor.copy(order="C") for name, tensor in tensors.items()}
-    write_atomically(folder / "model.safetensors", safetensors.numpy.save(contiguous))
+    weights = safetensors.numpy.save({name: tensor.copy(order="C") for name, tensor in tensors.items()})
+    config = replace(config, weights_sha256=hashlib.sha256(weights).hexdigest())
     text = json.dumps(config.to_json(), indent=1, allow_nan=False)
-    write_atomically(folder / "config.json", (text + "\n").encode())
+    files = {"model.safetensors": weights, "config.json": (text + "\n").encode()}
+    if calibration is not None:
+        files = {"calibration.png": _calibration_png(calibration), **files}
+    with staged({folder / name: data for name, data in files.items()}):
+        (folder / "config.json").unlink(missing_ok=True)
+    return config

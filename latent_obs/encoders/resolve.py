@@ -1,9 +1,16 @@
-"""What a reference to an encoder means: a bundled one's name, a folder, the Hub's, or ``"auto"``."""
+"""What a reference to an encoder means: a bundled one's name, a folder, the Hub's, or ``"auto"``.
+
+A folder that moved is found again: below the folders of :func:`search_path`, by its name or by the SHA-256
+of its weights.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +32,7 @@ def list_encoders() -> dict[str, EncoderConfig]:
     return {name: read_config(PRETRAINED / name) for name in names}
 
 
-def resolve_auto(source: FrameSource) -> str:
+def resolve_auto(source: FrameSource, command: str | None = None) -> str:
     """Name the most specific bundled encoder for an environment.
 
     That is the newest one trained on this environment alone (``pong`` before variants such as
@@ -33,6 +40,7 @@ def resolve_auto(source: FrameSource) -> str:
 
     Args:
         source: The environment to be wrapped. An ALE game is known by its name, whatever the id.
+        command: What somebody types to train an encoder of this environment, for the warning.
 
     Warns:
         UserWarning: Once for each environment in a process, where it is a general one.
@@ -52,16 +60,24 @@ def resolve_auto(source: FrameSource) -> str:
     env_id = source.env_id or "an environment without an id"
     if env_id not in _told:
         _told.add(env_id)
+        train = command or f"latent-obs demo --env {source.env_id or 'ENV'}"
         among = source.env_id in bundled[name].source.env_ids
         warnings.warn(
             f"No bundled encoder was trained on {env_id} alone: encoder='auto' takes {name}, which was "
             f"trained on {'it among others' if among else 'others'}; latent-obs card {name} says what it "
-            f"keeps. Train one (latent-obs demo --env {source.env_id or 'ENV'}) and pass its folder as "
-            f"encoder=, or name {name} yourself.",
+            f"keeps. Train one ({train}) and pass its folder as encoder=, or name {name} yourself.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=level_of_caller(),
         )
     return name
+
+
+def level_of_caller() -> int:
+    """Return the ``stacklevel`` with which a warning points at the first line outside this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("latent_obs"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 _told: set[str] = set()
@@ -107,17 +123,21 @@ class EncoderFolder:
 EncoderRef = str | Path | EncoderFolder
 
 
-def resolve(ref: EncoderRef) -> EncoderFolder:
+def resolve(ref: EncoderRef, fingerprint: str | None = None) -> EncoderFolder:
     """Find an encoder folder.
 
     Args:
         ref: Name of a bundled encoder, path of an encoder folder, or ``hf://USER/NAME`` or
-            ``hf://USER/NAME@REVISION``, which is fetched if it is missing or has changed. A folder that was
-            found before is returned as it is.
+            ``hf://USER/NAME@REVISION``, which is fetched if it is missing or has changed. A relative path
+            is looked for in each folder of :func:`search_path`. A folder that was found before is returned
+            as it is.
+        fingerprint: The SHA-256 of its weights. Where ``ref`` is missing or has other weights, an encoder
+            folder with these is looked for below the folders of :func:`search_path`.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If its ``config.json`` does not describe an encoder.
+        FileNotFoundError: If there is none; the error says where it was looked for.
+        ValueError: If its ``config.json`` does not describe an encoder, or its weights are others and no
+            folder with the right ones is found.
         OSError, ImportError: As :func:`latent_obs.encoders.hub.fetch` does, for one on the Hub.
 
     Example:
@@ -126,20 +146,95 @@ def resolve(ref: EncoderRef) -> EncoderFolder:
     """
     if isinstance(ref, EncoderFolder):
         return ref
+    found = _named(ref)
+    if found is not None and fingerprint is None:
+        return found
+    if found is not None and found.sha256() == fingerprint:
+        return found
+    if fingerprint is not None:
+        for path in _encoder_folders():
+            moved = EncoderFolder(str(path), path, read_config(path))
+            if moved.sha256() == fingerprint:
+                return moved
+    looked = "; ".join(f"{name}: {path}" for name, path in search_path())
+    if found is None:
+        weights = f" with the weights {fingerprint[:12]}" if fingerprint else ""
+        raise FileNotFoundError(
+            f"There is no encoder {str(ref)!r}{weights}: neither a bundled one "
+            f"({', '.join(list_encoders()) or 'none'}) nor a folder. Looked at {ref} and below {looked}. "
+            "If the folder moved, set LATENT_OBS_PATH to where it is now, or pass its path as encoder=. "
+            "Train one: latent-obs train FRAMES --out FOLDER. One on the Hugging Face Hub is hf://USER/NAME."
+        )
+    assert fingerprint is not None
+    raise ValueError(
+        f"The encoder {str(ref)!r} at {found.path} has the weights {found.sha256()[:12]}, but "
+        f"{fingerprint[:12]} is what was recorded: its latents would mean something else. Looked for those "
+        f"below {looked}. Set LATENT_OBS_PATH to the folder that holds them, or pass another encoder and no "
+        "fingerprint to go on with that one."
+    )
+
+
+def search_path() -> list[tuple[str, Path]]:
+    """Return the folders in which encoder folders are looked for, with what each is.
+
+    They are those of the variable ``LATENT_OBS_PATH``, separated as in ``PATH``, then the working directory,
+    then the cache: ``LATENT_OBS_HOME``, else ``latent_obs`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Example:
+        >>> [name for name, _ in search_path()][-2:]
+        ['working directory', 'cache']
+    """
+    named = [
+        Path(part).expanduser() for part in os.environ.get("LATENT_OBS_PATH", "").split(os.pathsep) if part
+    ]
+    cache = os.environ.get("LATENT_OBS_HOME")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "latent_obs"
+    return [
+        *(("LATENT_OBS_PATH", path.absolute()) for path in named),
+        ("working directory", Path.cwd()),
+        ("cache", Path(cache or base).expanduser().absolute()),
+    ]
+
+
+def _named(ref: str | Path) -> EncoderFolder | None:
+    """Find an encoder by what its reference says; ``None`` where nothing is."""
     if isinstance(ref, str) and ref.startswith(HUB_PREFIX):
         path = fetch(ref)
         return EncoderFolder(ref, path, read_config(path))
     path = PRETRAINED / str(ref)
     if isinstance(ref, str) and ref == Path(ref).name and (path / "config.json").is_file():
         return EncoderFolder(ref, path, read_config(path))
-    path = Path(ref).expanduser().absolute()
-    if not path.exists():
-        raise FileNotFoundError(
-            f"There is no encoder {str(ref)!r}: neither a bundled one "
-            f"({', '.join(list_encoders()) or 'none'}) nor a folder. Train one: "
-            "latent-obs train FRAMES --out FOLDER. One on the Hugging Face Hub is hf://USER/NAME."
-        )
-    return EncoderFolder(str(path), path, read_config(path))
+    given = Path(ref).expanduser()
+    if given.exists():
+        path = given.absolute()
+        return EncoderFolder(str(path), path, read_config(path))
+    if not given.is_absolute():
+        for _, folder in search_path():
+            if (path := folder / given / "config.json").is_file():
+                return EncoderFolder(str(path.parent), path.parent, read_config(path.parent))
+    return None
+
+
+_DEPTH, _FOLDERS = 4, 5000
+
+
+def _encoder_folders() -> Iterator[Path]:
+    """Yield the encoder folders on the search path, at most four levels down and among 5,000 folders each."""
+    for _, root in search_path():
+        left = _FOLDERS
+        for at, folders, files in os.walk(root):
+            here = Path(at)
+            if "config.json" in files and "model.safetensors" in files:
+                try:
+                    read_config(here)
+                except ValueError:
+                    continue  # another program's
+                yield here
+            left -= 1
+            depth = len(here.relative_to(root).parts)
+            folders[:] = [name for name in sorted(folders) if not name.startswith(".")]
+            if depth >= _DEPTH or left < 0:
+                folders.clear()
 
 
 def encoder_name(ref: str | Path) -> str:

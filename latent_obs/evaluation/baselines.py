@@ -1,8 +1,8 @@
-"""What an encoder must beat: PCA with as many dimensions, and a network that was never trained.
+"""What an encoder must beat: PCA with as many dimensions, and the same network without training.
 
-Both are fitted on episodes that the report card does not measure on. PCA is the best linear
-code there is for squared error. The random encoder is the same network with PyTorch's initial weights; as
-nothing trained its decoder, its frames are decoded by the best linear map from its latents to pixels.
+Both are fitted on episodes that the report card does not measure on. PCA has the smallest squared error of
+all linear codes on the frames that it is fitted on. The untrained network has PyTorch's initial weights.
+Nothing trained its decoder, so its latents are decoded by the linear map with the smallest squared error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Features = npt.NDArray[np.float32]  # (N, D)
 
 @dataclass(frozen=True)
 class Code:
-    """A way to turn frames into a few numbers and back.
+    """A way to turn frames into features, a few numbers each, and back.
 
     Attributes:
         encode: Frames (N, 64, 64, 3) to features (N, D).
@@ -46,7 +46,7 @@ def pca_code(frames: Frames, dims: int) -> Code:
 
     Args:
         frames: ``uint8``, shape (N, 64, 64, 3).
-        dims: Number of components; fewer where the frames span fewer.
+        dims: Number of components. There are fewer if the frames span fewer dimensions.
     """
     pixels = _pixels(frames)
     mean = pixels.mean(0)
@@ -70,9 +70,9 @@ def random_code(frames: Frames, config: VAEConfig, seed: int = 0) -> Code:
     """Fit a linear decoder to the latents of an untrained encoder.
 
     Args:
-        frames: To fit the decoder on: ``uint8``, shape (N, 64, 64, 3).
+        frames: The frames to fit the decoder on, ``uint8`` of shape (N, 64, 64, 3).
         config: Shape of the network.
-        seed: Of its weights.
+        seed: Seed of the network's weights.
     """
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
@@ -86,6 +86,19 @@ def random_code(frames: Frames, config: VAEConfig, seed: int = 0) -> Code:
     mean, average = latents.mean(0), pixels.mean(0)
     solution = np.linalg.lstsq(latents - mean, pixels - average, rcond=1e-6)[0]
     return Code(encode, lambda features: _frames((features - mean) @ solution + average))
+
+
+def fit_baselines(frames: Frames, config: VAEConfig) -> dict[str, Code]:
+    """Fit what an encoder of this shape must beat.
+
+    Args:
+        frames: Frames of episodes that are not measured on, ``uint8`` of shape (N, 64, 64, 3).
+        config: Shape of the encoder's network.
+
+    Returns:
+        ``"pca"`` and ``"random"``.
+    """
+    return {"pca": pca_code(frames, config.latent_dim), "random": random_code(frames, config)}
 
 
 def _pixels(frames: Frames) -> npt.NDArray[np.float32]:

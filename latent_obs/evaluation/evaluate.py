@@ -5,26 +5,31 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import Backend, Encoder, load_encoder
-from latent_obs.encoders.folder import VAEConfig
-from latent_obs.encoders.resolve import EncoderFolder, resolve
-from latent_obs.evaluation.baselines import Code, pca_code, random_code
+from latent_obs.encoders.folder import EncoderConfig
+from latent_obs.encoders.resolve import resolve
+from latent_obs.evaluation.baselines import Code, fit_baselines
 from latent_obs.evaluation.positions import position_r2
-from latent_obs.measures import Foreground, changing_r2, compare_latents, reconstruction_metrics
+from latent_obs.evaluation.report import Measured, ReportCard, Scores, find_faults
+from latent_obs.evaluation.selection import Selection, evaluation_split, held_out_episodes, select_frames
+from latent_obs.measures import (
+    Foreground,
+    Residuals,
+    changing_r2,
+    changing_residuals,
+    compare_latents,
+)
 from latent_obs.training.held_out import evaluate_vae, latent_statistics
-from latent_obs.vae import latents, load_vae, reconstruct
-
-# Consecutive frames read of an episode to see what changes.
-STRETCH = 256
+from latent_obs.vae import VAE, latents, load_vae, reconstruct
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,12 @@ class EvaluateConfig:
     encoder: str | Path
     """name of a bundled encoder, encoder folder written by `latent-obs train`, or hf://USER/NAME"""
     frames: str | Path = Path("frames")
-    """frames folder; of the one it was trained on, only the held-out episodes are used"""
+    """frames folder; of the one that the encoder was trained on, the held-out episodes are measured, of any
+    other half of the episodes: the baselines are fitted on the rest"""
     out: Path = Path("report")
     """folder for the report card: card.html and card.json"""
     limit: int = 4096
-    """frames to measure on, spread over the folder"""
+    """frames to measure on, spread over the episodes"""
     probe: bool = False
     """also read an Atari game's RAM from the latents, in the manner of AtariARI; takes minutes"""
     probe_frames: int = 20_000
@@ -47,23 +53,62 @@ class EvaluateConfig:
     """chooses the frames"""
 
 
-def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[str, Any]:
-    """Measure an encoder folder on a frames folder, beside the floors it must beat.
+@dataclass(frozen=True)
+class Evaluation:
+    """A report card, and what its page shows beside the figures.
 
-    Of the frames it was trained on, the held-out episodes are measured, and the floors are fitted on
-    the others. Of any other folder, half of the episodes are measured, and the floors are fitted on the rest.
+    Attributes:
+        card: The figures.
+        vae: The model.
+        encoder: Content of its ``config.json``.
+        selection: The frames it was measured on.
+        residuals: Errors of its reconstructions of ``selection.frames``.
+    """
+
+    card: ReportCard
+    vae: VAE
+    encoder: EncoderConfig
+    selection: Selection
+    residuals: Residuals
+
+
+def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> ReportCard:
+    """Measure an encoder folder on a frames folder, beside the baselines it must beat.
+
+    Of the frames it was trained on, the held-out episodes are measured, and the baselines are fitted on
+    the others. Of any other folder, half of the episodes are measured, and the baselines are fitted on the
+    rest.
 
     Args:
         config: Encoder, frames and how many of them.
         progress: Show the probe's progress on standard error.
 
     Returns:
-        The report card, as JSON values; ``docs/formats.md`` describes it.
+        The report card; its ``to_json()`` is what ``docs/formats.md`` describes.
 
     Raises:
         FileNotFoundError: If either folder is missing.
         ValueError: If either is damaged, the frames were made with another frame spec than the
-            encoder's, hold a single episode, or the probe does not know the game.
+            encoder's, are too few, hold a single episode or never change, or the probe does not know the
+            game.
+
+    Example:
+        >>> evaluate_encoder(EvaluateConfig("pong-v0", "frames")).moving_r2  # doctest: +SKIP
+        0.992
+    """
+    return evaluate(config, progress=progress).card
+
+
+def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluation:
+    """Measure as :func:`evaluate_encoder` does, and keep what the card's page shows.
+
+    Args:
+        config: Encoder, frames and how many of them.
+        progress: Show the probe's progress on standard error.
+
+    Raises:
+        FileNotFoundError: As :func:`evaluate_encoder` raises it, like the next.
+        ValueError: If something is damaged or too little.
     """
     found, folder = resolve(config.encoder), FramesFolder(config.frames)
     vae, encoder = load_vae(found)
@@ -73,125 +118,67 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> dict[
 
         probed_game(source)
     fitted, measured = evaluation_split(found, folder)
-    frames = folder.sample(config.limit, measured, config.seed)
-    stretches = [folder.load([episode], STRETCH) for episode in measured[:8]]
-    others = folder.sample(config.limit, fitted, config.seed)
-    codes, foreground = floors(others, encoder.vae), Foreground.of(frames)
+    selection = select_frames(folder, fitted, measured, config.limit, config.seed)
+    frames, foreground = selection.frames, Foreground.of(selection.frames)
+    codes = fit_baselines(selection.others, encoder.vae)
     encodings = {"encoder": partial(latents, vae)} | {name: code.encode for name, code in codes.items()}
-    positions = position_r2(others, frames, encodings)
-    report = {
-        "format": "latent_obs.report_card",
-        "version": 1,
-        "encoder": str(config.encoder),
-        "env_id": encoder.source.env_id,
-        "latent_dim": encoder.vae.latent_dim,
-        "data": {
-            "folder": str(config.frames),
-            "held_out": held_out_episodes(found, folder) is not None,
-            "episodes": len(measured),
-            "floor_episodes": len(fitted),
-            **folder.identity,
-        },
+    positions = position_r2(selection.others, frames, encodings)
+    decode = partial(reconstruct, vae)
+    residuals = Residuals.of(frames, decode, foreground)
+    changes = changing_residuals(selection.stretches, decode)
+    dimensions, drift = compare_latents(encoder.latents, latent_statistics(vae, frames))
+    card = ReportCard(
+        encoder=str(config.encoder),
+        env_id=encoder.source.env_id,
+        latent_dim=encoder.vae.latent_dim,
+        data=Measured(
+            held_out=held_out_episodes(found, folder) is not None,
+            episodes=len(measured),
+            baseline_episodes=len(fitted),
+            folder=str(config.frames),
+            collection=folder.identity,
+        ),
         **evaluate_vae(vae, frames, foreground),
-        "changing_r2": changing_r2(stretches, partial(reconstruct, vae)),
-        "position_r2": positions["encoder"],
-        "floors": {
-            name: {
-                **reconstruction_metrics(frames, code.reconstruct, foreground),
-                "changing_r2": changing_r2(stretches, code.reconstruct),
-                "position_r2": positions[name],
-            }
-            for name, code in codes.items()
+        changing_r2=changing_r2(selection.stretches, decode),
+        position_r2=positions["encoder"],
+        by_episode={
+            "moving_r2": residuals.moving_r2_by_episode(selection.episodes),
+            "changing_r2": [1 - residual / energy for residual, energy in changes if energy],
         },
-        **compare_latents(encoder.latents, latent_statistics(vae, frames)),
-        "encode_us": {
+        baselines={
+            name: _scores(code, selection, foreground, positions[name]) for name, code in codes.items()
+        },
+        dimensions=dimensions,
+        drift=drift,
+        encode_us={
             backend: encode_time(load_encoder(found, backend=backend), frames[0])
             for backend in installed_backends()
         },
-        "probe": None,
-        "provenance": encoder.provenance,
-    }
+        provenance=encoder.provenance.to_json(),
+        created=datetime.now(timezone.utc).date().isoformat(),
+    )
     if config.probe:
-        report["probe"] = probe_codes(
-            source, encoder.frame_spec, encodings, config.probe_frames, progress=progress
-        )
-    report["warnings"] = find_faults(report)
-    return report
+        probe = probe_codes(source, encoder.frame_spec, encodings, config.probe_frames, progress=progress)
+        card = replace(card, probe=probe)
+    return Evaluation(replace(card, warnings=find_faults(card)), vae, encoder, selection, residuals)
 
 
-def floors(frames: npt.NDArray[np.uint8], config: VAEConfig) -> dict[str, Code]:
-    """Fit what an encoder of this shape must beat on frames that are not measured on."""
-    return {"pca": pca_code(frames, config.latent_dim), "random": random_code(frames, config)}
-
-
-def evaluation_split(encoder: EncoderFolder, folder: FramesFolder) -> tuple[list[int], list[int]]:
-    """Return the episodes to fit floors on and those to measure on, without a common one."""
-    held_out = held_out_episodes(encoder, folder)
-    if held_out is None:
-        return folder.split(0.5)
-    return [episode for episode in folder.episodes() if episode not in set(held_out)], held_out
-
-
-def find_faults(report: dict[str, Any]) -> list[str]:
-    """Say what a reader of the card must not miss, the worst first."""
-    faults = []
-    if report["active_units"] < 2:
-        faults.append(
-            f"COLLAPSED: {report['active_units']} of {report['latent_dim']} units are active, so the latent "
-            "says next to nothing about the frame."
-        )
-    scores = {
-        "moving-object R²": (report["moving_r2"], report["floors"]["pca"]["moving_r2"]),
-        "R² of what changes": (report["changing_r2"], report["floors"]["pca"]["changing_r2"]),
-        "R² of rare colours": (report["rare_r2"], report["floors"]["pca"]["rare_r2"]),
-        "PSNR": (report["psnr"], report["floors"]["pca"]["psnr"]),
-    }
-    if report["position_r2"] is not None:
-        scores["linear R² of positions"] = report["position_r2"], report["floors"]["pca"]["position_r2"]
-    for reader, table in ((report["probe"] or {}).get("readers") or {}).items():
-        scores[f"the {reader} probe's F1"] = table["encoder"]["f1"], table["pca"]["f1"]
-    lost = [f"{name} ({own:.3g} against {pca:.3g})" for name, (own, pca) in scores.items() if own <= pca]
-    if lost:
-        faults.append(
-            f"BEATEN BY PCA with {report['latent_dim']} components in {', '.join(lost)}: there, training it "
-            "was of no use."
-        )
-    drift = report["drift"]
-    if drift["drifted"]:
-        faults.append(
-            "DRIFT: these frames are not what it was trained on. The latents' means are "
-            f"{drift['shift']:.2f} standard deviations off and their spread is {drift['spread']:.2f} times "
-            "that of training."
-        )
-    if report["foreground"] > 0.5:
-        faults.append(
-            f"MOVING CAMERA: {report['foreground']:.0%} of the pixels differ from the per-pixel median, so "
-            "moving-object R² is about the whole picture here. Read the R² of what changes instead."
-        )
-    return faults
+def _scores(code: Code, selection: Selection, foreground: Foreground, positions: float | None) -> Scores:
+    """Measure a baseline as the encoder is measured."""
+    residuals = Residuals.of(selection.frames, code.reconstruct, foreground)
+    return Scores(
+        moving_r2=residuals.moving_r2(),
+        changing_r2=changing_r2(selection.stretches, code.reconstruct),
+        psnr=residuals.psnr(),
+        foreground=foreground.mean_share(),
+        rare_r2=residuals.rare_r2(),
+        position_r2=positions,
+    )
 
 
 def installed_backends() -> list[Backend]:
     """Return the backends that can run here; torch is always one."""
     return [*(("openvino",) if importlib.util.find_spec("openvino") else ()), "torch"]
-
-
-def held_out_episodes(encoder: EncoderFolder, folder: FramesFolder) -> list[int] | None:
-    """Return the episodes that training held out; ``None``, all, for a folder it did not use.
-
-    Raises:
-        ValueError: If the frames were made with another frame spec than the encoder's.
-    """
-    config = encoder.config
-    if config.frame_spec != folder.frame_spec:
-        raise ValueError(
-            f"The encoder {encoder.ref} takes frames made with {config.frame_spec}, those in {folder} "
-            f"were made with {folder.frame_spec}. Collect frames for it with the same crop."
-        )
-    run = config.provenance.get("run", {})
-    if run.get("data") != folder.identity:
-        return None
-    return folder.split(run["config"]["validation"], run["config"]["seed"])[1]
 
 
 def encode_time(encoder: Encoder, frame: npt.NDArray[np.uint8], calls: int = 200) -> float:

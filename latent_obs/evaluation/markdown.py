@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from latent_obs.encoders.folder import EncoderConfig
 from latent_obs.encoders.resolve import encoder_name, resolve
+from latent_obs.evaluation.report import BRIEF, CODES, Figure, ReportCard, Reports
 
-_FIGURES = {
-    "moving-object R²": ("moving_r2", "{:.3f}"),
-    "R² of what changes": ("changing_r2", "{:.3f}"),
-    "PSNR, dB": ("psnr", "{:.1f}"),
-    "KL, nats/frame": ("kl", "{:.0f}"),
-    "active units": ("active_units", "{}"),
-}
-_FLOORED = ("moving_r2", "changing_r2", "psnr")  # PCA's figure stands beside
+_MEANING = (
+    "An R² of 1 is perfect. 0 is no better than showing the median frame (moving objects, rare colours) or "
+    "the previous frame (what changes), or than always naming the mean position (positions)."
+)
 
 
 def read_card(ref: str | Path) -> str:
@@ -41,16 +38,16 @@ def read_card(ref: str | Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else card_text(found.ref, found.config)
 
 
-def card_text(ref: str, config: EncoderConfig, card: dict[str, Any] | None = None) -> str:
+def card_text(ref: str, config: EncoderConfig, reports: Reports | None = None) -> str:
     """Write the card of an encoder.
 
     Args:
         ref: What finds the encoder: its name, its folder, or ``hf://USER/NAME``.
         config: Content of its ``config.json``.
-        card: Content of its ``reports.json``, which recipes write: ``recipe``, ``reports`` by
-            environment, and which of them are ``unseen``.
+        reports: Content of its ``reports.json``, which recipes write; ``None`` (default): tell only what the
+            config knows.
     """
-    recipe = card["recipe"] if card else {}
+    recipe = reports.recipe if reports else {}
     licence = config.provenance.get("license")
     envs = config.source.env_ids
     tags = ["reinforcement-learning", "vae", "gymnasium"]
@@ -60,11 +57,9 @@ def card_text(ref: str, config: EncoderConfig, card: dict[str, Any] | None = Non
     trained_on = envs[0] if len(envs) == 1 else f"{len(envs)} environments" if envs else "unknown frames"
     about = recipe.get("about") or f"A frozen VAE encoder of 64x64 frames, trained on {trained_on}."
     parts = ["---", *front, "---", "", f"# {encoder_name(ref)}", "", about, ""]
-    if card:
-        parts += [
-            f"![Frames it was not trained on, and what {config.vae.latent_dim} numbers keep](card.png)",
-            "",
-        ]
+    if reports:
+        what = f"Frames that it was not trained on, and what {config.vae.latent_dim} numbers keep of them"
+        parts += [f"![{what}](card.png)", ""]
     env_id = envs[0] if len(envs) == 1 else "ENV"
     atari = "ale_py:" if env_id.startswith("ALE/") else ""
     parts += [
@@ -77,9 +72,9 @@ def card_text(ref: str, config: EncoderConfig, card: dict[str, Any] | None = Non
         "",
         "## Report card",
         "",
-        *(_by_environment(card) if card else _held_out(config.metrics)),
+        *(_by_environment(reports) if reports else _held_out(config.metrics)),
         "",
-        *(_probes(card) if card else []),
+        *(_probes(reports) if reports else []),
         "## How it was made",
         "",
         *_making(config, recipe),
@@ -92,42 +87,48 @@ def card_text(ref: str, config: EncoderConfig, card: dict[str, Any] | None = Non
     return "\n".join(parts)
 
 
-def probed(report: dict[str, Any]) -> dict[str, float]:
-    """Return the probe's F1 of the encoder by reader."""
-    return {reader: scores["encoder"]["f1"] for reader, scores in report["probe"]["readers"].items()}
-
-
-def _held_out(metrics: dict[str, Any]) -> list[str]:
-    rows = [(label, form.format(metrics[key])) for label, (key, form) in _FIGURES.items() if key in metrics]
+def _held_out(metrics: Mapping[str, Any]) -> list[str]:
+    rows = [(figure.label, shown) for figure in BRIEF if (shown := figure.shown(metrics))]
     return _table(("on held-out episodes", ""), rows)
 
 
-def _by_environment(card: dict[str, Any]) -> list[str]:
-    unseen, lines = set(card["unseen"]), []
-    for title, wanted in (("environments it was trained on", False), ("environments it never saw", True)):
-        reports = {e: r for e, r in card["reports"].items() if (e in unseen) == wanted}
-        if not reports:
-            continue
-        rows = []
-        for env_id, report in reports.items():
-            cells = []
-            for key, form in _FIGURES.values():
-                floor = f" ({form.format(report['floors']['pca'][key])})" if key in _FLOORED else ""
-                cells.append(form.format(report[key]) + floor)
-            rows.append((env_id, *cells))
-        lines += [
-            f"Fresh seeds, {title}; in brackets PCA with as many dimensions, fitted to other episodes of it:"
-        ]
-        lines += ["", *_table(("environment", *_FIGURES), rows), ""]
-    return lines[:-1]
-
-
-def _probes(card: dict[str, Any]) -> list[str]:
+def _by_environment(reports: Reports) -> list[str]:
     lines = []
-    for env_id, report in card["reports"].items():
-        if not (probe := report["probe"]):
+    for known, cards in reports.seen():
+        which = "environments that it was trained on" if known else "environments that it never saw"
+        dates = " and ".join(sorted({card.created for card in cards.values() if card.created}))
+        on = f" on {dates}" if dates else ""
+        rows = [
+            (env_id, str(card.data.episodes), *(_cell(card, figure) for figure in BRIEF))
+            for env_id, card in cards.items()
+        ]
+        heads = (figure.label for figure in BRIEF)
+        lines += [
+            f"Measured{on} with fresh seeds in {which}. In brackets: PCA with as many dimensions, fitted on "
+            "other episodes of the same environment.",
+            "",
+            *_table(("environment", "episodes", *heads), rows),
+            "",
+        ]
+        if told := [figure for figure in BRIEF if any(card.spread(figure) for card in cards.values())]:
+            spreads = [(env_id, *(card.spread(figure) for figure in told)) for env_id, card in cards.items()]
+            heads = (figure.label for figure in told)
+            lines += ["Mean over the episodes, with the lowest and the highest in brackets:", ""]
+            lines += [*_table(("environment", *heads), spreads), ""]
+    return [*lines, _MEANING]
+
+
+def _cell(card: ReportCard, figure: Figure) -> str:
+    own = figure.shown(card)
+    return f"{own} ({figure.shown(card.baselines['pca'])})" if figure.baselines and own else own
+
+
+def _probes(reports: Reports) -> list[str]:
+    lines = []
+    for env_id, card in reports.reports.items():
+        if not (probe := card.probe):
             continue
-        columns = {"encoder": "encoder", "pca": "PCA", "random": "untrained", "majority": "majority"}
+        columns = {**CODES, "majority": "majority"}
         rows = [
             (f"F1, {reader} reader", *(f"{scores[column]['f1']:.3f}" for column in columns))
             for reader, scores in probe["readers"].items()
@@ -137,10 +138,14 @@ def _probes(card: dict[str, Any]) -> list[str]:
                 cells = [f"{b['x']:.2f}, {b['y']:.2f}" if (b := balls.get(c)) else "" for c in columns]
                 rows.append((f"R² of the visible ball's x, y, {reader}", *cells))
         published = "; ".join(f"{name} {f1:.2f}" for name, f1 in (probe["published"] or {}).items())
+        frames = probe["frames"]["train"] + probe["frames"]["test"]
+        date = probe.get("created") or card.created
         lines += [
-            f"What a linear classifier reads of {env_id}'s RAM (AtariARI, Anand et al. 2019; random agent"
-            + (f"; published for the paper's reader: {published}" if published else "")
-            + "):",
+            f"What a linear classifier reads of {env_id}'s RAM from the latents (AtariARI, Anand et al. "
+            f"2019), on {frames:,} frames from {probe['episodes']} episodes of a random agent"
+            + (f", measured on {date}" if date else "")
+            + (f"; the paper's own figures, by the paper's reader: {published}" if published else "")
+            + ":",
             "",
             *_table(("", *columns.values()), rows),
             "",
@@ -148,7 +153,7 @@ def _probes(card: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _making(config: EncoderConfig, recipe: dict[str, Any]) -> list[str]:
+def _making(config: EncoderConfig, recipe: Mapping[str, Any]) -> list[str]:
     provenance = config.provenance
     run = provenance.get("run", {})
     lines = []
@@ -171,7 +176,9 @@ def _making(config: EncoderConfig, recipe: dict[str, Any]) -> list[str]:
             f"- It took {collected}{provenance['seconds']:,.0f} s to train on "
             f"{provenance.get('machine', '?')}; {provenance.get('created', '')[:10]}."
         )
-    if "recipe" in provenance:
+    if retired := recipe.get("retired"):
+        lines.append(f"- {retired}")
+    elif "recipe" in provenance:
         lines.append(f"- `latent-obs recipe build {provenance['recipe']}` makes it again.")
     if libraries := provenance.get("libraries"):
         lines.append(f"- {', '.join(f'{name} {number}' for name, number in libraries.items())}.")

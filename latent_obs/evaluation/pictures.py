@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 
 
 def liveliest(frames: Frames, count: int) -> Frames:
-    """Pick frames in which more than usual differs from the median frame, but no outliers.
+    """Pick frames that show more than most, without the outliers.
+
+    Frames are ranked by the share of their pixels that differ from the median frame. Evenly spaced ones are
+    picked between the middle of the ranking and its 97th percentile.
 
     Args:
         frames: ``uint8``, shape (N, 64, 64, 3).
-        count: How many to pick.
+        count: How many to pick; with few frames some are picked more than once.
     """
     ranked = np.argsort(foreground_share(frames, np.median(frames, 0)))
     ranked = ranked[len(frames) // 2 : len(frames) * 97 // 100 + 1]

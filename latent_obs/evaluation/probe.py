@@ -8,8 +8,8 @@ neither the encoder nor its training has met. Two readers, both linear and 256-w
 - ``paper``: the optimiser of AtariARI, 100 epochs of Adam on the features as they are. It alone
   compares with the published figures.
 
-A score is the class-weighted F1 on episodes that the reader was not fitted on, averaged over the
-variables of a category, then over categories.
+A score is the class-weighted F1 on episodes that the reader was not fitted on. It is averaged over the
+variables of each category, then over the categories.
 
 Source: Anand et al. (2019), "Unsupervised State Representation Learning in Atari", arXiv:1906.08226.
 """
@@ -35,12 +35,15 @@ from latent_obs.evaluation.readers import (
     weighted_f1,
     whiten,
 )
+from latent_obs.evaluation.report import Probe, ProbeScores
 from latent_obs.frames import Frames, FrameSource, FrameSpec, check_frame_space, frame_source, preprocess
 from latent_obs.progress import progress_bar
 
-# A variable that hardly changes is left out: anyone reads it. Nats, as AtariARI.
+# A variable with less entropy than this, in nats, is left out, as in AtariARI: it hardly changes, so that any
+# reader scores well on it.
 MIN_ENTROPY = 0.6
-# Entropy in SeedSequence that no collection's (seed, worker, shard) has, so that no episode recurs.
+# These words follow the seed in the SeedSequence. No collection's (seed, worker, shard) has them, so the
+# probe never plays an episode that an encoder was trained on.
 _SEED_TAG = (1906, 8226)
 
 # Table 2 of the paper: F1 of 256 features of 210x160 gray frames.
@@ -51,8 +54,8 @@ PUBLISHED = {
     "spaceinvaders": {"random-cnn": 0.41, "vae": 0.52, "st-dim": 0.57},
 }
 
-# The objects whose coordinates are also regressed, for they are what a VAE loses first, and the
-# RAM values of y at which they are on the screen.
+# Games whose ball's coordinates are also read by regression, since a VAE loses the ball first, and the RAM
+# values of its y at which it is on the screen.
 _BALLS = {"pong": (1, 255), "breakout": (1, 199)}
 
 
@@ -75,11 +78,11 @@ class ProbeFrames:
     def split(self, share: float = 0.3, seed: int = 0) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
         """Choose frames to fit on and frames to test on, never of the same episode.
 
-        Frames of the test episodes that equal one of the others are left out, as AtariARI does: games
-        begin alike, and what was fitted on proves nothing.
+        Frames of the test episodes that equal a frame to fit on are left out, as in AtariARI: games begin
+        alike, and a frame that the reader was fitted on does not test it.
 
         Args:
-            share: Of the frames, to test on.
+            share: Share of the frames to test on.
             seed: Chooses the episodes.
 
         Returns:
@@ -132,17 +135,18 @@ def collect_probe_frames(
 ) -> ProbeFrames:
     """Play a game at random and keep the RAM behind each frame.
 
-    The environment is the one the encoder was trained on, frameskip and sticky actions included; AtariARI's
-    has a frameskip of 4 and no sticky actions.
+    Frameskip and sticky actions are those of the environment that is named; AtariARI's environments have a
+    frameskip of 4 and no sticky actions.
 
     Args:
         env_id: Gymnasium id of an ALE game, such as ``"ALE/Pong-v5"``.
         env_kwargs: Keyword arguments for ``gymnasium.make``.
-        frame_spec: How observations become frames; the encoder's.
+        frame_spec: How observations become frames; it should be the encoder's. ``None`` (default): the whole
+            observation, resized.
         count: Number of frames.
         seed: Seeds the game and the actions; no collection repeats its episodes.
-        progress: Called with the number of frames since it was last called.
-        watch: Called with every observation, before it becomes a frame.
+        progress: Is called with the number of frames since its last call.
+        watch: Is called with every observation that becomes a frame.
 
     Raises:
         ValueError: If the environment is no ALE game, or one whose RAM is not annotated.
@@ -185,7 +189,7 @@ def probed_variables(data: ProbeFrames) -> dict[str, dict[str, int]]:
     return {category: variables for category, variables in kept.items() if variables}
 
 
-def probe(data: ProbeFrames, features: Features | None, reader: Reader = "converged") -> dict[str, Any]:
+def probe(data: ProbeFrames, features: Features | None, reader: Reader = "converged") -> ProbeScores:
     """Score features of probe frames.
 
     Args:
@@ -255,7 +259,7 @@ def probe_codes(
     *,
     seed: int = 0,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> Probe:
     """Play a game at random and compare several ways to turn its frames into numbers.
 
     Args:
@@ -263,8 +267,8 @@ def probe_codes(
         frame_spec: How its observations become frames.
         codes: What turns frames into features, by name.
         count: Frames to collect.
-        seed: Of the play.
-        progress: Show it on standard error.
+        seed: Seed of the game and of the actions.
+        progress: Show progress on standard error.
 
     Returns:
         ``readers``: for each reader and code, and for ``majority``, the value of :func:`probe`;
@@ -284,7 +288,7 @@ def probe_codes(
             progress=bar.advance,
         )
     features = {name: encode(data.frames) for name, encode in codes.items()}
-    readers: dict[str, dict[str, Any]] = {}
+    readers: dict[str, dict[str, ProbeScores]] = {}
     names: tuple[Reader, ...] = ("converged", "paper")
     with progress_bar("probe", len(names) * len(features), "fits", progress) as bar:
         for reader in names:

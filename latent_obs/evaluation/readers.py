@@ -66,7 +66,7 @@ def whiten(train: Features, *others: Features) -> list[Features]:
 
 def _fit_logistic(train: Features, labels: npt.NDArray[np.uint8], test: Features) -> Labels:
     """Return the predictions of a multinomial logistic regression with unit L2 penalty on the weights."""
-    # A value that the training frames lack would get a probability of zero in the end: leave it out.
+    # The fit would give a value that the training frames lack a probability of zero, so it is left out.
     classes, targets = np.unique(labels, return_inverse=True)
     x, y = torch.from_numpy(train), torch.from_numpy(targets)
     weight = torch.zeros(x.shape[1], len(classes), requires_grad=True)

@@ -4,29 +4,49 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from latent_obs.encoders.provenance import Record, Run
 from latent_obs.files import write_atomically
 
 CHECKPOINT = "checkpoint.safetensors"
 
 
-def write_checkpoint(
-    folder: Path, identity: Mapping[str, Any], tensors: Mapping[str, Tensor], progress: Mapping[str, Any]
-) -> None:
+@dataclass(frozen=True, eq=False)
+class Progress(Record):
+    """How far a run has come.
+
+    Args:
+        step: Optimiser steps taken.
+        seconds: Time that they took.
+        best_loss: The lowest held-out loss so far; ``None`` before the first, or without ``patience``.
+        best_step: Steps taken to reach it.
+        waited: Evaluations since then.
+        history: Rows of ``history.csv``; ``None`` stands for what was not measured at that step.
+    """
+
+    step: int
+    seconds: float
+    best_loss: float | None
+    best_step: int
+    waited: int
+    history: list[dict[str, float | None]]
+
+
+def write_checkpoint(folder: Path, run: Run, tensors: Mapping[str, Tensor], progress: Progress) -> None:
     """Write ``checkpoint.safetensors`` atomically; a state that is not finite never replaces a good one.
 
     Args:
         folder: Encoder folder of the run.
-        identity: JSON value that tells this run from others.
+        run: What tells this run from others.
         tensors: The state.
-        progress: JSON values: counters and history.
+        progress: Counters and history.
 
     Raises:
         FloatingPointError: If a tensor holds a value that is not finite; nothing is written.
@@ -38,19 +58,17 @@ def write_checkpoint(
                 f"{name} holds values that are not finite, so no checkpoint was written; the one in "
                 f"{folder} is kept. Lower --learning-rate or use --precision float32."
             )
-    metadata = {"run": json.dumps(identity), "progress": json.dumps(progress)}
+    metadata = {"run": json.dumps(run.to_json()), "progress": json.dumps(progress.to_json(), allow_nan=False)}
     data = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata)
     write_atomically(folder / CHECKPOINT, data)
 
 
-def read_checkpoint(
-    folder: Path, identity: Mapping[str, Any], overwrite: bool
-) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Read what :func:`write_checkpoint` wrote: ``tensors`` and ``progress``; ``None`` without one.
+def read_checkpoint(folder: Path, run: Run, overwrite: bool) -> tuple[dict[str, Tensor], Progress] | None:
+    """Read what :func:`write_checkpoint` wrote: tensors and progress; ``None`` if there is no checkpoint.
 
     Args:
         folder: Encoder folder of the run.
-        identity: Must be that of the run that wrote it.
+        run: Must be that of the run that wrote it.
         overwrite: Ignore another run's checkpoint instead of refusing it.
 
     Raises:
@@ -61,12 +79,16 @@ def read_checkpoint(
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata() or {}
+            for name in ("run", "progress"):
+                if name not in metadata:
+                    raise ValueError(f"{name} is missing")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        run, progress = json.loads(metadata["run"]), json.loads(metadata["progress"])
-    except (safetensors.SafetensorError, OSError, TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it to start again.") from error
-    if run != identity:
+        written = Run.from_json(json.loads(metadata["run"]))
+        progress = Progress.from_json(json.loads(metadata["progress"]))
+    except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise damaged(folder, error) from error
+    if written != run:
         if overwrite:
             return None
         raise ValueError(
@@ -74,6 +96,20 @@ def read_checkpoint(
             "command to finish it, choose another --out, or --overwrite it."
         )
     return tensors, progress
+
+
+def remove_checkpoint(folder: Path, run: Run) -> None:
+    """Remove the checkpoint of a run whose encoder is written; another run's or a damaged one is left."""
+    try:
+        if read_checkpoint(folder, run, overwrite=True) is not None:
+            (folder / CHECKPOINT).unlink()
+    except (OSError, ValueError):
+        return
+
+
+def damaged(folder: Path, error: Exception) -> ValueError:
+    """Return the error for a checkpoint that cannot be used."""
+    return ValueError(f"{folder / CHECKPOINT} is damaged ({error}); delete it to start again.")
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
@@ -88,11 +124,13 @@ def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Adam) -> dict[str
 def load_optimizer_tensors(
     model: nn.Module, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Restore what :func:`optimizer_tensors` returned."""
+    """Restore what :func:`optimizer_tensors` returned after at least one step.
+
+    Raises:
+        KeyError, RuntimeError: If a tensor is missing or has another shape than its parameter.
+    """
     state = optimizer.state_dict()
     for index, (name, parameter) in enumerate(model.named_parameters()):
-        if f"adam.{name}.step" not in tensors:
-            continue  # no step was taken
         # The fused optimiser walks through memory, so moments must lie as their parameter does.
         moments = {
             key: torch.empty_like(parameter).copy_(tensors[f"adam.{name}.{key}"])

@@ -1,4 +1,4 @@
-"""What ``config.json`` says of an encoder: figures on held-out episodes, and statistics of its latents."""
+"""What training measures of an encoder: metrics on held-out episodes, and statistics of its latents."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from latent_obs.measures import Foreground, reconstruction_metrics
 from latent_obs.training.objective import gaussian_nll, terms
 from latent_obs.vae import VAE, as_tensor, reconstruct
 
+# The deviation that is written for a dimension whose latent is the same for all frames.
+MIN_STD = 1e-6
+
 
 @torch.no_grad()
 def latent_statistics(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, list[float]]:
@@ -29,7 +32,7 @@ def latent_statistics(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, list
     mean, kl = parts["mean"], parts["kl"]
     return {
         "mean": [float(x) for x in mean.mean(0)],
-        "std": [float(x) for x in mean.std(0)],
+        "std": [max(float(x), MIN_STD) for x in mean.std(0)],
         "kl": [float(x) for x in kl.mean(0)],
     }
 
@@ -43,7 +46,7 @@ def evaluate_vae(
     Args:
         vae: The model.
         frames: ``uint8``, shape (N, 64, 64, 3), from held-out episodes.
-        foreground: Theirs, where it is known already.
+        foreground: The foreground of these frames, if it is known already; ``None`` (default): it is found.
 
     Returns:
         A dictionary with
@@ -55,15 +58,15 @@ def evaluate_vae(
         - ``active_units``: dimensions whose mean varies by more than 0.01 over the frames.
         - ``psnr``: of the reconstruction from the mean, in dB.
         - ``moving_r2``: 1 - residual energy / energy over the pixels that differ from the
-          per-pixel median frame. A lost ball shows here and hardly in PSNR; 0 means that
+          per-pixel median frame. A lost ball lowers it, and hardly lowers PSNR; 0 means that
           decoding is no better than showing the median. Frames that differ in more than half
-          of their pixels (a flash, another scene) are left out where they are the exception:
-          one of them outweighs thousands of balls.
+          of their pixels (a flash, another scene) are left out if they are the exception,
+          because one of them outweighs thousands of balls.
         - ``rare_r2``: the same over pixels whose colour, at three bits a channel, at most one
-          pixel in 2,000 of these frames has. A monster that is lost in front of walls shows here,
+          pixel in 2,000 of these frames has. A monster that is lost in front of walls lowers it,
           wherever the camera looks.
-        - ``foreground``: the share of pixels that differ from the median frame. Where the camera
-          moves it is large, and the median frame, hence ``moving_r2``, means little.
+        - ``foreground``: the share of pixels that differ from the median frame. It is large where
+          the camera moves; the median frame and ``moving_r2`` mean little there.
     """
     sampled = _all_terms(vae, frames, sample=True)
     variance = vae.decoder_variance.cpu().double()
@@ -85,7 +88,9 @@ def _all_terms(vae: VAE, frames: npt.NDArray[np.uint8], sample: bool = False) ->
     rows: dict[str, list[npt.NDArray[np.float32]]] = {"squared_error": [], "kl": [], "mean": []}
     for start in range(0, len(frames), 256):
         batch = as_tensor(vae, frames[start : start + 256])
-        parts = terms(vae, batch, sample=sample, generator=generator)
+        shape = (len(batch), vae.config.latent_dim)
+        noise = torch.randn(shape, generator=generator, device=batch.device) if sample else None
+        parts = terms(vae, batch, noise)
         for name, values in rows.items():
             values.append(getattr(parts, name).cpu().numpy())
     return {name: np.concatenate(values) for name, values in rows.items()}

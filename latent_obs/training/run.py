@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.folder import ACTIVE_VARIANCE
-from latent_obs.evaluation.positions import PositionReadout
+from latent_obs.encoders.provenance import Run
 from latent_obs.measures import color_bins, color_rarity
 from latent_obs.progress import Bar
 from latent_obs.training.batch_norm import BatchNorm, unfold
 from latent_obs.training.checkpoint import (
     CHECKPOINT,
+    Progress,
+    damaged,
     load_optimizer_tensors,
     optimizer_tensors,
     read_checkpoint,
@@ -27,11 +30,14 @@ from latent_obs.training.checkpoint import (
 from latent_obs.training.distributed import keep_freed_memory, share, sum_over_processes
 from latent_obs.training.history import Monitor, Row
 from latent_obs.training.objective import (
-    MIN_VARIANCE,
+    Means,
     Terms,
-    floored_kl,
-    gaussian_nll,
+    calibrated_variance,
     init_output_bias,
+    kl_weight,
+    learning_rate,
+    negative_elbo,
+    pixel_weights,
     terms,
 )
 from latent_obs.vae import VAE, load_vae, reconstruct
@@ -43,80 +49,81 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 30.0
 LOG_EVERY = 50
+# Frames of each half of the split that are kept in memory, and how many of them what is set before the first
+# step is made from.
+SAMPLE_FRAMES = 4096
+START_FRAMES = 1024
 PICTURE_FRAMES = 12
 # Gradients are scaled down to at most this many times their usual norm.
 MAX_GRADIENT = 2.0
 HELD_OUT = ("held_out_loss", "held_out_reconstruction", "held_out_kl", "held_out_active_units")
-_PROGRESS = ("step", "seconds", "best_loss", "best_step", "waited")
 
 
 class TrainingRun:
     """A training run: everything that a checkpoint has to hold, and the steps.
 
-    Each process has one. They hold the same weights, take their share of every batch and agree on
-    what concerns all of it, so that two processes take the steps that one would.
+    With several processes each of them has one. They hold the same weights and each takes its share of every
+    batch; sums over all processes make their steps those that one process would take.
 
     Args:
         fabric: The processes.
         config: Settings of the run.
         folder: Frames to train on.
-        identity: What tells the run from others.
+        run: What identifies the run.
 
     Attributes:
         vae: The model as it is now.
-        positions: What reads positions from its latents while it trains.
         step: Optimiser steps taken.
         seconds: Time that they took.
         best: State of the lowest held-out loss, when there is ``patience``; else empty.
         best_step: Steps taken to reach it.
-        weighted_variance: Decoder variance of the error with emphasis.
+        weighted_variance: Decoder variance of the weighted error.
         gradient_norm: Running mean of the gradient's norm.
+        sample: Some of the frames to train on, ``uint8`` of shape (N, 64, 64, 3), in random order.
+        held_out_sample: As many of the held-out frames; none but in the first process.
         monitor: What the run shows of itself, in the first process.
 
     Raises:
         ValueError: If a batch is too small to share, or the checkpoint is damaged or another run's.
     """
 
-    def __init__(
-        self, fabric: Fabric, config: TrainConfig, folder: FramesFolder, identity: dict[str, Any]
-    ) -> None:
-        self.fabric, self.config, self.folder, self.identity = fabric, config, folder, identity
-        self.precision = "bfloat16" if fabric.strategy.precision.precision == "bf16-mixed" else "float32"
+    def __init__(self, fabric: Fabric, config: TrainConfig, folder: FramesFolder, run: Run) -> None:
+        self.fabric, self.config, self.folder, self.run = fabric, config, folder, run
         if config.batch_size < fabric.world_size:
             raise ValueError(
                 f"A batch of {config.batch_size} cannot be shared by {fabric.world_size} processes. "
                 "Raise --batch-size."
             )
+        # The frames folder may be larger than this machine, so it is sampled once for all that needs samples.
         self.episodes, self.held_out_episodes = folder.split(config.validation, config.seed)
-        sample = folder.sample(1024, self.episodes, config.seed)
+        self.sample = folder.sample(SAMPLE_FRAMES, self.episodes, config.seed)
+        wanted = SAMPLE_FRAMES if fabric.is_global_zero else 0
+        self.held_out_sample = folder.sample(wanted, self.held_out_episodes, config.seed)
+        start = self.sample[:START_FRAMES]
         if config.init_from is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
                 self.vae = VAE(config.vae, norm=BatchNorm if config.batch_norm else None)
-            init_output_bias(self.vae, sample)
+            init_output_bias(self.vae, start)
         else:
             self.vae = load_vae(config.init_from)[0].train().requires_grad_(True)
             if config.batch_norm:
-                self.vae = unfold(self.vae, torch.from_numpy(sample))
+                self.vae = unfold(self.vae, torch.from_numpy(start))
         device = fabric.device
         if device.type == "cpu":
             keep_freed_memory()
-        # Oblivious to the order of memory, but convolutions are faster in this one.
+        # The same values in another order of memory, in which convolutions are faster.
         self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        reads = config.objective == "calibrated" and config.position_weight > 0
-        self.positions = PositionReadout(sample if reads else sample[:0], config.latent_dim).to(device)
-        self.trained = nn.ModuleDict({"vae": self.vae, "positions": self.positions})
-        self.optimizer = torch.optim.Adam(self.trained.parameters(), config.learning_rate, fused=True)
+        self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
         self.generator = torch.Generator(device)
         self.medians = folder.medians()
-        self.rarity = torch.from_numpy(color_rarity(sample)).to(device)
+        self.rarity = torch.from_numpy(color_rarity(start)).to(device)
         # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
         count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))
         counts = folder.episodes()
         count = min(count, sum(counts[episode] for episode in self.held_out_episodes))
         batches = folder.batches_and_foreground(count, self.medians, self.held_out_episodes, seed=config.seed)
         self.held_out = next(batches)
-        self.shown = folder.sample(PICTURE_FRAMES, self.held_out_episodes, config.seed)
         self.weighted_variance = torch.tensor(0.0, device=device)
         self.gradient_norm = torch.tensor(0.0, device=device)
         self.step, self.seconds = 0, 0.0
@@ -135,11 +142,12 @@ class TrainingRun:
         saved = begun = time.monotonic()
         spent = self.seconds
         while self.step < config.steps and not (config.patience and self.waited >= config.patience):
+            if self._told_to_stop(stop):
+                return True
             # Every process draws the whole batch, which costs next to nothing, and takes its share.
             frames, foreground = (torch.from_numpy(a[mine]).to(self.fabric.device) for a in next(batches))
-            row = self.take_step(frames, foreground, stop)
-            if row is None:
-                return True
+            with self._undone_if_it_fails():
+                row = self.take_step(frames, foreground)
             self.seconds = spent + time.monotonic() - begun
             last = self.step == config.steps
             evaluates = last or self.step % config.evaluate_every == 0
@@ -150,7 +158,8 @@ class TrainingRun:
             if evaluates:
                 self._keep_best(row["held_out_loss"])
                 if self.monitor is not None:
-                    self.monitor.show(self.shown, reconstruct(self.vae.eval(), self.shown), self.step)
+                    shown = self.held_out_sample[:PICTURE_FRAMES]
+                    self.monitor.show(shown, reconstruct(self.vae.eval(), shown), self.step)
                     self.vae.train()
             bar.advance()
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -158,105 +167,61 @@ class TrainingRun:
                 saved = time.monotonic()
         return False
 
-    def take_step(self, frames: Tensor, foreground: Tensor, stop: threading.Event) -> Row | None:
-        """Take a step on this process's share of a batch; ``None``, and no step, when told to stop."""
+    def take_step(self, frames: Tensor, foreground: Tensor) -> Row:
+        """Take one optimiser step and return its row of the history.
+
+        Args:
+            frames: This process's share of the batch, ``uint8`` of shape (n, 64, 64, 3).
+            foreground: Its masks, shape (n, kinds, 64, 64).
+
+        Raises:
+            FloatingPointError: If the loss or its gradient is not finite; no weight has changed then.
+        """
         config, vae = self.config, self.vae
-        rate = config.learning_rate * 0.5 * (1 + math.cos(math.pi * self.step / config.steps))
-        warmup = config.kl_warmup * config.steps
-        beta = config.beta * (min(1.0, self.step / warmup) if warmup else 1.0)
-        # What running the model changes, to put it back where the step is not taken.
-        changed = [self.positions.variance, *(b for name, b in vae.named_buffers() if ".norm" in name)]
-        before = {buffer: buffer.clone() for buffer in changed}
-        colors = color_bins(frames.int())
-        parts = self._terms(frames, colors, foreground, self._noise(config.batch_size, self.step))
-        misread, counted = self.positions(parts.mean, colors)
-        sums, stops = _sums(parts), torch.tensor(float(stop.is_set()), device=frames.device)
-        reads = [misread.detach().sum(0), counted.sum(0)]
-        sum_over_processes(self.fabric, [sums, stops, *reads])
-        if stops:
-            _restore(before)
-            return None
-        means = Means.of(sums, config.batch_size)
-        # The decoder variances move towards this batch's optimum, the mean squared error.
-        keep = min(0.98, self.step / (self.step + 1))  # a plain mean at first
-        variances = {
-            buffer: (keep * buffer + (1 - keep) * error / (64 * 64 * 3)).clamp(min=MIN_VARIANCE)
-            for buffer, error in (
-                (vae.decoder_variance, means.squared_error),
-                (self.weighted_variance, means.weighted_error),
-            )
-        }
-        reconstruction, kl, loss = self._objective(means, variances[self.weighted_variance], beta)
-        self.positions.update(*reads)
-        self._backward(parts, means, variances[self.weighted_variance], beta, (misread, counted))
-        norm = torch.stack([p.grad.norm() for p in vae.parameters() if p.grad is not None]).norm()
-        if not math.isfinite(loss) or not norm.isfinite():
-            _restore(before)
-            self.save_checkpoint()
-            what = f"loss became {loss}" if not math.isfinite(loss) else "gradient of the loss overflowed"
-            raise FloatingPointError(
-                f"The {what} at step {self.step + 1}; the state before it is kept in "
-                f"{config.out / CHECKPOINT}. Lower --learning-rate or use --precision float32."
-            )
-        for buffer, value in variances.items():
-            buffer.copy_(value)
-        # Adam remembers one huge gradient, as of a batch with a flash, for a thousand steps.
-        limit = MAX_GRADIENT * self.gradient_norm if self.step else norm
-        if norm > limit:
-            for parameter in vae.parameters():
-                if parameter.grad is not None:
-                    parameter.grad *= limit / norm
-        self.gradient_norm.mul_(keep).add_((1 - keep) * torch.minimum(norm, limit))
+        beta, rate = kl_weight(self.step, config), learning_rate(self.step, config)
+
+        # Encode the frames, sample the posterior, decode: the error and the KL divergence of each frame.
+        parts = self._terms(frames, foreground, self._noise(config.batch_size, self.step))
+        means = self._means([parts], config.batch_size)
+
+        # The decoder's variances follow the mean squared error, which is their optimum.
+        variance = calibrated_variance(vae.decoder_variance, means.squared_error, self.step)
+        weighted_variance = calibrated_variance(self.weighted_variance, means.weighted_error, self.step)
+
+        # The loss is the negative ELBO, in nats per frame, averaged over the batch.
+        _, losses = negative_elbo(parts, means, weighted_variance, beta, config)
+        self.optimizer.zero_grad()
+        (losses.sum() / config.batch_size).backward()  # type: ignore[no-untyped-call]
+        self._sum_gradients()
+
+        reconstruction, loss = negative_elbo(means, means, weighted_variance, beta, config)
+        norm = torch.stack([gradient.norm() for gradient in self._gradients()]).norm()
+        self._check_finite(loss, norm)
+        self._limit_gradient(norm)
+
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        vae.decoder_variance.copy_(variance)
+        self.weighted_variance.copy_(weighted_variance)
         self.step += 1
         return {
             "step": self.step,
-            "loss": loss,
-            "reconstruction": reconstruction,
-            "kl": kl,
+            "loss": float(loss),
+            "reconstruction": float(reconstruction),
+            "kl": float(means.kl.sum()),
             "beta": beta,
             "active_units": means.active_units,
             "squared_error": float(means.squared_error),
             "learning_rate": rate,
         }
 
-    def _terms(self, frames: Tensor, colors: Tensor, foreground: Tensor, noise: Tensor) -> Terms:
+    def _terms(self, frames: Tensor, foreground: Tensor, noise: Tensor) -> Terms:
+        config = self.config
+        rarity = self.rarity[color_bins(frames.int())]
+        weights = pixel_weights(foreground, config.foreground_weight, rarity, config.rarity_weight)
         with self.fabric.autocast():
-            return terms(
-                self.vae,
-                frames,
-                foreground=foreground,
-                foreground_weight=self.config.foreground_weight,
-                rarity=self.rarity[colors],
-                rarity_weight=self.config.rarity_weight,
-                noise=noise,
-            )
-
-    def _objective(self, means: Means, variance: Tensor, beta: float) -> tuple[float, float, float]:
-        """Return reconstruction, KL and the loss in nats per frame, over the whole batch."""
-        if self.config.objective == "sse":
-            reconstruction = float(means.squared_error)
-        else:  # linear in the error, so that of the mean is the mean
-            reconstruction = float(gaussian_nll(means.weighted_error, variance))
-        kl, _ = floored_kl(means.kl, self.config.free_bits)
-        return reconstruction, float(means.kl.sum()), reconstruction + beta * float(kl)
-
-    def _backward(
-        self, parts: Terms, means: Means, variance: Tensor, beta: float, read: tuple[Tensor, Tensor]
-    ) -> None:
-        """Set the gradients of the loss over the whole batch, and of how well positions are read."""
-        if self.config.objective == "sse":
-            reconstruction = parts.squared_error
-        else:
-            reconstruction = gaussian_nll(parts.weighted_error, variance)
-            reconstruction = reconstruction + self.config.position_weight * self.positions.loss(*read)
-        _, charged = floored_kl(means.kl, self.config.free_bits)
-        loss = (reconstruction + beta * (parts.kl * charged).sum(1)).sum() / self.config.batch_size
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        sum_over_processes(self.fabric, [p.grad for p in self.trained.parameters() if p.grad is not None])
+            return terms(self.vae, frames, noise, weights)
 
     def _noise(self, rows: int, seed: int) -> Tensor:
         """Return this process's share of standard normal noise for ``rows`` frames."""
@@ -264,26 +229,85 @@ class TrainingRun:
         noise = torch.randn(rows, self.config.latent_dim, generator=self.generator, device=self.fabric.device)
         return noise[share(self.fabric, rows)]
 
+    def _means(self, parts: list[Terms], frames: int) -> Means:
+        """Average over a batch of so many frames, of which this process computed ``parts``."""
+        latent_dim = self.config.latent_dim
+        sums = torch.zeros(2 + 3 * latent_dim, dtype=torch.float64, device=self.fabric.device)
+        for each in parts:
+            mean = each.mean.detach()
+            errors = torch.stack([each.squared_error, each.weighted_error], 1).detach()
+            sums += torch.cat([errors, each.kl.detach(), mean, mean.square()], 1).double().sum(0)
+        sum_over_processes(self.fabric, [sums])
+        means = sums / frames
+        kl, latent, square = means[2:].chunk(3)
+        active = (square - latent.square() > ACTIVE_VARIANCE).sum()
+        return Means(means[0], means[1], kl, latent, float(active))
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.vae.parameters() if parameter.grad is not None]
+
+    def _sum_gradients(self) -> None:
+        sum_over_processes(self.fabric, self._gradients())
+
+    def _limit_gradient(self, norm: Tensor) -> None:
+        """Scale down a gradient far above the usual; Adam would remember it for a thousand steps.
+
+        A batch with a flash has one.
+        """
+        limit = MAX_GRADIENT * self.gradient_norm if self.step else norm
+        if norm > limit:
+            for gradient in self._gradients():
+                gradient *= limit / norm
+        keep = min(0.98, self.step / (self.step + 1))
+        self.gradient_norm.mul_(keep).add_((1 - keep) * torch.minimum(norm, limit))
+
+    def _check_finite(self, loss: Tensor, norm: Tensor) -> None:
+        if loss.isfinite() and norm.isfinite():
+            return
+        what = "gradient of the loss overflowed" if loss.isfinite() else f"loss became {float(loss)}"
+        raise FloatingPointError(
+            f"The {what} at step {self.step + 1}; the state before it is kept in "
+            f"{self.config.out / CHECKPOINT}. Lower --learning-rate or use --precision float32."
+        )
+
+    @contextlib.contextmanager
+    def _undone_if_it_fails(self) -> Iterator[None]:
+        """Save the state before a step that fails; running the model has changed its normalisation."""
+        before = {buffer: buffer.clone() for name, buffer in self.vae.named_buffers() if ".norm" in name}
+        try:
+            yield
+        except FloatingPointError:
+            for buffer, value in before.items():
+                buffer.copy_(value)
+            self.save_checkpoint()
+            raise
+
+    def _told_to_stop(self, stop: threading.Event) -> bool:
+        """Say whether any process was told to stop, which they all have to know at the same step."""
+        told = torch.tensor(float(stop.is_set()), device=self.fabric.device)
+        sum_over_processes(self.fabric, [told])
+        return bool(told)
+
     @torch.no_grad()
     def _evaluate(self) -> Row:
         """Return the objective on held-out frames, the KL with its full weight."""
-        size, width = self.config.batch_size, 2 + 3 * self.config.latent_dim
-        sums = torch.zeros(width, dtype=torch.float64, device=self.fabric.device)
+        size, device = self.config.batch_size, self.fabric.device
         frames, foreground = (torch.from_numpy(array) for array in self.held_out)
+        parts = []
         self.vae.eval()
         for start in range(0, len(frames), size):
             rows = len(frames[start : start + size])
             mine = share(self.fabric, rows)
-            rows_of = (a[start : start + size][mine] for a in (frames, foreground))
-            batch, kinds = (part.to(self.fabric.device) for part in rows_of)
+            batch, kinds = (a[start : start + size][mine].to(device) for a in (frames, foreground))
             noise = self._noise(rows, -1 - start)
             if len(batch):
-                sums += _sums(self._terms(batch, color_bins(batch.int()), kinds, noise))
+                parts.append(self._terms(batch, kinds, noise))
         self.vae.train()
-        sum_over_processes(self.fabric, [sums])
-        means = Means.of(sums, len(frames))
-        reconstruction, kl, loss = self._objective(means, self.weighted_variance, self.config.beta)
-        values = (loss, reconstruction, kl, means.active_units)
+        means = self._means(parts, len(frames))
+        reconstruction, loss = negative_elbo(
+            means, means, self.weighted_variance, self.config.beta, self.config
+        )
+        values = (float(loss), float(reconstruction), float(means.kl.sum()), means.active_units)
         return dict(zip(HELD_OUT, values, strict=True))
 
     def _keep_best(self, loss: float) -> None:
@@ -300,66 +324,41 @@ class TrainingRun:
         if not self.fabric.is_global_zero:
             return
         assert self.monitor is not None
-        tensors = dict(self.trained.state_dict())
+        tensors = dict(self.vae.state_dict())
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        tensors |= optimizer_tensors(self.trained, self.optimizer)
+        tensors |= optimizer_tensors(self.vae, self.optimizer)
         tensors |= {"weighted_variance": self.weighted_variance, "gradient_norm": self.gradient_norm}
-        progress = {name: getattr(self, name) for name in _PROGRESS}
-        progress["history"] = self.monitor.history
-        write_checkpoint(self.config.out, self.identity, tensors, progress)
+        progress = Progress(
+            step=self.step,
+            seconds=self.seconds,
+            best_loss=self.best_loss if math.isfinite(self.best_loss) else None,
+            best_step=self.best_step,
+            waited=self.waited,
+            history=[
+                {k: None if math.isnan(v) else v for k, v in row.items()} for row in self.monitor.history
+            ],
+        )
+        write_checkpoint(self.config.out, self.run, tensors, progress)
 
     def _resume(self) -> list[Row]:
         """Go on from the checkpoint, which the first process reads for all; return its history."""
         found = None
         if self.fabric.is_global_zero:
-            found = read_checkpoint(self.config.out, self.identity, self.config.overwrite)
+            found = read_checkpoint(self.config.out, self.run, self.config.overwrite)
         found = self.fabric.broadcast(found)
         if found is None:
             return []
         tensors, progress = found
-        self.trained.load_state_dict({name: tensors[name] for name in self.trained.state_dict()})
-        load_optimizer_tensors(self.trained, self.optimizer, tensors)
-        self.weighted_variance.copy_(tensors["weighted_variance"])
-        self.gradient_norm.copy_(tensors["gradient_norm"])
+        try:
+            self.vae.load_state_dict({name: tensors[name] for name in self.vae.state_dict()})
+            if progress.step:
+                load_optimizer_tensors(self.vae, self.optimizer, tensors)
+            self.weighted_variance.copy_(tensors["weighted_variance"])
+            self.gradient_norm.copy_(tensors["gradient_norm"])
+        except (KeyError, RuntimeError) as error:
+            raise damaged(self.config.out, error) from error
         self.best = {k[5:]: v.to(self.fabric.device) for k, v in tensors.items() if k.startswith("best.")}
-        for name in _PROGRESS:
-            setattr(self, name, progress[name])
-        history: list[Row] = progress["history"]
-        return history
-
-
-@dataclass(frozen=True)
-class Means:
-    """What the objective needs of a whole batch, over all processes: means over its frames.
-
-    Attributes:
-        squared_error: See :class:`~latent_obs.vae.Terms`; a scalar, as the next.
-        weighted_error: The same with the foreground emphasis.
-        kl: Nats of each latent dimension, shape (latent_dim,).
-        active_units: Dimensions whose latent varies by more than 0.01 in this batch.
-    """
-
-    squared_error: Tensor
-    weighted_error: Tensor
-    kl: Tensor
-    active_units: float
-
-    @classmethod
-    def of(cls, sums: Tensor, frames: int) -> Means:
-        """Build from what :func:`_sums` returned, added up."""
-        means = sums / frames
-        kl, latent, square = means[2:].chunk(3)
-        active = (square - latent.square() > ACTIVE_VARIANCE).sum()
-        return cls(means[0], means[1], kl, float(active))
-
-
-def _sums(parts: Terms) -> Tensor:
-    """Return sums over frames of errors, KL, latent and its square; float64, (2 + 3 * latent_dim,)."""
-    mean = parts.mean.detach()
-    errors = torch.stack([parts.squared_error, parts.weighted_error], 1).detach()
-    return torch.cat([errors, parts.kl.detach(), mean, mean.square()], 1).double().sum(0)
-
-
-def _restore(tensors: dict[Tensor, Tensor]) -> None:
-    for tensor, before in tensors.items():
-        tensor.copy_(before)
+        self.step, self.seconds = progress.step, progress.seconds
+        self.best_loss = math.inf if progress.best_loss is None else progress.best_loss
+        self.best_step, self.waited = progress.best_step, progress.waited
+        return [{k: math.nan if v is None else v for k, v in row.items()} for row in progress.history]

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import warnings
 from datetime import datetime, timezone
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from rich.console import Console
 
 from latent_obs import __version__
 from latent_obs.data.folder import FramesFolder
+from latent_obs.data.storage import locked
 from latent_obs.encoders.folder import (
     CALIBRATION_FRAMES,
     EncoderConfig,
     read_config,
     write_encoder_folder,
 )
+from latent_obs.encoders.provenance import Metrics, Provenance, Run
 from latent_obs.encoders.resolve import resolve
 from latent_obs.progress import progress_bar, stop_on_signals
 from latent_obs.training.batch_norm import fold
-from latent_obs.training.checkpoint import CHECKPOINT
+from latent_obs.training.checkpoint import remove_checkpoint
 from latent_obs.training.config import TrainConfig
-from latent_obs.training.distributed import has_fast_bfloat16, launch, make_fabric
+from latent_obs.training.distributed import choose_precision, launch, make_fabric
 from latent_obs.training.held_out import evaluate_vae, latent_statistics
 from latent_obs.training.history import check_tensorboard
 from latent_obs.training.run import TrainingRun
@@ -33,16 +38,19 @@ if TYPE_CHECKING:
 
 # Fewer active units than this means that the latent says next to nothing about the frame.
 COLLAPSED_BELOW = 2
+# The card that a recipe writes beside an encoder.
+CARD_FILES = ("README.md", "card.png", "reports.json")
 
 
 def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     """Train a VAE and write the encoder folder ``config.out``.
 
     A checkpoint is written about twice a minute and after Ctrl-C; the same call resumes from
-    it. A finished encoder of the same settings and data is kept as it is.
+    it. A finished encoder of the same settings and data is kept as it is. One run at a time writes to a
+    folder.
 
-    With several ``devices`` or under ``torchrun`` each batch is shared out between processes, which
-    take the same steps as one process would. All of them read ``config.data``; the first one alone
+    With several ``devices`` or under ``torchrun``, each batch is shared out between processes, which
+    take the same steps as one process would. All of them read ``config.data``; only the first one
     writes ``config.out``.
 
     Args:
@@ -50,12 +58,13 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
         progress: Show a progress bar on standard error.
 
     Returns:
-        The content of the folder's ``config.json``, with the metrics on held-out episodes.
+        The content of the folder's ``config.json``: provenance, statistics of the latents, and metrics on
+        held-out episodes.
 
     Raises:
         FileNotFoundError: If there are no frames, or no encoder to start from.
         ValueError: If the frames cannot be split by episode, the encoder to start from does not
-            fit, or ``out`` holds another encoder.
+            fit, ``out`` holds another encoder, or another process is writing there.
         ImportError: If ``tensorboard`` is asked for and missing.
         FloatingPointError: If the loss or its gradient stops being finite; the state before that
             step stays in the checkpoint.
@@ -70,28 +79,28 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     """
     folder = FramesFolder(config.data)
     folder.split(config.validation, config.seed)  # refuses what it cannot split before more is done
-    identity = {"config": config.to_json(), "data": folder.identity, "init_from": _check_init(config, folder)}
+    run = Run(config=config.to_json(), data=folder.identity, init_from=_check_init(config, folder))
     if config.tensorboard:
         check_tensorboard()
-    if not config.overwrite and (config.out / "config.json").exists():
-        finished = read_config(config.out)
-        if finished.provenance.get("run") == identity:
-            return finished
-        raise ValueError(
-            f"{config.out} already holds an encoder trained with other settings or frames. "
-            "Choose another --out, or --overwrite it."
-        )
-    precision = config.precision
-    if precision == "auto":
-        precision = "bfloat16" if has_fast_bfloat16() else "float32"
+    if (finished := _finished(config, run)) is not None:
+        return finished
+    precision, because = choose_precision(config.precision)
     fabric = make_fabric(config.devices, config.num_nodes, precision)
     config.out.mkdir(parents=True, exist_ok=True)
-    result = launch(fabric, _train, config, folder, identity, progress)
+    # Of the processes that torchrun started, each comes here; the first one writes.
+    writes = fabric.is_global_zero
+    with locked(config.out) if writes else contextlib.nullcontext():
+        if writes and (finished := _finished(config, run)) is not None:  # while it waited for the lock
+            return finished
+        if progress and writes:
+            console = Console(stderr=True, markup=False, highlight=False)
+            console.print(f"Training in {precision}, because {because}.", soft_wrap=True)
+        result = launch(fabric, _train, config, folder, run, (precision, because), progress)
     if result is None:
         raise KeyboardInterrupt
-    if result.metrics["collapsed"] and fabric.is_global_zero:
+    if result.metrics.collapsed and fabric.is_global_zero:
         warnings.warn(
-            f"POSTERIOR COLLAPSE: the encoder {config.out} has {result.metrics['active_units']} active "
+            f"POSTERIOR COLLAPSE: the encoder {config.out} has {result.metrics.active_units} active "
             f"units of {config.latent_dim}, so its latents say next to nothing about the frame. Use "
             "--objective calibrated, train longer, lower --beta or raise --free-bits.",
             RuntimeWarning,
@@ -100,60 +109,92 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     return result
 
 
+def _finished(config: TrainConfig, run: Run) -> EncoderConfig | None:
+    """Return the encoder that is in ``config.out`` already; ``None`` if there is none, or it is replaced.
+
+    Raises:
+        ValueError: If it is another run's and must not be replaced.
+    """
+    if config.overwrite or not (config.out / "config.json").exists():
+        return None
+    found = read_config(config.out)
+    if found.provenance.run != run:
+        raise ValueError(
+            f"{config.out} already holds an encoder trained with other settings or frames. "
+            "Choose another --out, or --overwrite it."
+        )
+    remove_checkpoint(config.out, run)  # left by a process that was killed just after its last write
+    return found
+
+
 def _train(
-    fabric: Fabric, config: TrainConfig, folder: FramesFolder, identity: dict[str, Any], progress: bool
+    fabric: Fabric,
+    config: TrainConfig,
+    folder: FramesFolder,
+    run: Run,
+    precision: tuple[str, str],
+    progress: bool,
 ) -> EncoderConfig | None:
     """Train in one of the processes; ``None`` when it was told to stop."""
-    run = TrainingRun(fabric, config, folder, identity)
+    training = TrainingRun(fabric, config, folder, run)
     shown = progress and fabric.is_global_zero
-    bar_of = progress_bar("train", config.steps, "frames", shown, run.step, config.batch_size)
+    bar_of = progress_bar("train", config.steps, "frames", shown, training.step, config.batch_size)
     with bar_of as bar, stop_on_signals() as stop:
-        stopped = run.train(bar, stop)
-    run.save_checkpoint()  # also when it is done: what follows may be interrupted too
+        stopped = training.train(bar, stop)
+    training.save_checkpoint()  # also when it is done: what follows may be interrupted too
     if stopped:
         return None
-    finished = _write_encoder(run, config) if fabric.is_global_zero else None
+    finished = _write_encoder(training, precision) if fabric.is_global_zero else None
     return fabric.broadcast(finished)
 
 
-def _write_encoder(run: TrainingRun, config: TrainConfig) -> EncoderConfig:
-    """Measure the encoder on held-out episodes and write its folder."""
-    folder = run.folder
-    assert run.monitor is not None
-    if run.best:
-        run.vae.load_state_dict(run.best)
-    vae = fold(run.vae).requires_grad_(False)
-    metrics = evaluate_vae(vae, folder.sample(4096, run.held_out_episodes, config.seed))
-    metrics["collapsed"] = metrics["active_units"] < COLLAPSED_BELOW
-    device = run.fabric.device.type
+def _write_encoder(training: TrainingRun, precision: tuple[str, str]) -> EncoderConfig:
+    """Measure the encoder on held-out episodes and publish its folder."""
+    config, device = training.config, training.fabric.device.type
+    assert training.monitor is not None
+    if training.best:
+        training.vae.load_state_dict(training.best)
+    vae = fold(training.vae).requires_grad_(False)
+    measured = evaluate_vae(vae, training.held_out_sample)
+    collapsed = measured["active_units"] < COLLAPSED_BELOW
+    libraries = {name: version(name) for name in ("torch", "lightning-fabric", "numpy")}
     result = EncoderConfig(
-        frame_spec=folder.frame_spec,
+        frame_spec=training.folder.frame_spec,
         vae=config.vae,
-        latents=latent_statistics(vae, folder.sample(4096, run.episodes, config.seed)),
-        source=folder.source,
-        provenance={
-            "run": run.identity,
-            "steps": run.step,
-            "kept_step": run.best_step if run.best else run.step,
-            "collapsed": metrics["collapsed"],
-            "seconds": round(run.seconds, 1),
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "machine": f"{platform.machine()}, {device}, {torch.get_num_threads()} threads",
-            "processes": run.fabric.world_size,
-            "precision": run.precision,
-            "libraries": {
-                "latent_obs": __version__,
-                **{name: version(name) for name in ("torch", "lightning-fabric", "numpy")},
-            },
-        },
-        metrics=metrics,
+        latents=latent_statistics(vae, training.sample),
+        source=training.folder.source,
+        provenance=Provenance(
+            run=training.run,
+            steps=training.step,
+            kept_step=training.best_step if training.best else training.step,
+            collapsed=collapsed,
+            seconds=round(training.seconds, 1),
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            machine=f"{platform.machine()}, {device}, {torch.get_num_threads()} threads",
+            processes=training.fabric.world_size,
+            precision=precision[0],
+            precision_because=precision[1],
+            libraries={"latent_obs": __version__, **libraries},
+        ),
+        metrics=Metrics.from_json({**measured, "collapsed": collapsed}),
     )
-    run.monitor.write_history()
-    run.monitor.close()
-    calibration = folder.sample(CALIBRATION_FRAMES, run.episodes, config.seed)
-    write_encoder_folder(config.out, result, vae.tensors(), calibration)
-    (config.out / CHECKPOINT).unlink(missing_ok=True)
+    training.monitor.write_history()
+    training.monitor.close()
+    _remove_card(config.out)
+    result = write_encoder_folder(config.out, result, vae.tensors(), training.sample[:CALIBRATION_FRAMES])
+    remove_checkpoint(config.out, training.run)
     return result
+
+
+def _remove_card(out: Path) -> None:
+    """Remove the card of an encoder that is about to be replaced: its figures are not the new one's."""
+    if not (out / "config.json").exists():
+        return
+    for name in CARD_FILES:
+        path = out / name
+        # Somebody's own README.md says nothing of this package in its first lines.
+        if name != "README.md" or (path.is_file() and b"library_name: latent_obs" in path.read_bytes()[:500]):
+            path.unlink(missing_ok=True)
 
 
 def _check_init(config: TrainConfig, folder: FramesFolder) -> str | None:

@@ -1,4 +1,4 @@
-"""See what each latent dimension controls: a page of sliders, and pictures for papers and READMEs."""
+"""Shows what each latent dimension controls: a page with sliders, and pictures for papers and READMEs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GALLERY, EPISODE = 24, 80
 
 @dataclass(frozen=True)
 class VisualizeConfig:
-    """Write a page in which sliders move the latent, or a picture of it."""
+    """Write a page in which sliders move the latent, or a picture of the latent space."""
 
     encoder: str
     """name of a bundled encoder, encoder folder written by `latent-obs train`, or hf://USER/NAME"""
@@ -37,19 +37,19 @@ class VisualizeConfig:
 def visualize_encoder(config: VisualizeConfig) -> Path:
     """Write the page or the picture.
 
-    The page is one HTML file that needs no network: it holds the VAE in float16 and the frames, and
-    its own JavaScript encodes and decodes.
+    The page is one HTML file that needs no network. It holds the frames, the VAE in float16, and the
+    JavaScript that encodes and decodes.
 
     Args:
-        config: Which encoder, with which frames, and where to.
+        config: Which encoder, with which frames, and which file to write.
 
     Returns:
-        The file written.
+        The path of the file.
 
     Raises:
         FileNotFoundError: If there is no such encoder or frames folder.
-        ValueError: If the encoder or a frame is damaged, the frames were made with another frame spec
-            than the encoder's, or there are no frames.
+        ValueError: If the encoder or a frame is damaged, the frames were made with a frame spec other than
+            the encoder's, or there are no frames.
         OSError: If the file cannot be written.
     """
     found = resolve(config.encoder)
@@ -69,38 +69,39 @@ def visualize_encoder(config: VisualizeConfig) -> Path:
 
 
 def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
-    """Choose what to show: of a frames folder, lively frames and part of an episode.
+    """Choose the frames to show: a gallery of lively frames, and a part of the longest episode.
 
-    Of the folder that the encoder was trained on, only held-out episodes are shown.
+    If the encoder was trained on this folder, only its held-out episodes are shown.
 
     Args:
-        encoder: The encoder that will encode them.
-        frames: Frames folder; ``None`` takes the encoder's calibration frames.
+        encoder: The encoder that will encode the frames.
+        frames: Frames folder. ``None``: the encoder's calibration frames, for both.
 
     Raises:
-        ValueError: If the frames were made with another frame spec than the encoder's, or the encoder
-            has no calibration frames.
+        ValueError: If the frames were made with a frame spec other than the encoder's, or ``frames`` is
+            ``None`` and the encoder has no calibration frames.
     """
     if frames is None:
         found = encoder.calibration()
         if found is None:
             raise ValueError(
-                f"{encoder.ref} has no calibration frames to show. Give it some: --frames FOLDER."
+                f"The encoder {encoder.ref} has no calibration frames to show. Name a frames folder: "
+                "--frames FOLDER."
             )
         return Shown(
             _lively(found),
             found,
-            "Frames that the encoder was trained on. Press one to encode it.",
-            "No episode was recorded: these are training frames, in no order.",
+            "The encoder was trained on these frames. Press one to encode it.",
+            "No episode was recorded. These are training frames, in no order.",
         )
-    from latent_obs.evaluation.evaluate import held_out_episodes  # it needs torch, a page does not
+    from latent_obs.evaluation.selection import held_out_episodes
 
     folder = FramesFolder(frames)
     episodes = held_out_episodes(encoder, folder)
     lengths = {e: n for e, n in folder.episodes().items() if episodes is None or e in episodes}
     longest = max(lengths, key=lambda e: lengths[e])
     whole = folder.load([longest])
-    begin = max(0, (len(whole) - EPISODE) // 2)  # in the middle things happen
+    begin = max(0, (len(whole) - EPISODE) // 2)  # more happens in the middle than at the start
     where = f"{folder.source.env_id or name_of(folder.path)}"
     return Shown(
         _lively(folder.sample(1024, episodes)),

@@ -1,5 +1,5 @@
 "use strict";
-// The page's side of worker.js.
+// Gives work to worker.js and hands its results to the page.
 
 class Assistant {
   constructor() {

@@ -286,7 +286,7 @@ function architecture(tensors) {
   const latentDim = tensors.get("mean.bias")?.shape[0];
   const sizes = [latentDim, ...channels];
   if (!channels.length || !sizes.every((n) => n >= 1 && n <= MAX_WIDTH)) {
-    throw new Error("These are not the weights of an encoder folder: see docs/formats.md for what those are.");
+    throw new Error("This is not the model.safetensors of an encoder folder; docs/formats.md says what such a file holds.");
   }
   const side = SIDE >> channels.length;
   const features = channels.at(-1) * side * side;

@@ -14,8 +14,8 @@ function toFrame({ data, width, height }, crop) {
   let [top, bottom, left, right] = [0, height, 0, width];
   if (crop && !(width === SIDE && height === SIDE)) {
     if (crop[1] > height || crop[3] > width) {
-      throw new Error(`This encoder's frames are cropped from images of at least ${crop[3]} x ${crop[1]} ` +
-        `pixels; this one has ${width} x ${height}.`);
+      throw new Error(`The encoder crops its frames from images of at least ${crop[3]} x ${crop[1]} pixels, ` +
+        `but this image has ${width} x ${height}.`);
     }
     [top, bottom, left, right] = crop;
   }

@@ -139,7 +139,7 @@ function draw() {
   saving = setTimeout(save, 300);
 }
 
-/** Which dimensions differ from the source's, when they are few. */
+/** Name the dimensions that differ from those of the source; count them if they are many. */
 function describeChange() {
   const moved = Array.from(view.latent.keys()).filter((d) => view.latent[d] !== view.source.latent[d]);
   const names = moved.slice(0, 3).map((d) => `z${d}`).join(", ");
@@ -315,11 +315,12 @@ async function openEncoder({ model, name, config, sheet }) {
   if (!config) {
     const known = sheet ?? [...frames.gallery, ...frames.episode];
     encoder.latents = await assistant.ask("statistics", { model, frames: known });
-    note = "Statistics are over the frames in this page, since the encoder came without its config.json.";
+    note = "Statistics are over the frames in this page, because the encoder came without its config.json.";
   } else if (["mean", "std", "kl"].some((key) => config.latents[key].length !== latentDim)) {
     throw new Error(`config.json does not belong to this encoder of ${latentDim} dimensions.`);
   }
-  if (sheet) setFrames(sheet.slice(0, 24), sheet, "Its calibration frames.", "Its calibration frames, in no order.");
+  if (sheet) setFrames(sheet.slice(0, 24), sheet, "These are its calibration frames.",
+    "These are its calibration frames, in no order.");
   await useEncoder(encoder, note, () => {
     if (sheet) setSource(sheet[0], "frame 1", 0);
     else setSource(view.source.frame, view.source.label, view.source.index);

@@ -1,4 +1,4 @@
-"""Fill the page: its parts, an encoder and its frames become one HTML file that needs nothing else."""
+"""Builds the page: one HTML file from its parts, an encoder and frames."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from latent_obs.encoders.folder import ACTIVE_VARIANCE, EncoderConfig, Tensors
 from latent_obs.frames import Frames
 
 PARTS = Path(__file__).parent
-# In the order in which the browser must read them. worker.js does not run in the page itself: the
-# page starts it in a worker.
+# The browser must read them in this order. worker.js is not among them: the page starts it in a worker.
 SCRIPTS = (
     "safetensors.js",
     "engine.js",
@@ -33,7 +32,7 @@ SCRIPTS = (
     "page.js",
 )
 WORKER = "worker.js"
-# The page has no use for these: it shows means, and the KL of each dimension comes from config.json.
+# The page does not use these: it shows means, and takes the KL of each dimension from config.json.
 LEFT_OUT = ("log_variance.weight", "log_variance.bias", "decoder_variance")
 
 
@@ -42,10 +41,10 @@ class Shown:
     """The frames in a page.
 
     Args:
-        gallery: To choose from, ``uint8``, shape (N, 64, 64, 3).
-        episode: Played one after another, ``uint8``, shape (N, 64, 64, 3).
-        gallery_from: Where the gallery comes from, as the page says it.
-        episode_from: The same for the episode.
+        gallery: Frames to choose from, ``uint8``, shape (N, 64, 64, 3).
+        episode: Frames that are played one after another, ``uint8``, shape (N, 64, 64, 3).
+        gallery_from: Sentences below the gallery that say where its frames come from.
+        episode_from: Sentences below the player that say where the episode comes from.
     """
 
     gallery: Frames
@@ -57,14 +56,14 @@ class Shown:
 def build_page(name: str, config: EncoderConfig, tensors: Tensors, shown: Shown) -> str:
     """Return the page as one HTML document.
 
-    Its Content-Security-Policy allows its own scripts and style, by their hashes, and no
-    connection.
+    The page's Content-Security-Policy allows the scripts and the style in the page, by their hashes, and
+    forbids every connection.
 
     Args:
-        name: What the page calls the encoder.
+        name: The encoder's name on the page.
         config: The encoder's ``config.json``.
-        tensors: The content of its ``model.safetensors``.
-        shown: The frames.
+        tensors: The encoder's ``model.safetensors``.
+        shown: The frames to show.
 
     Raises:
         ValueError: If a weight is too large for float16.
@@ -107,7 +106,7 @@ def _hash(text: str) -> str:
 
 
 def _data(name: str, kind: str, text: str) -> str:
-    """Return an element that holds data, which no policy needs to allow because it does not run."""
+    """Return an element that holds data. It does not run, so the policy need not allow it."""
     return f'<script id="{name}" type="{kind}">{text}</script>'
 
 
@@ -116,19 +115,19 @@ def _base64(data: bytes) -> str:
 
 
 def _float16(tensors: Tensors) -> bytes:
-    with np.errstate(over="ignore"):  # such values become infinite, and are found below
+    with np.errstate(over="ignore"):  # values that are too large become infinite, and are found below
         halves = {name: value.astype(np.float16) for name, value in tensors.items() if name not in LEFT_OUT}
     for name, value in halves.items():
         if not np.isfinite(value).all():
             raise ValueError(
-                f"The tensor {name} holds values beyond 65504, which the page's float16 cannot. "
-                "Such an encoder is most likely broken: look at it with latent-obs evaluate."
+                f"The tensor {name} holds values beyond 65504, the largest number in the page's float16. "
+                "Most likely the encoder is broken; latent-obs evaluate shows what it does."
             )
     return safetensors.numpy.save(halves)
 
 
 def _about(name: str, config: EncoderConfig, shown: Shown) -> str:
-    """Return what the page says of its encoder and frames, in JSON that cannot end its element."""
+    """Return the facts about the encoder and the frames, as JSON that cannot end its HTML element."""
     about: dict[str, Any] = {
         "name": name,
         "environment": config.source.env_id,

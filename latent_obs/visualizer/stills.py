@@ -1,6 +1,6 @@
-"""Pictures of an encoder for papers and READMEs: traversals, an interpolation, an episode as a GIF.
+"""Draws pictures of an encoder for papers and READMEs: traversals, an interpolation, an episode as a GIF.
 
-But for the traversals, which carry labels, they are pixel for pixel what the decoder drew, enlarged.
+The interpolation and the episode show each decoded pixel as a square of 3x3 pixels, without labels.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 Picture = Literal["traversals", "interpolation", "episode"]
 
 SCALE = 3  # a frame becomes 192 pixels wide
-GAP = 6  # white pixels between pictures
+GAP = 6  # pixels of white between pictures
 STEPS = 9  # pictures from one end of an interpolation to the other
-FRAME_MS = 70  # ALE shows 15 frames a second; GIF counts in hundredths of a second
+FRAME_MS = 70  # about ALE's 15 frames a second; GIF counts hundredths of a second
 
 
 def draw(picture: Picture, encoder: EncoderFolder, gallery: Frames, episode: Frames) -> bytes:
     """Draw one of the pictures.
 
     Args:
-        picture: Which one.
-        encoder: The encoder whose latents are decoded.
+        picture: Which picture.
+        encoder: The encoder that encodes, and whose decoder draws.
         gallery: ``uint8``, shape (N, 64, 64, 3). Traversals start at the first frame, the
             interpolation goes from the first to the last.
         episode: ``uint8``, shape (N, 64, 64, 3), consecutive frames.
@@ -42,7 +42,7 @@ def draw(picture: Picture, encoder: EncoderFolder, gallery: Frames, episode: Fra
 
     Raises:
         FileNotFoundError: If there is no such encoder.
-        ValueError: If it is damaged.
+        ValueError: If the encoder is damaged.
     """
     from latent_obs.vae import load_vae
 
@@ -60,17 +60,17 @@ def draw(picture: Picture, encoder: EncoderFolder, gallery: Frames, episode: Fra
 
 
 def interpolation(vae: VAE, first: Frames, last: Frames, steps: int = STEPS) -> Frames:
-    """Draw a straight line through latent space, between the two frames at its ends.
+    """Decode points on the straight line between the latents of two frames.
 
     Args:
         vae: The model.
-        first: ``uint8``, shape (64, 64, 3).
-        last: The same.
-        steps: Decoded pictures, both ends included.
+        first: The frame at one end, ``uint8``, shape (64, 64, 3).
+        last: The frame at the other end, ``uint8``, shape (64, 64, 3).
+        steps: How many points are decoded, both ends included.
 
     Returns:
-        One picture, ``uint8`` of shape (H, W, 3): ``first``, its reconstruction and so on to that
-        of ``last``, and ``last``.
+        One picture, ``uint8``, shape (H, W, 3): from left to right ``first``, the decoded points, and
+        ``last``.
     """
     import torch
 
@@ -84,14 +84,14 @@ def interpolation(vae: VAE, first: Frames, last: Frames, steps: int = STEPS) -> 
 
 
 def beside_reconstruction(vae: VAE, episode: Frames) -> Frames:
-    """Put each frame of an episode beside what the VAE makes of it.
+    """Put each frame of an episode beside its reconstruction.
 
     Args:
         vae: The model.
-        episode: ``uint8``, shape (N, 64, 64, 3).
+        episode: Consecutive frames, ``uint8``, shape (N, 64, 64, 3).
 
     Returns:
-        ``uint8`` pictures of shape (N, H, W, 3).
+        Pictures, ``uint8``, shape (N, H, W, 3).
     """
     from latent_obs.vae import reconstruct
 
@@ -112,7 +112,7 @@ def _png(picture: Frames) -> bytes:
 
 
 def _gif(pictures: Frames) -> bytes:
-    # One palette for all, so that colours do not flicker; dithering would make noise that moves.
+    # One palette for all pictures keeps colours from flickering. Dithering would draw noise that moves.
     stacked = Image.fromarray(pictures[:: max(1, len(pictures) // 8)].reshape(-1, *pictures.shape[2:]))
     palette = stacked.quantize(256)
     images = [

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import base64
+import json
 import os
+import pickle
 import re
 import resource
 import signal
 import subprocess
 import sys
 import time
+import warnings
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,13 +134,40 @@ def test_rows_are_what_reset_and_step_returned(tmp_path: Path) -> None:
             t, expected = t + 1, env.step(rows["action"][row + 1])[:4]
 
 
-def test_episodes_have_their_own_numbers(straight: FramesFolder) -> None:
+def test_episodes_have_their_own_numbers(straight: FramesFolder, tmp_path: Path) -> None:
+    """In both workers of one folder, and in the six shards of a worker of another."""
+    config = CollectConfig("Frame-v0", tmp_path, frames=600, workers=1, shard_rows=100)
+    for folder in (straight, collect_frames(config, progress=False)):
+        check_episode_numbers(folder)
+
+
+def check_episode_numbers(folder: FramesFolder) -> None:
+    assert len(folder.shards) >= 2
     seen: set[int] = set()
-    for columns in table(straight).values():
+    for columns in table(folder).values():
         starts = [e for e, step in zip(columns["episode"], columns["step"], strict=True) if step == 0]
         assert len(set(starts)) == len(starts)
         assert not seen & set(starts)
         seen |= set(starts)
+
+
+def test_every_shard_has_seeds_of_its_own(tmp_path: Path) -> None:
+    """The environment's noise and the policy's actions follow from seeds that no two shards share."""
+    config = CollectConfig("Frame-v0", tmp_path, frames=600, workers=1, shard_rows=100)
+    shards = table(collect_frames(config, progress=False)).values()
+    assert len(shards) == 6
+    assert len({columns["frame"][0] for columns in shards}) == 6
+    assert len({tuple(columns["action"][:60]) for columns in shards}) == 6
+
+
+def test_policies_act_differently_in_each_episode(tmp_path: Path) -> None:
+    config = CollectConfig("Frame-v0", tmp_path, frames=600, workers=1, shard_rows=300)
+    episodes: dict[int, list[Any]] = {}
+    for columns in table(collect_frames(config, progress=False)).values():
+        for episode, action in zip(columns["episode"], columns["action"], strict=True):
+            episodes.setdefault(episode, []).append(action)
+    # Of 100 sequences of 5 out of 4 actions, about 5 occur by chance a second time.
+    assert len({tuple(actions) for actions in episodes.values()}) > 80
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -154,6 +186,7 @@ def test_an_interrupted_collection_resumes_to_the_same_frames(
         time.sleep(1.5)  # the orphans notice at their next report
     else:
         assert process.returncode == 130, messages
+        assert "Stopping: what is begun is being finished and saved" in messages
         assert "Traceback" not in messages
         assert list(tmp_path.glob(".*.tmp")) == []
     rows = sum(read_shard(path).rows for path in tmp_path.glob("*.parquet"))
@@ -279,7 +312,7 @@ def test_a_disk_that_fills_is_reported_and_loses_only_the_open_shard(tmp_path: P
     big = replace(small, frames=4000, shard_rows=100)
     run = subprocess.run(command(big), capture_output=True, text=True, preexec_fn=limit, check=False)
     assert run.returncode == 1
-    assert "error: Collecting from ALE/Pong-v5 failed: OSError" in run.stderr
+    assert re.search(r"error: Collecting from ALE/Pong-v5 failed: worker 0 \(part-\S+\): OSError", run.stderr)
     assert "Traceback" not in run.stderr
     assert list(tmp_path.glob(".*.tmp")) == []
     assert table(tmp_path)[first.name] == before[first.name]
@@ -306,6 +339,10 @@ def test_an_env_that_cannot_be_collected_from_is_refused_before_anything_is_writ
     assert not out.exists()
 
 
+PICKLES = pytest.mark.filterwarnings("ignore:Loading the policy .* runs code:UserWarning")
+
+
+@PICKLES
 def test_an_agent_on_scaled_latents_is_shown_them(trained: Path, tmp_path: Path) -> None:
     wrapped = LatentObservationWrapper(FrameEnv(), str(trained), normalize=True)
     agent = tmp_path / "agent.zip"
@@ -358,6 +395,7 @@ def test_a_mix_of_policies_collects_the_same_frames_in_pieces(tmp_path: Path) ->
     assert 0 < sum(twos) < len(twos)
 
 
+@PICKLES
 def test_an_agent_on_latents_collects_raw_frames_again_and_again(encoder: Path, tmp_path: Path) -> None:
     """World Models' second round: the agent that learned on V's latents collects for the next V."""
     wrapped = LatentObservationWrapper(FrameEnv(), str(encoder), stack=2)
@@ -376,6 +414,36 @@ def test_an_agent_on_latents_collects_raw_frames_again_and_again(encoder: Path, 
     PPO("MlpPolicy", wrapped, n_steps=8, batch_size=8, device="cpu", seed=1).save(agent)
     with pytest.raises(ValueError, match="begun with policy_files="):
         collect_frames(replace(config, frames=80), progress=False)
+
+
+def test_a_model_of_pickles_is_announced_once_and_before_it_is_loaded(tmp_path: Path) -> None:
+    """Its pickle writes a file; two workers load it too."""
+    marks = tmp_path / "loaded"
+
+    class Payload:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(marks),)
+
+    agent = tmp_path / "agent.zip"
+    PPO("MlpPolicy", FrameEnv(), n_steps=8, batch_size=8, device="cpu").save(agent)
+    with zipfile.ZipFile(agent) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    data = json.loads(contents["data"])
+    data["learning_rate"] = {":serialized:": base64.b64encode(pickle.dumps(Payload())).decode()}
+    contents["data"] = json.dumps(data).encode()
+    with zipfile.ZipFile(agent, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    config = CollectConfig("Frame-v0", tmp_path / "frames", frames=40, workers=1, policy=str(agent))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Loading the policy")
+        with pytest.raises(UserWarning, match=r"agent.zip runs code .* --policy agent.onnx"):
+            collect_frames(config, progress=False)
+    assert not marks.exists()
+    line = command(replace(config, env_id="tests.quick_env:Quick-v0", workers=2))
+    run = subprocess.run([*line, "--policy", agent], capture_output=True, text=True, check=False)
+    assert run.stderr.count("warning: Loading the policy") == 1
+    assert marks.exists()
 
 
 def test_progress_shows_rate_size_and_episodes(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -12,14 +16,27 @@ import torch
 
 from latent_obs.cli import main
 from latent_obs.collecting import encode
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
 from latent_obs.collecting.encode import EncodeConfig, encode_frames
+from latent_obs.data import parquet, storage
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.latents import LatentsFolder
+from latent_obs.data.parquet import staged_folder
+from latent_obs.data.shards import METADATA_KEY
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.frames import FrameSource, FrameSpec
 from latent_obs.vae import load_vae
-from tests.conftest import save_encoder
+from latent_obs.wrappers import LatentObservationWrapper
+from tests.conftest import FrameEnv, save_encoder
 from tests.data.test_curate import collection
+
+
+def rewrite(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change what a file of latents says of itself."""
+    stored = change(json.loads(pq.read_metadata(file).metadata[METADATA_KEY]))
+    table = pq.read_table(file).replace_schema_metadata({METADATA_KEY: json.dumps(stored)})
+    pq.write_table(table, file, row_group_size=8192)
 
 
 @pytest.fixture
@@ -122,6 +139,158 @@ def test_another_frame_spec_is_an_error_and_another_game_a_warning(
         encode_frames(EncodeConfig(pong.path, str(tennis), tmp_path / "b"), progress=False)
     both = save_encoder(tmp_path / "both", source=FrameSource("Pong + Tennis"))
     encode_frames(EncodeConfig(pong.path, str(both), tmp_path / "c"), progress=False)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_latents_folder_gives_what_a_wrapper_shows_the_agent(
+    trained: Path, tmp_path: Path, normalize: bool
+) -> None:
+    gym.register("Latents-v0", lambda **_: FrameEnv(), disable_env_checker=True)
+    try:
+        config = CollectConfig("Latents-v0", tmp_path / "frames", frames=12, workers=1)
+        frames = collect_frames(config, progress=False)
+    finally:
+        gym.registry.pop("Latents-v0")
+    encode_frames(EncodeConfig(frames.path, str(trained), tmp_path / "latents"), progress=False)
+    latents = LatentsFolder(tmp_path / "latents", normalize=normalize)
+    env = LatentObservationWrapper(FrameEnv(), str(trained), normalize=normalize)
+    seed: int | None = int(np.random.SeedSequence((0, 0, 0)).generate_state(2)[0])
+    for episode in latents.episodes():
+        observations = [env.reset(seed=seed)[0]]
+        observations += [env.step(action)[0] for action in episode.action[1:].tolist()]
+        np.testing.assert_allclose(episode.mean, np.stack(observations), atol=1e-3)
+        seed = None
+    stored = np.concatenate([episode.mean for episode in LatentsFolder(latents.path).episodes()])
+    assert (
+        np.allclose(stored.std(0), np.concatenate([e.mean for e in latents.episodes()]).std(0)) != normalize
+    )
+
+
+def test_the_spread_of_a_posterior_is_scaled_as_its_mean(
+    pong: FramesFolder, trained: Path, tmp_path: Path
+) -> None:
+    """The ratio of two deviations of one dimension does not depend on the scale."""
+    encode_frames(EncodeConfig(pong.path, str(trained), tmp_path / "latents"), progress=False)
+    raw, scaled = (next(LatentsFolder(tmp_path / "latents", normalize=n).episodes()) for n in (False, True))
+    np.testing.assert_allclose(
+        np.exp(scaled.log_variance / 2) / scaled.mean.std(0),
+        np.exp(raw.log_variance / 2) / raw.mean.std(0),
+        rtol=1e-3,
+    )
+
+
+def test_a_folder_of_an_earlier_version_is_read_and_kept_but_cannot_be_scaled(
+    pong: FramesFolder, encoder: Path, tmp_path: Path
+) -> None:
+    config = EncodeConfig(pong.path, str(encoder), tmp_path / "latents")
+    for file in encode_frames(config, progress=False).files:
+        rewrite(file, lambda stored: {k: v for k, v in stored.items() if k != "scaling"})
+    assert len(encode_frames(config, progress=False)) == 360
+    with pytest.raises(ValueError, match="did not store how wrappers scale"):
+        LatentsFolder(config.out, normalize=True)
+
+
+def test_two_encodings_in_one_folder_are_kept_apart(
+    pong: FramesFolder, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second ends with an error while the first is at work, which then finishes."""
+    monkeypatch.setattr(storage, "PATIENCE", 0.2)
+    config, plain = EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), encode._encode
+    refused: list[str] = []
+
+    def second(*arguments: Any) -> Any:
+        monkeypatch.setattr(encode, "_encode", plain)
+        with pytest.raises(ValueError, match=rf"writing to {config.out} \(process {os.getpid()}"):
+            encode_frames(config, progress=False)
+        refused.append("yes")
+        return plain(*arguments)
+
+    monkeypatch.setattr(encode, "_encode", second)
+    assert len(encode_frames(config, progress=False)) == 360
+    assert refused == ["yes"]
+    assert sorted(os.listdir(config.out)) == ["part-000-00000.parquet", "part-000-00001.parquet"]
+
+
+def test_an_encoding_that_waited_for_another_one_does_not_write_into_what_that_made(
+    pong: FramesFolder, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, plain = EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), storage.locked
+
+    @contextlib.contextmanager
+    def slow(*arguments: Any) -> Any:
+        """Another process finishes the folder between the look at it and the lock."""
+        with plain(*arguments) as lock:
+            monkeypatch.setattr(parquet, "locked", plain)
+            os.rename(tmp_path / ".latents.tmp", tmp_path / "elsewhere")
+            encode_frames(config, progress=False)
+            yield lock
+
+    monkeypatch.setattr(parquet, "locked", slow)
+    with pytest.raises(FileExistsError, match="exists already"):
+        encode_frames(config, progress=False)
+    assert len(LatentsFolder(config.out)) == 360
+
+
+@pytest.mark.parametrize("foreign", ["folder", "plan", "link"])
+def test_a_foreign_folder_of_the_hidden_name_is_neither_used_nor_deleted(
+    foreign: str, pong: FramesFolder, encoder: Path, tmp_path: Path
+) -> None:
+    mine, hidden = tmp_path / "mine", tmp_path / ".latents.tmp"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    if foreign == "plan":
+        (mine / "plan.json").write_text('{"tomorrow": "rest"}')
+    if foreign == "link":
+        hidden.symlink_to(mine)
+    else:
+        mine.rename(hidden)
+    with pytest.raises(FileExistsError, match="was not made for that"):
+        encode_frames(EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), progress=False)
+    assert (hidden / "thesis.txt").read_text() == "years of work"
+    assert len(os.listdir(hidden)) == 1 + (foreign == "plan")
+
+
+def test_what_another_plan_left_behind_is_cleared_away(
+    pong: FramesFolder, encoder: Path, tmp_path: Path
+) -> None:
+    with contextlib.suppress(KeyboardInterrupt), staged_folder(tmp_path / "latents", {"x": 1}) as staging:
+        (staging / "part").mkdir()
+        (staging / "part" / "a.parquet").touch()
+        (staging / "b.parquet").symlink_to(pong.shards[0].path)
+        raise KeyboardInterrupt
+    encode_frames(EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), progress=False)
+    assert sorted(os.listdir(tmp_path / "latents")) == ["part-000-00000.parquet", "part-000-00001.parquet"]
+    assert len(pong.load()) == 360
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder": None}, "its encoder must be an object"),
+        ({"encoder": {"latent_dim": 10**9}}, "its latent_dim must be an integer from 1 to 65,536"),
+        ({"encoder": {"latent_dim": 16}}, "the column mean is .* and not 16 floats"),
+        ({"frames": 3}, "its frames must be an object"),
+        ({"source": None}, "its source must be an object"),
+        ({"frame_spec": {}}, "exactly the fields"),
+        ({"scaling": {"mean": [0.0] * 32, "std": [0.0] * 32}}, "32 above 0 as std"),
+        ({"scaling": {"mean": [0.0] * 31, "std": [1.0] * 32}}, "must have 32 numbers as mean"),
+        ({"scaling": []}, "must have 32 numbers as mean"),
+    ],
+)
+def test_hostile_latents_are_refused(
+    change: dict[str, Any], message: str, pong: FramesFolder, encoder: Path, tmp_path: Path
+) -> None:
+    file = encode_frames(EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), progress=False).files[1]
+    rewrite(file, lambda stored: {**stored, **change})
+    with pytest.raises(ValueError, match=message):
+        LatentsFolder(file.parent)
+
+
+def test_a_pipe_among_latents_is_refused(pong: FramesFolder, encoder: Path, tmp_path: Path) -> None:
+    encode_frames(EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), progress=False)
+    os.mkfifo(tmp_path / "latents" / "x.parquet")
+    with pytest.raises(ValueError, match="is not a regular file"):
+        LatentsFolder(tmp_path / "latents")
 
 
 def test_the_command_says_what_it_made(

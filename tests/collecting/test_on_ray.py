@@ -96,9 +96,29 @@ def test_a_task_that_is_killed_goes_on_elsewhere(cluster: None, bucket: str, loc
 
 def test_an_env_that_breaks_in_a_task_is_one_clear_error(cluster: None, tmp_path: Path) -> None:
     config = replace(QUICK, out=tmp_path, ray=True, env_kwargs={"break_after": 700})
-    with pytest.raises(CollectError, match="worker 0: RuntimeError: the cable came off"):
+    with pytest.raises(CollectError, match=r"worker \d \(part-00\d-00002.parquet\): RuntimeError: the cable"):
         collect_frames(config, progress=False)
     assert all(shard.complete for shard in FramesFolder(tmp_path).shards)
+
+
+@pytest.mark.parametrize("trouble", ["hang_after", "hold_after"])
+def test_a_task_whose_env_hangs_is_ended_and_reported(trouble: str, cluster: None, tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, ray=True, env_kwargs={trouble: 700}, step_timeout=3)
+    with pytest.raises(CollectError, match=r"worker \d \(part-00\d-00002.parquet\) was ended: its environ"):
+        collect_frames(config, progress=False)
+
+
+def test_tasks_with_a_time_limit_collect_the_same(
+    cluster: None, local: dict[str, Any], tmp_path: Path
+) -> None:
+    config = replace(QUICK, out=tmp_path, ray=True, step_timeout=60)
+    assert rows(collect_frames(config, progress=False)) == local
+
+
+def test_an_env_that_exits_in_a_task_is_an_error(cluster: None, tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, ray=True, env_kwargs={"exit_after": 700})
+    with pytest.raises(CollectError, match=r"worker \d \(part-00\d-00002.parquet\): .* sys.exit\(0\)"):
+        collect_frames(config, progress=False)
 
 
 def test_without_ray_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import io
+import json
+import tracemalloc
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import onnx
 import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
 from stable_baselines3 import A2C, DQN, PPO, SAC
 
 from latent_obs import LatentObservationWrapper
@@ -127,6 +134,7 @@ def test_a_mix_is_split_into_policies_and_weights(name: str, parts: list[tuple[s
         ("no_such_module:act", "could not be imported"),
         ("tests.collecting.test_policies:BOX", "not callable"),
         ("missing.zip", "does not exist"),
+        ("missing.onnx", "does not exist"),
     ],
 )
 def test_a_policy_that_cannot_be_made_is_refused(name: str, message: str) -> None:
@@ -199,6 +207,188 @@ def test_a_model_that_does_not_fit_its_encoder_is_refused(encoder: Path, tmp_pat
     PPO("MlpPolicy", wrapped, device="cpu").save(path)
     with pytest.raises(ValueError, match="no whole number of 32-dimensional latents"):
         make_policy(path, FrameEnv(), str(encoder))
+
+
+def write_onnx(path: Path, inputs: list[Any], weights: Any, act: str | None = None, dtype: int = 1) -> Path:
+    """A model that flattens its input, multiplies it by a matrix and, if told so, takes the largest."""
+    nodes = [
+        helper.make_node("Cast", ["obs"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["numbers"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    last, kind = "logits", TensorProto.FLOAT
+    if act == "ArgMax":
+        nodes.append(helper.make_node("ArgMax", ["logits"], ["action"], axis=1, keepdims=0))
+        last, kind = "action", TensorProto.INT64
+    graph = helper.make_graph(
+        nodes,
+        "policy",
+        [helper.make_tensor_value_info("obs", dtype, inputs)],
+        [helper.make_tensor_value_info(last, kind, None)],
+        [numpy_helper.from_array(np.asarray(weights, np.float32), "weights")],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+def test_an_onnx_model_draws_actions_by_its_logits(tmp_path: Path) -> None:
+    weights = np.log([[0.1, 0.2, 0.3, 0.1, 0.2, 0.1], *np.ones((3, 6))])
+    path = write_onnx(tmp_path / "agent.onnx", ["batch", 4], weights)
+    policy = make_policy(str(path), Acting())
+    runs = []
+    for seed in (5, 5, 6):
+        policy.reset(seed)
+        runs.append([policy.act(np.array([1, 0, 0, 0], np.float32)) for _ in range(6000)])
+    assert runs[0] == runs[1] != runs[2]
+    taken = np.bincount(runs[0], minlength=6) / 6000
+    assert taken == pytest.approx([0.1, 0.2, 0.3, 0.1, 0.2, 0.1], abs=0.03)
+    policy.reset(0)
+    assert {policy.act(np.array([1000, 0, 0, 0], np.float32)) for _ in range(20)} == {2}
+
+
+def test_an_onnx_model_may_answer_with_actions(tmp_path: Path) -> None:
+    argmax = write_onnx(tmp_path / "argmax.onnx", [1, 4], np.eye(4, 6), "ArgMax")
+    policy = make_policy(str(argmax), Acting())
+    policy.reset(0)
+    assert policy.act(np.array([0, 1, 3, 2], np.float32)) == 2
+    box = write_onnx(tmp_path / "box.onnx", ["n", 4], np.eye(4, 3))
+    policy = make_policy(str(box), Acting(BOX))
+    policy.reset(0)
+    action = policy.act(np.array([-5, 0.25, 7, 0], np.float32))
+    assert action.tolist() == [-1, 0.25, 1]  # within the bounds
+    assert action.dtype == np.float32
+
+
+def test_an_onnx_model_sees_planar_images(tmp_path: Path) -> None:
+    """It reads the red value in row 2, column 5; networks of torch want colours first."""
+    env = FrameEnv()
+    weights = np.zeros((3, 80, 72, 4), np.float32)
+    weights[0, 2, 5] = [0, 1, 2, 3]
+    path = write_onnx(
+        tmp_path / "agent.onnx", ["n", 3, 80, 72], weights.reshape(-1, 4), "ArgMax", TensorProto.UINT8
+    )
+    policy = make_policy(str(path), env)
+    policy.reset(0)
+    obs = np.zeros((80, 72, 3), np.uint8)
+    assert policy.act(obs) == 0
+    obs[2, 5, 0] = 200
+    assert policy.act(obs) == 3
+
+
+def test_an_onnx_model_on_latents_sees_what_the_wrapper_shows(trained: Path, tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    path = write_onnx(tmp_path / "agent.onnx", ["n", 64], weights, "ArgMax")
+    wrapped = LatentObservationWrapper(FrameEnv(), str(trained), stack=2)
+    raw = FrameEnv()
+    policy = make_policy(str(path), raw, str(trained), True)
+    taken = []
+    for seed in range(6):
+        latents, _ = wrapped.reset(seed=seed)
+        obs, _ = raw.reset(seed=seed)
+        policy.reset(seed)
+        for _ in range(5):
+            expected = int(np.argmax(latents @ weights))
+            assert policy.act(obs) == expected
+            taken.append(expected)
+            latents, obs = wrapped.step(expected)[0], raw.step(expected)[0]
+    assert len(set(taken)) > 1
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_the_network_of_a_stable_baselines3_model_acts_as_an_onnx_file(tmp_path: Path) -> None:
+    model = PPO("MlpPolicy", gym.make("CartPole-v1"), device="cpu", seed=0)
+
+    class Actor(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.policy = model.policy
+
+        def forward(self, obs: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = self.policy.action_net(self.policy.mlp_extractor.forward_actor(obs))
+            return logits
+
+    path, example = str(tmp_path / "agent.onnx"), torch.zeros(1, 4)
+    torch.onnx.export(Actor(), (example,), path, input_names=["obs"], dynamo=False)
+    policy = make_policy(path, gym.make("CartPole-v1"))
+    obs = np.array([0.01, -0.02, 0.03, 0.04], np.float32)
+    chance = model.policy.get_distribution(torch.tensor(obs)[None]).log_prob(torch.tensor([1])).exp().item()
+    policy.reset(0)
+    assert np.mean([policy.act(obs) for _ in range(4000)]) == pytest.approx(chance, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "weights", "message"),
+    [
+        (["n", 5], np.ones((5, 6)), r"takes observations of shape \(5,\), the environment's have \(4,\)"),
+        (["n", 4], np.ones((4, 5)), "neither an action of Discrete"),
+        ([2, 4], np.ones((4, 6)), "cannot act on a batch of one"),
+    ],
+)
+def test_an_onnx_model_that_does_not_fit_is_refused(
+    inputs: list[Any], weights: Any, message: str, tmp_path: Path
+) -> None:
+    path = write_onnx(tmp_path / "agent.onnx", inputs, weights)
+    with pytest.raises(ValueError, match=message):
+        make_policy(str(path), Acting())
+
+
+def test_an_onnx_model_that_fits_no_latents_or_is_damaged_is_refused(encoder: Path, tmp_path: Path) -> None:
+    path = write_onnx(tmp_path / "agent.onnx", ["n", 33], np.ones((33, 4)))
+    with pytest.raises(ValueError, match="no whole number of 32-dimensional latents"):
+        make_policy(str(path), FrameEnv(), str(encoder))
+    write_onnx(path, ["n", 32], np.ones((32, 4)), dtype=TensorProto.INT64)
+    with pytest.raises(ValueError, match=r"must have one input, .* got obs: tensor\(int64\)"):
+        make_policy(str(path), FrameEnv(), str(encoder))
+    path.write_bytes(path.read_bytes()[:60])
+    with pytest.raises(ValueError, match="is not a whole ONNX model"):
+        make_policy(str(path), FrameEnv(), str(encoder))
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_an_archive_that_unpacks_to_gigabytes_is_refused(inner: bool, tmp_path: Path) -> None:
+    """A bomb of 100 kB; in torch's archive inside as well as outside."""
+    data = json.dumps({"policy_class": {"__module__": "stable_baselines3.common.policies"}})
+    bomb = io.BytesIO()
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", data)
+        archive.writestr("big", bytes(100_000_000))
+    path = tmp_path / "agent.zip"
+    path.write_bytes(bomb.getvalue())
+    if inner:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("data", data)
+            archive.writestr("policy.pth", bomb.getvalue())
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=r"would unpack to 100,000,\d\d\d"):
+            make_policy(str(path), gym.make("CartPole-v1"))
+        assert tracemalloc.get_traced_memory()[1] < 20e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_damaged_zips_are_one_line(tmp_path: Path) -> None:
+    """Cut anywhere, or with bytes changed: the model acts, or a ValueError says what file it is."""
+    path = tmp_path / "agent.zip"
+    PPO("MlpPolicy", gym.make("CartPole-v1"), device="cpu").save(path)
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    damaged = [whole[: len(whole) * part // 8] for part in range(8)]
+    for _ in range(40):
+        changed = bytearray(whole)
+        for place in rng.integers(0, len(whole), 200):
+            changed[place] = rng.integers(256)
+        damaged.append(bytes(changed))
+    nested = whole.replace(b"{", b'{"a":' + b"[" * 100_000, 1)
+    messages = []
+    for content in (*damaged, nested):
+        path.write_bytes(content)
+        try:
+            make_policy(str(path), gym.make("CartPole-v1"))
+        except ValueError as error:
+            messages.append(str(error))
+    assert len(messages) > 40
+    assert all(str(path) in message and "\n" not in message for message in messages)
 
 
 def test_a_digest_tells_one_model_from_the_next(encoder: Path, tmp_path: Path) -> None:

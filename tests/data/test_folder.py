@@ -9,10 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
 from latent_obs.data import folder as folder_module
+from latent_obs.data.check import check_frames
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.shards import ROW_GROUP, ShardWriter, action_type, read_episodes, read_group, read_shard
-from latent_obs.frames import FrameSpec
+from latent_obs.frames import FrameSpec, preprocess
+from tests.conftest import FrameEnv
 
 
 def write_shard(
@@ -330,3 +334,19 @@ def test_a_split_holds_out_the_fraction_in_whole_episodes_and_keeps_one_to_train
 def test_a_split_of_all_or_nothing_is_refused(folder: tuple[FramesFolder, Any], validation: float) -> None:
     with pytest.raises(ValueError, match="must be between 0 and 1"):
         folder[0].split(validation)
+
+
+def test_worker_shard_and_seed_number_the_episodes_and_seed_the_first_of_each_shard(tmp_path: Path) -> None:
+    """As docs/formats.md says, so that a folder can be made again and no number occurs twice."""
+    gym.register("Folder-v0", lambda **_: FrameEnv(), disable_env_checker=True)
+    try:
+        config = CollectConfig("Folder-v0", tmp_path / "frames", frames=54, workers=1, shard_rows=18, seed=3)
+        folder = collect_frames(config, progress=False)
+    finally:
+        gym.registry.pop("Folder-v0")
+    assert list(folder.episodes()) == [shard * 10**5 + episode for shard in range(3) for episode in range(3)]
+    assert check_frames(folder.path, progress=False) == {}
+    for shard, start in enumerate(range(0, 54, 18)):
+        env_seed = int(np.random.SeedSequence((3, 0, shard)).generate_state(2)[0])
+        image, _ = FrameEnv().reset(seed=env_seed)
+        assert np.array_equal(folder.take(np.array([start]))[0], preprocess(image, FrameSpec()))

@@ -15,7 +15,7 @@ from latent_obs.data.curate import MergeConfig, merge_frames
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.provenance import Collection
 from latent_obs.encoders.resolve import resolve
-from latent_obs.evaluation.evaluate import held_out_episodes
+from latent_obs.evaluation.selection import held_out_episodes
 from latent_obs.frames import FrameSpec
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.train import train_vae
@@ -114,6 +114,7 @@ def test_each_field_decides(name: str, tmp_path: Path) -> None:
     """None may be forgotten by resuming, by the identity or by what stores it."""
     values: dict[str, Any] = {
         "env_kwargs": {"a": 1},
+        "render": True,
         "frame_spec": FrameSpec((0, 9, 0, 9)),
         "policy_normalize": False,
         "policy_files": {"a": "b"},

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,8 @@ from moto.server import ThreadedMotoServer
 from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.data.folder import FramesFolder
-from latent_obs.data.storage import NewFile, child, list_files, name_of, parse_location, shown
+from latent_obs.data.storage import LOCK, NewFile, child, list_files, locked, name_of, parse_location, shown
+from latent_obs.files import write_atomically
 
 QUICK = CollectConfig("tests.quick_env:Quick-v0", frames=900, workers=2, shard_rows=200)
 
@@ -133,3 +135,47 @@ def test_locations_are_joined_and_shown() -> None:
     for wrong in ("s3://", "file://host/frames"):
         with pytest.raises(ValueError, match=r"must|URL"):
             parse_location(wrong)
+
+
+def test_a_link_under_a_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    """Whoever can write to the folder could have another file overwritten otherwise."""
+    mine = tmp_path / "mine.txt"
+    mine.write_text("years of work")
+    out = tmp_path / "frames"
+    out.mkdir()
+    for name in (".part-000-00000.parquet.tmp", ".config.json.tmp"):
+        (out / name).symlink_to(mine)
+    new = NewFile(out / "part-000-00000.parquet")
+    new.stream.write(b"frames")
+    new.commit()
+    write_atomically(out / "config.json", b"{}")
+    assert mine.read_text() == "years of work"
+    assert (out / "part-000-00000.parquet").read_bytes() == b"frames"
+    (out / LOCK).symlink_to(mine)
+    with pytest.raises(OSError, match="cannot be written"), locked(out):
+        pass
+    assert mine.read_text() == "years of work"
+
+
+def test_a_file_is_forced_to_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a power cut could leave an empty file under the name of a whole one."""
+    calls: list[str] = []
+    for name in ("fsync", "replace"):
+        plain = getattr(os, name)
+
+        def traced(*arguments: Any, name: str = name, plain: Any = plain) -> Any:
+            calls.append(name)
+            return plain(*arguments)
+
+        monkeypatch.setattr(os, name, traced)
+    new = NewFile(tmp_path / "a.parquet")
+    new.stream.write(b"frames")
+    assert os.listdir(tmp_path) == [".a.parquet.tmp"], "a kill here leaves nothing that readers see"
+    new.commit()
+    assert calls == ["fsync", "replace", "fsync"], "the file, its name, and the folder that holds the name"
+    calls.clear()
+    write_atomically(tmp_path / "config.json", b"{}")
+    assert calls[:2] == ["fsync", "replace"]
+    assert sorted(os.listdir(tmp_path)) == ["a.parquet", "config.json"]

@@ -439,7 +439,7 @@ def test_a_damaged_folder_is_not_pushed(hub: Hub, encoder: Path, tmp_path: Path)
     (folder / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="damaged"):
         push_encoder(PushConfig(folder, "user/tiny"))
-    with pytest.raises(ValueError, match="name no revision: user/tiny, not user/tiny@v1"):
+    with pytest.raises(ValueError, match="takes no revision: write user/tiny, not user/tiny@v1"):
         push_encoder(PushConfig(encoder, "user/tiny@v1"))
     assert hub.requests == []
 

@@ -44,7 +44,7 @@ def test_pca_has_no_more_components_than_the_frames_span() -> None:
     np.testing.assert_array_equal(pca_code(same, 32).reconstruct(same), same)
 
 
-def test_the_random_floor_is_an_untrained_network_with_the_best_linear_decoder() -> None:
+def test_the_random_baseline_is_an_untrained_network_with_the_best_linear_decoder() -> None:
     config, frames = VAEConfig(latent_dim=4, channels=(4,)), drawn(40)
     code = random_code(frames, config)
     torch.manual_seed(0)
@@ -57,7 +57,7 @@ def test_the_random_floor_is_an_untrained_network_with_the_best_linear_decoder()
     assert np.abs(decoded - expected).max() < 1
 
 
-def test_floors_do_not_depend_on_torchs_seed_nor_change_it() -> None:
+def test_baselines_do_not_depend_on_torchs_seed_nor_change_it() -> None:
     frames = drawn(30)
     torch.manual_seed(1)
     first = random_code(frames, VAEConfig(4, (4,))).reconstruct(frames)

@@ -10,12 +10,14 @@ import torch
 
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.resolve import resolve
-from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder, held_out_episodes
+from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
+from latent_obs.evaluation.positions import position_r2
+from latent_obs.evaluation.selection import evaluation_split, held_out_episodes
 from latent_obs.frames import FrameSpec
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.held_out import evaluate_vae
 from latent_obs.training.train import train_vae
-from latent_obs.vae import VAE
+from latent_obs.vae import VAE, load_vae, reconstruct
 from tests.conftest import TINY_VAE, random_tensors, save_encoder
 
 
@@ -63,17 +65,103 @@ def test_only_held_out_episodes_of_the_training_folder_are_used(
 ) -> None:
     config = TrainConfig(pong_frames.path, tmp_path / "encoder", steps=3, channels=(4,), batch_size=8)
     train_vae(config, progress=False)
-    episodes = held_out_episodes(resolve(config.out), pong_frames)
-    assert episodes == pong_frames.split(config.validation, config.seed)[1]
-    report = evaluate_encoder(EvaluateConfig(config.out, pong_frames.path))
-    assert report["frames"] == len(pong_frames.load(episodes)) < len(pong_frames)
-    assert set(report["encode_us"]) == {"openvino", "torch"}
+    held_out = pong_frames.split(config.validation, config.seed)[1]
+    assert held_out_episodes(resolve(config.out), pong_frames) == held_out
+    card = evaluate_encoder(EvaluateConfig(config.out, pong_frames.path))
+    assert card.frames == len(pong_frames.load(held_out)) < len(pong_frames)
+    assert card.data.held_out
+    assert card.data.episodes == len(held_out)
+    assert card.data.baseline_episodes == len(pong_frames.episodes()) - len(held_out)
+    assert set(card.encode_us) == {"openvino", "torch"}
 
 
-def test_an_encoder_from_elsewhere_is_measured_on_every_frame(
+def test_of_a_folder_from_elsewhere_half_of_the_episodes_are_measured(
     encoder: Path, pong_frames: FramesFolder
 ) -> None:
+    """The other half is for the baselines, which need episodes of their own."""
     assert held_out_episodes(resolve(encoder), pong_frames) is None
+    fitted, measured = evaluation_split(resolve(encoder), pong_frames)
+    assert sorted(fitted + measured) == sorted(pong_frames.episodes())
+    counts = pong_frames.episodes()
+    assert sum(counts[episode] for episode in measured) == pytest.approx(len(pong_frames) / 2, rel=0.3)
+
+
+def test_baselines_are_fitted_on_episodes_that_are_not_measured(
+    encoder: Path, pong_frames: FramesFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PCA's PSNR by NumPy, and the frames that positions are fitted on."""
+    asked: list[Any] = []
+
+    def watched(fitted: Any, measured: Any, codes: Any) -> dict[str, float | None]:
+        asked.extend((fitted, measured))
+        return position_r2(fitted, measured, codes)
+
+    monkeypatch.setattr("latent_obs.evaluation.evaluate.position_r2", watched)
+    card = evaluate_encoder(EvaluateConfig(encoder, pong_frames.path, limit=10_000))
+    fitted, measured = (pong_frames.load(part) for part in pong_frames.split(0.5))
+    np.testing.assert_array_equal(asked[0], fitted)
+    np.testing.assert_array_equal(asked[1], measured)
+
+    def psnr(fitted: Any, measured: Any) -> float:
+        pixels, unseen = (part.reshape(len(part), -1).astype(np.float64) for part in (fitted, measured))
+        mean = pixels.mean(0)
+        values, vectors = np.linalg.eigh((pixels - mean) @ (pixels - mean).T)
+        basis = (pixels - mean).T @ vectors[:, -32:] / np.sqrt(values[-32:])
+        decoded = ((unseen - mean) @ basis @ basis.T + mean).round().clip(0, 255)
+        return float(10 * np.log10(255**2 / np.square(decoded - unseen).mean()))
+
+    wrong = psnr(measured, measured)
+    assert card.baselines["pca"].psnr == pytest.approx(psnr(fitted, measured), abs=0.05)
+    assert abs(card.baselines["pca"].psnr - wrong) > 0.5
+
+
+def test_what_changes_is_measured_on_the_episodes_that_are_measured(
+    encoder: Path, pong_frames: FramesFolder
+) -> None:
+    """By NumPy, from the encoder's reconstructions of each episode's first frames."""
+    card = evaluate_encoder(EvaluateConfig(encoder, pong_frames.path, limit=500))
+    vae, scores, sums = load_vae(encoder)[0], [], np.zeros(2)
+    for episode in pong_frames.split(0.5)[1]:
+        frames = pong_frames.load([episode])[:256]
+        now, before, decoded = (
+            part.astype(np.float64) for part in (frames[1:], frames[:-1], reconstruct(vae, frames[1:]))
+        )
+        changed = (now != before).any(-1)
+        changed[changed.mean((1, 2)) > 0.5] = False
+        residual, energy = (np.square(now - other)[changed].sum() for other in (decoded, before))
+        scores.append(1 - residual / energy)
+        sums += residual, energy
+    assert card.by_episode["changing_r2"] == pytest.approx(scores)
+    assert card.changing_r2 == pytest.approx(1 - sums[0] / sums[1])
+
+
+def test_the_elbo_is_that_of_samples_from_the_posterior(frames: Any) -> None:
+    """By torch.distributions, with the mean over 40 samples of a broad posterior of its own."""
+    tensors = random_tensors(TINY_VAE)
+    tensors["log_variance.weight"] *= 0
+    tensors["log_variance.bias"][:] = 1.0
+    vae, images = VAE.from_tensors(TINY_VAE, tensors), frames(20)
+    wanted = torch.from_numpy(images) / 255
+    with torch.no_grad():
+        mean, log_variance = vae.encode(torch.from_numpy(images))
+        posterior = torch.distributions.Normal(mean, (log_variance / 2).exp())
+        prior = torch.distributions.Normal(torch.zeros_like(mean), 1.0)
+        kl = torch.distributions.kl_divergence(posterior, prior).sum(1).mean()
+
+        def nats(latents: torch.Tensor) -> float:
+            decoded = torch.distributions.Normal(vae.decode(latents), 0.1)
+            density = decoded.log_prob(wanted)  # type: ignore[no-untyped-call]
+            levels = density.sum((1, 2, 3)) - 12288 * math.log(255)
+            return -float(levels.mean())
+
+        torch.manual_seed(0)
+        sampled = [nats(posterior.rsample()) for _ in range(40)]
+        unsampled = nats(mean)
+    report = evaluate_vae(vae, images)
+    assert report["kl"] == pytest.approx(float(kl), rel=1e-4)
+    assert report["reconstruction"] == pytest.approx(np.mean(sampled), abs=5 * float(np.std(sampled)))
+    assert abs(unsampled - np.mean(sampled)) > 10 * np.std(sampled)
+    assert report["negative_elbo"] == pytest.approx(report["reconstruction"] + float(kl), rel=1e-5)
 
 
 def test_frames_of_another_frame_spec_are_refused(pong_frames: FramesFolder, tmp_path: Path) -> None:

@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 
 from latent_obs.collecting.sources import open_env
-from latent_obs.evaluation.probe import ProbeFrames, collect_probe_frames, probe, probe_ball, probe_codes
+from latent_obs.evaluation.probe import (
+    ProbeFrames,
+    collect_probe_frames,
+    probe,
+    probe_ball,
+    probe_codes,
+    probed_variables,
+)
 from latent_obs.evaluation.ram import CATEGORIES, games, state_variables
-from latent_obs.evaluation.readers import probe_features, whiten
+from latent_obs.evaluation.readers import label_entropy, probe_features, whiten
 from latent_obs.frames import FrameSource, FrameSpec, preprocess
 
 PONG = {49: "ball_x", 54: "ball_y", 50: "enemy_y", 51: "player_y", 13: "enemy_score", 14: "player_score"}
@@ -135,6 +142,49 @@ def test_the_ram_says_where_pongs_ball_is_drawn() -> None:
         assert np.corrcoef(np.array(seen)[:, axis], np.array(told)[:, axis])[0, 1] > 0.999
 
 
+def test_the_ram_kept_with_a_frame_is_the_ram_behind_it() -> None:
+    """The ball moves several pixels a step, so RAM of the next step would be off by as many."""
+    seen: list[Any] = []
+    data = collect_probe_frames("ALE/Pong-v5", count=500, watch=lambda obs: seen.append(obs.copy()))
+    drawn, told = [], []
+    for obs, ram in zip(seen, data.ram, strict=True):
+        rows, columns = np.nonzero((obs[34:194] == 236).all(-1))
+        if len(rows) and ram[54]:
+            drawn.append((columns.mean(), rows.mean()))
+            told.append((ram[49], ram[54]))
+    assert len(drawn) > 100
+    moved = np.abs(np.diff(np.array(drawn), axis=0)).max(1)
+    assert np.median(moved) > 1
+    off = np.array(drawn) - np.array(told).astype(float)
+    assert (np.abs(off - np.median(off, 0)).max(1) < 1.5).mean() > 0.95
+
+
+def test_the_majority_is_that_of_the_frames_to_fit_on() -> None:
+    """By hand: 10 is usual to fit on and has 20% of the test frames, so its F1 is 2 * 0.2 / (0.2 + 1)."""
+    data = pong_like()
+    train, test = data.split()
+    for address in PONG:
+        data.ram[train, address] = np.where(np.arange(train.sum()) % 10 < 7, 10, 200)
+        data.ram[test, address] = np.where(np.arange(test.sum()) % 10 < 2, 10, 200)
+    share = float((data.ram[test, 49] == 10).mean())
+    assert probe(data, None)["f1"] == pytest.approx(share * 2 * share / (1 + share))
+
+
+def test_test_features_are_whitened_by_the_mean_of_those_fitted_on() -> None:
+    fitted = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32) * [1, 2] + [5, 0]
+    train, test = whiten(fitted.astype(np.float32), np.full((9, 2), (8, 0), np.float32))
+    np.testing.assert_allclose(train.mean(0), 0, atol=1e-5)
+    assert np.linalg.norm(test[0]) == pytest.approx(3, rel=0.1)  # three deviations from the mean
+
+
+def test_entropy_is_in_nats_and_decides_what_is_probed() -> None:
+    assert label_entropy(np.array([3, 3, 9, 9], np.uint8)) == pytest.approx(np.log(2))
+    data = pong_like()
+    data.ram[:, 51] = np.where(np.arange(len(data.ram)) % 5 == 0, 10, 90)  # 0.50 nats, 0.72 bits
+    names = {name for group in probed_variables(data).values() for name in group}
+    assert names == set(PONG.values()) - {"player_y"}
+
+
 def test_the_annotations_are_addresses_of_the_console() -> None:
     assert len(games()) == 24
     for game in games():
@@ -154,7 +204,7 @@ def test_codes_are_compared_on_the_same_frames_by_both_readers() -> None:
     report = probe_codes(source, FrameSpec(), codes, 900)
     json.dumps(report, allow_nan=False)
     assert report["episodes"] >= 6
-    assert report["published"]["st-dim"] == 0.81
+    assert (report["published"] or {})["st-dim"] == 0.81
     assert set(report["readers"]["paper"]) == {"majority", "paddle", "nothing"}
     table = report["readers"]["converged"]
     assert table["paddle"]["variables"]["player_y"] > 2 * table["majority"]["variables"]["player_y"]

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,13 +20,13 @@ import torch
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import read_config, read_tensors
+from latent_obs.encoders.provenance import Run
 from latent_obs.frames import FrameSpec
-from latent_obs.measures import color_bins
 from latent_obs.training.batch_norm import fold
 from latent_obs.training.checkpoint import CHECKPOINT
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.distributed import make_fabric
-from latent_obs.training.run import HELD_OUT, Means, TrainingRun, _sums
+from latent_obs.training.run import HELD_OUT, TrainingRun
 from latent_obs.training.train import train_vae
 from latent_obs.vae import load_vae, reconstruct
 from tests.conftest import save_encoder
@@ -45,8 +44,10 @@ def quick(pong_frames: FramesFolder, tmp_path: Path) -> TrainConfig:
         channels=(8, 8),
         batch_size=32,
         precision="float32",
-        position_weight=1000.0,
     )
+
+
+RUN = Run(config={}, data={}, init_from=None)
 
 
 def tensors(folder: Path) -> Any:
@@ -62,7 +63,7 @@ def test_training_improves_the_objective_and_writes_a_whole_encoder(quick: Train
     result = train_vae(replace(quick, steps=150), progress=False)
     rows = history(quick.out)
     assert rows[-1]["reconstruction"] < rows[0]["reconstruction"] - 3000
-    assert sorted(os.listdir(quick.out)) == [
+    assert sorted(set(os.listdir(quick.out)) - {".lock"}) == [
         "calibration.png",
         "config.json",
         "history.csv",
@@ -77,7 +78,7 @@ def test_training_improves_the_objective_and_writes_a_whole_encoder(quick: Train
 def test_the_statistics_are_those_of_the_latents(quick: TrainConfig, pong_frames: FramesFolder) -> None:
     latents = train_vae(quick, progress=False).latents
     train, _ = pong_frames.split(quick.validation, quick.seed)
-    encoded = load_encoder(quick.out, precision="float32")(pong_frames.load(train))
+    encoded = load_encoder(quick.out, precision="float32", normalize=False)(pong_frames.load(train))
     np.testing.assert_allclose(latents["mean"], encoded.mean(0), atol=1e-4)
     np.testing.assert_allclose(latents["std"], encoded.std(0), atol=1e-4)
 
@@ -103,7 +104,7 @@ import latent_obs.training.run
 from pathlib import Path
 latent_obs.training.run.CHECKPOINT_SECONDS = 0.2
 t.train_vae(t.TrainConfig(Path({str(config.data)!r}), Path({str(config.out)!r}), steps=200,
-    channels=(8, 8), batch_size=32, precision="float32", position_weight=1000.0), progress=False)
+    channels=(8, 8), batch_size=32, precision="float32"), progress=False)
 """
     process = subprocess.Popen([sys.executable, "-c", command], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -127,12 +128,86 @@ def test_a_finished_encoder_is_kept(quick: TrainConfig) -> None:
 
 
 def test_another_encoder_is_only_replaced_when_told_to(quick: TrainConfig) -> None:
+    """And with it its card, whose figures are not the new one's; a README of somebody's own stays."""
+    quick = replace(quick, steps=2)
     train_vae(quick, progress=False)
+    card = {"README.md": b"---\nlibrary_name: latent_obs\n---\n", "card.png": b"", "reports.json": b"{}"}
+    for name, content in card.items():
+        (quick.out / name).write_bytes(content)
     other = replace(quick, seed=1)
     with pytest.raises(ValueError, match="already holds an encoder"):
         train_vae(other, progress=False)
+    assert set(card) <= set(os.listdir(quick.out))
     result = train_vae(replace(other, overwrite=True), progress=False)
     assert result.provenance["run"]["config"]["seed"] == 1
+    assert not set(card) & set(os.listdir(quick.out))
+    (quick.out / "README.md").write_text("My project")
+    train_vae(replace(quick, seed=2, overwrite=True), progress=False)
+    assert (quick.out / "README.md").read_text() == "My project"
+
+
+def test_a_checkpoint_left_by_a_kill_after_the_last_write_goes_with_the_next_call(
+    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> None:
+        raise SystemError("killed")
+
+    quick = replace(quick, steps=2)
+    with monkeypatch.context() as patch:
+        patch.setattr("latent_obs.training.train.remove_checkpoint", killed)
+        with pytest.raises(SystemError):
+            train_vae(quick, progress=False)
+    assert (quick.out / CHECKPOINT).exists()
+    before = (quick.out / "model.safetensors").stat().st_mtime_ns
+    train_vae(quick, progress=False)
+    assert not (quick.out / CHECKPOINT).exists()
+    assert (quick.out / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_second_training_in_one_folder_is_refused(
+    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latent_obs.data.storage.PATIENCE", 0.2)
+    quick.out.mkdir()
+    code = f"""
+import sys
+from pathlib import Path
+from latent_obs.data.storage import locked
+with locked(Path({str(quick.out)!r})):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(ValueError, match=f"Another process is writing .*process {other.pid} "):
+            train_vae(quick, progress=False)
+    assert os.listdir(quick.out) == [".lock"]
+    train_vae(replace(quick, steps=1), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("amx", "precision", "because"),
+    [(True, "bfloat16", "the CPU has AMX"), (False, "float32", "the CPU has no AMX")],
+)
+def test_auto_takes_bfloat16_on_a_cpu_only_with_amx(
+    quick: TrainConfig,
+    amx: bool,
+    precision: str,
+    because: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whatever else the CPU lists; the log and the provenance say which and why."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    result = train_vae(replace(quick, precision="auto", steps=1))
+    assert f"Training in {precision}, because {because}" in capsys.readouterr().err
+    assert result.provenance.precision == precision
+    assert (result.provenance.precision_because or "").startswith(because)
 
 
 def test_an_unfinished_run_of_other_settings_is_not_continued(quick: TrainConfig) -> None:
@@ -150,15 +225,28 @@ def test_sse_is_the_plain_squared_error(quick: TrainConfig) -> None:
 
 
 def test_a_collapsed_encoder_is_announced(quick: TrainConfig) -> None:
-    """The classic objective with a heavy KL term leaves nothing in the latent."""
-    collapsing = replace(quick, objective="sse", beta=1000.0, kl_warmup=0.0, steps=150)
+    """A KL term that outweighs all else leaves nothing in the latent; the same run without it does not."""
+    kept = replace(quick, objective="sse", beta=0.0, steps=150, out=quick.out.with_name("kept"))
+    result = train_vae(kept, progress=False)
+    assert (result.metrics.active_units or 0) > 10
+    assert result.metrics.collapsed is False
+    collapsing = replace(kept, beta=1000.0, kl_warmup=0.0, out=quick.out)
     with pytest.warns(RuntimeWarning, match="POSTERIOR COLLAPSE"):
         result = train_vae(collapsing, progress=False)
-    assert result.metrics["active_units"] == 0
-    assert result.metrics["collapsed"]
-    assert result.provenance["collapsed"]
+    assert result.metrics.active_units == 0
+    assert result.metrics.collapsed
+    assert result.provenance.collapsed
     with pytest.warns(RuntimeWarning, match="collapsed in training"):
         load_encoder(quick.out)
+
+
+def test_the_metrics_are_those_of_held_out_episodes(quick: TrainConfig, pong_frames: FramesFolder) -> None:
+    metrics = train_vae(quick, progress=False).metrics
+    held_out = pong_frames.load(pong_frames.split(quick.validation, quick.seed)[1])
+    vae, _ = load_vae(quick.out)
+    error = reconstruct(vae, held_out).astype(float) - held_out
+    assert metrics.frames == len(held_out)
+    assert metrics.psnr == pytest.approx(10 * math.log10(255**2 / np.square(error).mean()), abs=1e-3)
 
 
 def test_the_calibrated_objective_is_the_entropy_of_its_variance(quick: TrainConfig) -> None:
@@ -208,10 +296,10 @@ def test_nan_stops_training_and_the_state_before_it_is_kept(
 ) -> None:
     config, straight = replace(quick, steps=6), replace(quick, steps=6, out=tmp_path / "straight")
     train_vae(straight, progress=False)
-    backward, compute = TrainingRun._backward, TrainingRun._terms
+    add, compute = TrainingRun._sum_gradients, TrainingRun._terms
 
-    def poisoned_gradient(run: TrainingRun, *arguments: Any) -> None:
-        backward(run, *arguments)
+    def poisoned_gradient(run: TrainingRun) -> None:
+        add(run)
         if run.step == 3:
             run.vae.output_bias.grad[0, 0, 0] = math.inf  # type: ignore[index]
 
@@ -223,7 +311,7 @@ def test_nan_stops_training_and_the_state_before_it_is_kept(
         if where == "loss":
             patch.setattr(TrainingRun, "_terms", poisoned_loss)
         else:
-            patch.setattr(TrainingRun, "_backward", poisoned_gradient)
+            patch.setattr(TrainingRun, "_sum_gradients", poisoned_gradient)
         with pytest.raises(FloatingPointError, match="at step 4; the state before it is kept"):
             train_vae(config, progress=False)
     with safetensors.safe_open(config.out / CHECKPOINT, framework="np") as file:
@@ -294,7 +382,6 @@ def test_two_processes_take_the_steps_of_one(quick: TrainConfig, how: str) -> No
             "--precision",
             "float32",
             "--no-batch-norm",
-            "--position-weight=1000",
         ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert not done.returncode, done.stderr
@@ -314,27 +401,28 @@ def test_processes_report_their_errors(quick: TrainConfig) -> None:
 
 def test_a_flash_does_not_throw_training_back(quick: TrainConfig) -> None:
     """A batch of noise has a gradient many times the usual one, and moves the weights no more than others."""
-    run = TrainingRun(make_fabric(1, 1, "float32"), quick, FramesFolder(quick.data), {})
-    batches, stop = run.folder.batches_and_foreground(32, run.medians, run.episodes), threading.Event()
+    run = TrainingRun(make_fabric(1, 1, "float32"), quick, FramesFolder(quick.data), RUN)
+    batches = run.folder.batches_and_foreground(32, run.medians, run.episodes)
+    norm_of = {"before": 0.0, "taken": 0.0}
+    limit = run._limit_gradient
+
+    def watched(norm: torch.Tensor) -> None:
+        norm_of["before"] = float(norm)
+        limit(norm)
+        norm_of["taken"] = float(torch.stack([g.norm() for g in run._gradients()]).norm())
+
+    run._limit_gradient = watched  # type: ignore[method-assign]
     for _ in range(40):
-        frames, foreground = map(torch.from_numpy, next(batches))
-        run.take_step(frames, foreground, stop)
+        run.take_step(*map(torch.from_numpy, next(batches)))
     usual, norms = float(run.gradient_norm), []
-    weights = [parameter for parameter in run.vae.parameters() if parameter.grad is not None]
     for flash in (False, True):
         frames, foreground = map(torch.from_numpy, next(batches))
         if flash:
-            frames = torch.from_numpy(
-                np.random.default_rng(0).integers(0, 256, frames.shape).astype(np.uint8)
-            )
-        colors = color_bins(frames.int())
-        parts = run._terms(frames, colors, foreground, run._noise(32, run.step))
-        read = run.positions(parts.mean, colors)
-        run._backward(parts, Means.of(_sums(parts), 32), run.weighted_variance, 1.0, read)
-        norms.append(float(torch.stack([w.grad.norm() for w in weights]).norm()))  # type: ignore[union-attr]
-        run.take_step(frames, foreground, stop)
-        taken = float(torch.stack([w.grad.norm() for w in weights]).norm())  # type: ignore[union-attr]
-        assert taken <= 2 * usual * 1.05
+            noise = np.random.default_rng(0).integers(0, 256, frames.shape)
+            frames = torch.from_numpy(noise.astype(np.uint8))
+        run.take_step(frames, foreground)
+        norms.append(norm_of["before"])
+        assert norm_of["taken"] <= 2 * usual * 1.05
     assert norms[1] > 5 * norms[0], "else the flash would be none"
     assert float(run.gradient_norm) < 1.1 * usual
 

@@ -10,12 +10,12 @@ import torch
 from latent_obs.encoders.folder import VAEConfig
 from latent_obs.measures import RARE_SHARE, color_bins, color_rarity
 from latent_obs.training.objective import (
-    EMPHASIS_SHARE,
     MAX_LOG_VARIANCE,
     bounded_exp,
     floored_kl,
     gaussian_nll,
     init_output_bias,
+    pixel_weights,
     terms,
 )
 from latent_obs.vae import VAE
@@ -61,23 +61,37 @@ def test_the_kl_is_that_of_torch_distributions(frames: Any) -> None:
     torch.testing.assert_close(terms(vae, batch).kl, expected, rtol=1e-4, atol=1e-4)
 
 
+def decoded_error(vae: VAE, batch: Any) -> Any:
+    """Squared error of each value of what the posterior's mean decodes to, by NumPy."""
+    decoded = vae.decode(vae.encode(torch.from_numpy(batch))[0]).numpy()
+    return (decoded - batch / 255.0) ** 2
+
+
 def test_foreground_pixels_weigh_more_up_to_a_bound(frames: Any) -> None:
     vae = VAE.from_tensors(TINY_VAE, random_tensors(TINY_VAE))
     median = frames(1)[0]
     batch = np.stack([median, median, 255 - median])
     batch[1, 10:12, 20:24] ^= 255  # 8 pixels; all of them in the third frame
-    parts = terms(
-        vae,
-        torch.from_numpy(batch),
-        foreground=torch.from_numpy((batch != median).any(-1)[:, None]),
-        foreground_weight=20.0,
-        sample=False,
-    )
-    decoded = vae.decode(vae.encode(torch.from_numpy(batch))[0]).numpy()
-    error = (decoded - batch / 255.0) ** 2
-    extra = [0.0, 20 * error[1, 10:12, 20:24].sum(), 20 * EMPHASIS_SHARE * error[2].sum()]
+    foreground = torch.from_numpy((batch != median).any(-1)[:, None])
+    weights = pixel_weights(foreground, 20.0, torch.zeros(3, 64, 64), 0.0)
+    parts = terms(vae, torch.from_numpy(batch), weights=weights)
+    error = decoded_error(vae, batch)
+    extra = [0.0, 20 * error[1, 10:12, 20:24].sum(), 20 * 0.05 * error[2].sum()]
     np.testing.assert_allclose(parts.weighted_error, error.sum((1, 2, 3)) + extra, rtol=1e-4)
     np.testing.assert_allclose(parts.squared_error, error.sum((1, 2, 3)), rtol=1e-4)
+
+
+def test_the_weights_of_both_kinds_of_foreground_and_of_rare_colours_add_up() -> None:
+    """One pixel that is all three, one that is the first kind alone, one that is plain."""
+    foreground = torch.zeros(1, 2, 64, 64, dtype=torch.bool)
+    foreground[0, :, 3, 5] = True
+    foreground[0, 0, 60, 7] = True
+    rarity = torch.zeros(1, 64, 64)
+    rarity[0, 3, 5] = 0.5
+    weights = pixel_weights(foreground, 20.0, rarity, 60.0)
+    assert weights[0, 3, 5] == pytest.approx(1 + 20 + 20 + 0.5 * 60)
+    assert weights[0, 60, 7] == pytest.approx(1 + 20)
+    assert weights[0, 0, 0] == 1
 
 
 def test_rare_colours_weigh_more_up_to_a_bound() -> None:
@@ -89,15 +103,15 @@ def test_rare_colours_weigh_more_up_to_a_bound() -> None:
     rarity = torch.from_numpy(color_rarity(batch))
     whites, usual = RARE_SHARE / (4096 / 819_200), RARE_SHARE / (1 - 4104 / 819_200)
     inputs = torch.from_numpy(batch[:4])
-    parts = terms(vae, inputs, rarity=rarity[color_bins(inputs.int())], rarity_weight=60.0, sample=False)
-    decoded = vae.decode(vae.encode(torch.from_numpy(batch[:4]))[0]).numpy()
-    error = (decoded - batch[:4] / 255.0) ** 2
+    none = torch.zeros(4, 2, 64, 64, dtype=torch.bool)
+    parts = terms(vae, inputs, weights=pixel_weights(none, 20.0, rarity[color_bins(inputs.int())], 60.0))
+    error = decoded_error(vae, batch[:4])
     weights = np.full((4, 64, 64, 1), usual)
     weights[0, 10:12, 20:24] = 1.0
     weights[1] = whites
     share = weights.mean((1, 2, 3), keepdims=True)
-    assert share[0] < EMPHASIS_SHARE < share[1], "one below the bound, one above"
-    weights *= EMPHASIS_SHARE / np.maximum(share, EMPHASIS_SHARE)
+    assert share[0] < 0.05 < share[1], "one below the bound, one above"
+    weights *= 0.05 / np.maximum(share, 0.05)
     wanted = error.sum((1, 2, 3)) + 60 * (weights * error).sum((1, 2, 3))
     np.testing.assert_allclose(parts.weighted_error, wanted, rtol=1e-4)
     np.testing.assert_allclose(parts.squared_error, error.sum((1, 2, 3)), rtol=1e-4)
@@ -129,11 +143,15 @@ def test_a_posterior_without_width_keeps_its_gradient_finite() -> None:
 
 def test_free_bits_take_the_gradient_of_what_lies_below_the_floor() -> None:
     """Dimensions of 0.2 and 3 nats on average, a floor of 0.5: 3.5 nats, and only the second gives way."""
-    kl = torch.tensor([[0.1, 2.0], [0.3, 4.0]])
-    total, charged = floored_kl(kl.mean(0), 0.5)
-    assert total == pytest.approx(3.5)
-    assert charged.tolist() == [0, 1]
-    assert floored_kl(kl.mean(0), 0.0)[0] == pytest.approx(3.2)
+    kl = torch.tensor([[0.1, 2.0], [0.3, 4.0]], requires_grad=True)
+    mean = kl.detach().mean(0)
+    charged = floored_kl(kl, mean, 0.5)
+    torch.testing.assert_close(charged, torch.tensor([2.5, 4.5]))
+    charged.sum().backward()  # type: ignore[no-untyped-call]
+    assert kl.grad is not None
+    assert kl.grad.tolist() == [[0, 1], [0, 1]]
+    assert floored_kl(mean, mean, 0.5) == pytest.approx(3.5)
+    assert floored_kl(mean, mean, 0.0) == pytest.approx(3.2)
 
 
 def test_the_decoder_is_that_of_torchs_own_layers() -> None:
@@ -151,20 +169,33 @@ def test_the_decoder_is_that_of_torchs_own_layers() -> None:
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-3)
 
 
-def test_an_untrained_decoder_shows_the_mean_frame(frames: Any) -> None:
-    vae, seen = VAE(TINY_VAE), frames(200)
+def test_an_untrained_decoder_shows_the_mean_frame() -> None:
+    """Of frames that are dark above, bright below, red on the left and blue on the right."""
+    mean = np.zeros((64, 64, 3))
+    mean[..., 1] = np.linspace(20, 220, 64)[:, None]
+    mean[:, :20, 0] = 200
+    mean[:, 50:, 2] = 180
+    spread = np.random.default_rng(0).integers(-10, 11, (400, 64, 64, 3))
+    seen = np.clip(mean + spread, 0, 255).astype(np.uint8)
+    vae = VAE(TINY_VAE)
     init_output_bias(vae, seen)
     shown = vae.decode(torch.zeros(1, 32))[0].detach().numpy() * 255
-    assert np.abs(shown - seen.mean(0)).mean() < 10
+    assert np.abs(shown - mean).mean() < 5
+    logit = np.log(seen[:, 40, 10, 0].mean() / (255 - seen[:, 40, 10, 0].mean()))
+    assert vae.output_bias[0, 40, 10].item() == pytest.approx(logit, rel=1e-4)
 
 
-def test_sampling_follows_the_generator(frames: Any) -> None:
-    vae, batch = VAE.from_tensors(TINY_VAE, random_tensors(TINY_VAE)), torch.from_numpy(frames(2))
-    errors = [
-        terms(vae, batch, generator=torch.Generator().manual_seed(seed)).squared_error for seed in (1, 1, 2)
-    ]
-    assert torch.equal(errors[0], errors[1])
-    assert not torch.equal(errors[0], errors[2])
+def test_a_sample_lies_noise_times_the_deviation_from_the_mean() -> None:
+    """Decoding it is what torch.distributions' own reparameterisation decodes to."""
+    vae = VAE.from_tensors(TINY_VAE, random_tensors(TINY_VAE))
+    vae.log_variance.weight.mul_(0.02)
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8))
+    noise = torch.randn(3, 32)
+    mean, log_variance = vae.encode(batch)
+    assert log_variance.abs().min() > 1e-3, "else the deviation would equal the variance"
+    latents = mean + noise * torch.distributions.Normal(mean, log_variance.exp().sqrt()).stddev
+    wanted = (vae.decode(latents) - batch / 255).square().sum((1, 2, 3))
+    torch.testing.assert_close(terms(vae, batch, noise).squared_error, wanted, rtol=1e-4, atol=0.0)
 
 
 @pytest.mark.parametrize("fields", [{"latent_dim": 0}, {"channels": ()}, {"channels": (4,) * 7}])

@@ -609,7 +609,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "prototype": (
         "m.safetensors",
         lambda: header({"__proto__": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}),
-        "not the weights of an encoder",
+        "not the model.safetensors of an encoder",
     ),
     "type that every object has": (
         "m.safetensors",
@@ -641,7 +641,7 @@ HOSTILE: dict[str, tuple[str, Callable[[], bytes], str]] = {
     "other model": (
         "m.safetensors",
         lambda: safetensors.numpy.save({"weight": np.zeros(3, np.float32)}),
-        "not the weights of an encoder",
+        "not the model.safetensors of an encoder",
     ),
     "no image": ("picture.png", lambda: b"<svg onload=alert(1)>", "cannot read this image"),
     "empty image": ("picture.png", lambda: b"", "cannot read this image"),
@@ -719,7 +719,7 @@ def test_an_image_that_is_too_small_to_crop_says_so(opened: Opened, tmp_path: Pa
     page = opened.goto(path)
     page.set_input_files("#files", {"name": "x.png", "mimeType": "image/png", "buffer": bomb(100, 100)})
     expect(page.locator("#message.error")).to_contain_text(
-        "at least 160 x 194 pixels; this one has 100 x 100"
+        "at least 160 x 194 pixels, but this image has 100 x 100"
     )
 
 

@@ -146,7 +146,7 @@ def test_what_cannot_be_shown_is_said_before_anything_is_written(
     tmp_path: Path, encoder: Path, pong_frames: FramesFolder
 ) -> None:
     out = tmp_path / "x.html"
-    with pytest.raises(ValueError, match=r"has no calibration frames to show\. Give it some: --frames"):
+    with pytest.raises(ValueError, match=r"no calibration frames to show\. Name a frames folder: --frames"):
         visualize_encoder(VisualizeConfig(str(encoder), out=out))
     cropped = save_encoder(tmp_path / "cropped", frame_spec=FrameSpec((0, 50, 0, 50)))
     with pytest.raises(ValueError, match="Collect frames for it with the same crop"):

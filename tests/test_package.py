@@ -40,3 +40,10 @@ def test_the_version_is_the_same_everywhere() -> None:
     version = latent_obs.__version__
     assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert re.search(rf"^## \[(Unreleased|{re.escape(version)})\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+
+
+def test_the_changelog_has_each_heading_once() -> None:
+    """A doubled heading hides half of what changed from whoever reads the first one."""
+    unreleased = (ROOT / "CHANGELOG.md").read_text().partition("## [Unreleased]")[2].partition("\n## ")[0]
+    assert re.findall("^### (.*)$", unreleased, re.M) == ["Added", "Changed", "Fixed", "Removed"]
+    assert len(unreleased.splitlines()) < 120

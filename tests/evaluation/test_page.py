@@ -111,6 +111,16 @@ def test_the_page_says_whether_and_how_many_frames_were_held_out(
     assert f"{measured} that were held out of its training." in page
 
 
+def test_what_a_card_says_is_text_and_no_html(evaluation: Evaluation) -> None:
+    odd = '<script>alert("&")</script>'
+    card = replace(evaluation.card, env_id=odd, encoder=odd.replace("/", "|"), warnings=(odd,))
+    page = card_page(replace(evaluation, card=card))
+    assert (
+        page.count("&lt;script&gt;alert(&quot;&amp;&quot;)&lt;") == 4
+    )  # title, heading, environment, warning
+    assert odd in Page(page).words
+
+
 def test_the_worst_reconstructions_are_shown_worst_first(evaluation: Evaluation) -> None:
     """Squares of more and more pixels on black, all lost: the largest square is the worst."""
     frames = np.zeros((40, 64, 64, 3), np.uint8)

@@ -331,7 +331,7 @@ MUTANTS = [
         _RECIPE,
         "for name in reports.unseen or reports.reports]",
         "for name in reports.reports]",
-        f"{_TEST_RECIPE} -k measuring",
+        f"{_TEST_RECIPE} -k metrics_are_means",
     ),
     Mutant(
         "measuring again loses what was read of the RAM",

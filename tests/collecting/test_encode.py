@@ -250,6 +250,16 @@ def test_a_foreign_folder_of_the_hidden_name_is_neither_used_nor_deleted(
     assert len(os.listdir(hidden)) == 1 + (foreign == "plan")
 
 
+def test_a_link_of_the_hidden_name_is_not_followed_even_into_an_empty_folder(
+    pong: FramesFolder, encoder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".latents.tmp").symlink_to(tmp_path / "mine")
+    with pytest.raises(FileExistsError, match="was not made for that"):
+        encode_frames(EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), progress=False)
+    assert os.listdir(tmp_path / "mine") == []
+
+
 def test_what_another_plan_left_behind_is_cleared_away(
     pong: FramesFolder, encoder: Path, tmp_path: Path
 ) -> None:

@@ -237,7 +237,7 @@ MUTANTS = [
         f"{DATA}/parquet.py",
         "if staging.is_symlink() or (",
         "if (",
-        ENCODE + "::test_a_foreign_folder_of_the_hidden_name_is_neither_used_nor_deleted",
+        ENCODE + "::test_a_link_of_the_hidden_name_is_not_followed_even_into_an_empty_folder",
     ),
     # The door.
     Mutant(

@@ -90,7 +90,9 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     # Of the processes that torchrun started, each comes here; the first one writes.
     writes = fabric.is_global_zero
     with locked(config.out) if writes else contextlib.nullcontext():
-        if writes and (finished := _finished(config, run)) is not None:  # while it waited for the lock
+        # An equal run may have finished while this one waited for the lock. Where torchrun started several
+        # processes, the others would not see that.
+        if fabric.world_size == 1 and (finished := _finished(config, run)) is not None:
             return finished
         if progress and writes:
             console = Console(stderr=True, markup=False, highlight=False)

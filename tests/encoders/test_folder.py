@@ -253,7 +253,7 @@ def png(side: int) -> bytes:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"GIF89a", png_that_claims(40_000, 40_000), png_that_claims(512, 512), png(64), png(512)[:-40]],
+    [b"", b"GIF89a", png_that_claims(40_000, 40_000), png_that_claims(512, 512), png(64)],
 )
 def test_a_picture_of_another_size_is_refused_before_it_is_unpacked(
     folder: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
@@ -261,5 +261,5 @@ def test_a_picture_of_another_size_is_refused_before_it_is_unpacked(
     (folder / "calibration.png").write_bytes(data)
     if struct.pack(">II", 512, 512) not in data:
         monkeypatch.setattr(cv2, "imdecode", None)
-    with pytest.raises(ValueError, match="no PNG picture of 512x512 pixels"):
+    with pytest.raises(ValueError, match=r"holds no calibration frames|must be a 512x512 picture"):
         read_calibration(folder)

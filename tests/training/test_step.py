@@ -253,3 +253,5 @@ def test_the_held_out_loss_is_that_of_held_out_frames_as_they_are_encoded_later(
         "held_out_active_units": float((posterior.mean.var(0, correction=0) > 0.01).sum()),
     }
     assert told == pytest.approx(wanted, rel=1e-3)
+    charged = told["held_out_loss"] - told["held_out_reconstruction"]  # a small part of the loss
+    assert charged == pytest.approx(4 * kl.item(), rel=1e-2)

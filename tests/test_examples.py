@@ -68,7 +68,7 @@ NEEDS = {
         (
             "examples/sb3_recurrent.py",
             ["--algorithm", "qrdqn", "--steps", "200", "--buffer", "500"],
-            "qrdqn trained for 200 steps",
+            "qrdqn trained for 208 steps",
         ),
         ("examples/sbx_sac.py", ["--steps", "60"], "sac trained for 60 steps on (64,)"),
         ("examples/sbx_sac.py", ["--steps", "60", "--algorithm", "crossq"], "crossq trained for 60 steps"),

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from latent_obs.frames import FrameSource, FrameSpec, check_frame_space, frame_source, preprocess
 
@@ -113,6 +115,27 @@ def test_the_source_of_an_atari_env_holds_its_emulator_settings() -> None:
     assert pooled.emulator["noop_max"] == 30
     assert len(plain.differences(pooled)) == 3
     assert FrameSource.from_json(plain.to_json()) == plain
+
+
+@pytest.mark.skipif(
+    not hasattr(ale_py, "AtariVectorEnv"), reason="ale-py before 0.11 has no vector environment"
+)
+def test_what_is_not_said_is_the_default_of_the_env_that_is_made() -> None:
+    """ALE's vector environment has other defaults than its plain one: both are read off their signatures."""
+    native = inspect.signature(ale_py.AtariVectorEnv.__init__).parameters
+    plain = inspect.signature(ale_py.AtariEnv.__init__).parameters
+    spec = EnvSpec("X-v0", "ale_py.env:AtariEnv", kwargs={"game": "pong"})
+    found = frame_source(spec).emulator
+    assert found["repeat_action_probability"] == plain["repeat_action_probability"].default
+    vectorised = {"game": "pong", "vectorization_mode": "vector_entry_point"}
+    found = frame_source(EnvSpec("X-v0", "ale_py.env:AtariEnv", kwargs=vectorised)).emulator
+    for name, theirs in (
+        ("repeat_action_probability", "repeat_action_probability"),
+        ("frameskip", "frameskip"),
+        ("noop_max", "noop_max"),
+        ("max_pool", "maxpool"),
+    ):
+        assert found[name] == native[theirs].default, name
 
 
 def test_sources_without_an_emulator_never_differ() -> None:

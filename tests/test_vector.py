@@ -138,6 +138,42 @@ def test_ales_vector_env_is_encoded_as_its_frames(mode: str) -> None:
     assert ends >= NUM
 
 
+class BatchedFinals(SyncVectorEnv):
+    """Reports final observations as ALE does: one batch, rows of running environments unspecified."""
+
+    def step(self, actions: Any) -> Any:
+        obs, rewards, terminations, truncations, infos = super().step(actions)
+        if "final_obs" in infos:
+            rows = [np.full_like(obs[0], 77) if one is None else one for one in infos["final_obs"]]
+            infos = {"final_obs": np.stack(rows)}
+        return obs, rewards, terminations, truncations, infos
+
+
+@pytest.mark.skipif("SameStep" not in AUTORESET_MODES, reason="Gymnasium 1.0 has no final observations")
+@pytest.mark.parametrize("stack", [1, 2])
+def test_final_rows_of_a_batch_are_those_of_the_envs_that_ended(stack: int, encoder: Path) -> None:
+    """Episodes of 3, 5 and 4 steps, so that one ends while others run; finals by hand from each env."""
+    encode = load_encoder(encoder)
+    envs = vector.LatentObservationWrapper(
+        vector_env(makers(), "SameStep", BatchedFinals), encode, stack=stack
+    )
+    twins = [make() for make in makers()]
+    seen = [[twin.reset(seed=4 + i)[0]] for i, twin in enumerate(twins)]
+    envs.reset(seed=4)
+    alone = 0
+    for step in range(13):
+        *_, terminations, truncations, infos = envs.step(actions(step))
+        done = np.logical_or(terminations, truncations)
+        for i, twin in enumerate(twins):
+            seen[i].append(twin.step(actions(step)[i])[0])
+            if done[i]:
+                last = [encode(preprocess(image, FrameSpec())) for image in seen[i][-stack:]]
+                np.testing.assert_array_equal(infos["final_obs"][i], np.concatenate(last))
+                alone += done.sum() == 1
+                seen[i] = [twin.reset()[0]] * stack
+    assert alone > 2
+
+
 @needs_native_ale
 def test_ales_frames_at_64x64_are_our_frames() -> None:
     """The claim behind not resizing them: same settings, same pixels, terminal frames aside."""

@@ -17,8 +17,8 @@ import numpy as np
 class QuickEnv(gym.Env[Any, Any]):
     """A dot jumps about; episodes last 5 to 40 steps; all of it follows from the seed and the actions.
 
-    In the step of a number given as ``..._after`` it sleeps for ever, holds the interpreter's lock for
-    ever, raises an error, calls ``sys.exit(0)``, ends its process with status 0, or starts a thread that
+    In the step of a number given as ``..._after`` it sleeps for long, holds the interpreter's lock for
+    long, raises an error, calls ``sys.exit(0)``, ends its process with status 0, or starts a thread that
     keeps its process alive.
     """
 
@@ -51,7 +51,7 @@ class QuickEnv(gym.Env[Any, Any]):
         if self.steps == self.hang_after:
             time.sleep(1000)
         if self.steps == self.hold_after:
-            deque(itertools.repeat(0), maxlen=0)  # a loop in C that never looks for signals
+            deque(itertools.repeat(0, 10**11), maxlen=0)  # minutes in C, which never looks for signals
         if self.steps == self.exit_after:
             sys.exit(0)
         if self.steps == self.vanish_after:

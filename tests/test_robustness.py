@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -44,9 +45,27 @@ from latent_obs.collecting.collect import CollectConfig, collect_frames
 if __name__ == "__main__":
     collect_frames({config!r}, progress=False)
 """
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True, **options
     )
+    STARTED.add(process.pid)
+    return process
+
+
+STARTED: set[int] = set()  # collections and workers
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    """A test that fails must not leave a hanging environment behind."""
+    yield
+    for parent in list(STARTED):
+        children(parent)
+    for pid in STARTED:
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(sys.executable.encode()):
+                os.kill(pid, signal.SIGKILL)
+    STARTED.clear()
 
 
 def children(pid: int) -> list[int]:
@@ -59,6 +78,7 @@ def children(pid: int) -> list[int]:
                 found.append(int(path.parent.name))
         except (OSError, ValueError):
             continue  # it ended meanwhile
+    STARTED.update(found)
     return found
 
 
@@ -132,7 +152,9 @@ def command(config: CollectConfig, **options: Any) -> subprocess.Popen[str]:
     if config.step_timeout is not None:
         words += ["--step-timeout", config.step_timeout]
     line = [sys.executable, "-m", "latent_obs", "collect", config.env_id, *map(str, words)]
-    return subprocess.Popen(line, cwd=ROOT, text=True, **options)
+    process = subprocess.Popen(line, cwd=ROOT, text=True, **options)
+    STARTED.add(process.pid)
+    return process
 
 
 @pytest.mark.parametrize("workers", [1, 2])

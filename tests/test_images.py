@@ -18,7 +18,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from latent_obs import LatentObservationWrapper, load_encoder, vector
 from latent_obs.frames import FrameSpec, frame_source
-from latent_obs.images import MadeBy, image_layout
+from latent_obs.images import ImageLayout, MadeBy, image_layout
 from tests.conftest import AUTORESET_MODES, FrameEnv, save_encoder, vector_env
 
 gym.register_envs(ale_py)
@@ -72,6 +72,16 @@ def test_an_image_is_encoded_as_what_it_shows(name: str, vectorised: bool, encod
         image = np.stack([gray(image).astype(np.uint8)] * 3, -1)
     expected = encode(cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA))
     np.testing.assert_array_equal(wrapped.reset(seed=1)[0].reshape(-1), expected)
+
+
+def test_floats_are_rounded_to_the_nearest_value() -> None:
+    """And what lies outside of the bounds that the space promised does not wrap around."""
+    given = np.array([[0.0, 0.4, 0.6, 99.6], [254.4, 254.6, 256.0, -3.0]])
+    wanted = [[0, 0, 1, 100], [254, 255, 255, 0]]
+    for scale, images in ((1, given), (255, given / 255)):
+        found = ImageLayout("HW", gray=True, scale=scale).to_rgb(images)
+        assert found.dtype == np.uint8
+        assert found.tolist() == [[[value] * 3 for value in row] for row in wanted]
 
 
 @pytest.mark.parametrize(

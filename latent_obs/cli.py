@@ -109,32 +109,32 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(run: Callable[[Any], None], config: Any) -> None:
-    """Run a command; code of others that exits in the midst of it has not finished it."""
+    """Run a command; ``sys.exit`` in somebody else's code is an error, since nothing is finished."""
     try:
         run(config)
     except SystemExit as error:
         raise RuntimeError(
-            f"The command was ended by sys.exit({error.code!r}) before it was done."
+            f"Some code called sys.exit({error.code!r}) before the command was finished."
         ) from error
 
 
-# What the package and its libraries raise for mistakes of the user and faults of the machine.
+# The errors that the package and its libraries raise for mistakes of the user and faults of the machine.
 _EXPECTED = (ValueError, ImportError, OSError, ArithmeticError, RuntimeError)
 
 
 def _explain(error: Exception) -> str:
-    """Return what an error says; one that nobody expected says where it came from too."""
+    """Return the message of an error; that of an unexpected error names the line of code too."""
     if isinstance(error, _EXPECTED):
         return str(error)
     at = traceback.extract_tb(error.__traceback__)[-1]
     return (
-        f"{type(error).__name__}: {error} (in {at.filename}, line {at.lineno}). Nobody expected this error. "
-        f"Please report it with what the same command prints after `{sys.executable} -X dev -m latent_obs`."
+        f"{type(error).__name__}: {error} (in {at.filename}, line {at.lineno}). This is a bug. Please "
+        f"report it with the output of the same command, begun with `{sys.executable} -X dev -m latent_obs`."
     )
 
 
 def _say(text: object, style: str | None = None) -> None:
-    """Print a line as it is: a terminal wraps it, so a path in it can be copied."""
+    """Print a line without cutting it, so that a path in it can be copied."""
     plain_console().print(str(text), style=style, soft_wrap=True)
 
 
@@ -203,7 +203,7 @@ def _train(config: TrainConfig) -> None:
     from latent_obs.training.train import train_vae
 
     result = train_vae(config)
-    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started, one speaks
+    if os.environ.get("RANK", "0") == "0":  # only the first process that torchrun started prints
         _report(f"{config.out} on held-out episodes", result.metrics)
 
 
@@ -383,7 +383,7 @@ def _card(config: CardConfig) -> None:
 
     text = read_card(config.encoder)
     if text.startswith("---\n"):
-        text = text.partition("---\n")[2].partition("---\n")[2]  # after the front matter
+        text = text.partition("---\n")[2].partition("---\n")[2]  # what follows the front matter
     text = "\n".join(line for line in text.splitlines() if not line.startswith("!["))
     if sys.stdout.isatty():
         plain_console().print(Markdown(text))
@@ -408,11 +408,11 @@ def _list(config: ListConfig) -> None:
     if not config.folder.is_dir():
         raise FileNotFoundError(f"There is no folder {config.folder} to search for encoders.")
     for root, folders, files in os.walk(config.folder):
-        # A home folder can be vast; encoders lie near where the work is.
+        # A home folder can be vast, so the search goes no deeper than four folders.
         deep = len(Path(root).relative_to(config.folder).parts) >= 4
         folders[:] = [] if deep else sorted(f for f in folders if not f.startswith("."))
         if Path(root).resolve().parent == PRETRAINED.resolve():
-            continue  # listed by its name already
+            continue  # a bundled encoder is listed by its name already
         if "config.json" in files and "model.safetensors" in files:
             with contextlib.suppress(ValueError, OSError):  # some other program's config.json
                 found.setdefault(root, read_config(Path(root)))
@@ -433,7 +433,7 @@ def _list(config: ListConfig) -> None:
             if isinstance(probes, dict)
             else str(probes),
         )
-    # Never cut a path that is there to be copied: a narrow terminal wraps the line itself.
+    # A narrow terminal wraps a wide table, so that paths in it can be copied; rich would cut them.
     console = plain_console()
     console.width = max(
         console.width, console.measure(table, options=console.options.update(width=1000)).maximum

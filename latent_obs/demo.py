@@ -140,7 +140,8 @@ def run_demo(config: DemoConfig) -> None:
         console.print(f"  {path}", highlight=False, soft_wrap=True)
     console.print("Try next:")
     program = "latent-obs" if shutil.which("latent-obs") else Path(sys.argv[0])
-    other = "ALE/Breakout-v5" if config.env == "CarRacing-v3" else "CarRacing-v3"
+    drives = importlib.util.find_spec("Box2D") is not None and config.env != "CarRacing-v3"
+    other = "CarRacing-v3" if drives else "ALE/Freeway-v5"
     for command in (
         f"{program} demo --env {other}",
         f"{program} train {train.data} --out {folder}/better --steps 20000",

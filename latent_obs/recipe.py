@@ -174,11 +174,7 @@ def _with_probes(new: Reports, old: Reports, encoder: EncoderConfig) -> dict[str
     for name in cards.keys() & old.reports.keys():
         before = old.reports[name]
         if cards[name].probe is None and before.probe is not None:
-            date = (
-                before.probe.get("created")
-                or before.created
-                or str(encoder.provenance.get("created", ""))[:10]
-            )
+            date = before.probe.get("created") or before.created or (encoder.provenance.created or "")[:10]
             card = replace(cards[name], probe={**before.probe, "created": date})
             cards[name] = replace(card, warnings=find_faults(card))
     return cards
@@ -261,11 +257,11 @@ def _report(name: str, encoder: Path, frames: Path, cache: Path, probe: bool, pr
     """Return the report card on fresh frames, from an earlier call where encoder and frames are the same."""
     from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
 
-    made = read_config(encoder).provenance["created"]
+    made = read_config(encoder).provenance.created
     if cache.exists():
         known = ReportCard.from_json(json.loads(cache.read_text(encoding="utf-8")))
         same = known.data.collection == FramesFolder(frames).identity
-        if same and known.provenance["created"] == made and (known.probe or not probe):
+        if same and known.provenance.get("created") == made and (known.probe or not probe):
             return known
     card = evaluate_encoder(EvaluateConfig(encoder, frames, probe=probe), progress=progress)
     # Whoever reads the card has other folders.

@@ -31,8 +31,9 @@ class VAE(nn.Module):
 
     Args:
         config: Sizes of the networks.
-        norm: Makes the layer that normalises so many channels while training, such as
-            :class:`~latent_obs.training.batch_norm.BatchNorm`; a saved VAE has none.
+        norm: Called with a number of channels, it returns the layer that normalises them while training, such
+            as :class:`~latent_obs.training.batch_norm.BatchNorm`. ``None`` (default): no such layer, as in a
+            saved VAE.
 
     Attributes:
         output_bias: Added to the decoder's logits, shape (3, 64, 64); the mean frame's logit.
@@ -120,10 +121,10 @@ class VAE(nn.Module):
 
 
 class _TransposedConv(nn.ConvTranspose2d):
-    """The same function with its bias added apart.
+    """A transposed convolution that adds its bias in an operation of its own.
 
-    Inside the convolution its gradient costs oneDNN as much as that of the weights (15 ms in a
-    step of 64 frames); outside it is a sum.
+    The gradient of a bias inside the convolution costs oneDNN as much as that of the weights (15 ms in a step
+    of 64 frames); outside, it is a sum.
     """
 
     def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -131,7 +132,7 @@ class _TransposedConv(nn.ConvTranspose2d):
         convolved = F.conv_transpose2d(features, self.weight, stride=2, padding=1)
         if self.bias is None:
             return convolved
-        # Of one dtype, for adding in place converts a bfloat16 tensor twice to add a float32 one.
+        # Adding a float32 bias to a bfloat16 tensor in place would convert the tensor twice.
         return convolved.add_(self.bias.to(convolved.dtype)[:, None, None])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import threading
 import time
 from collections import deque
 from typing import Any
@@ -17,7 +18,8 @@ class QuickEnv(gym.Env[Any, Any]):
     """A dot jumps about; episodes last 5 to 40 steps; all of it follows from the seed and the actions.
 
     In the step of a number given as ``..._after`` it sleeps for ever, holds the interpreter's lock for
-    ever, raises an error, calls ``sys.exit(0)``, or ends its process with status 0.
+    ever, raises an error, calls ``sys.exit(0)``, ends its process with status 0, or starts a thread that
+    keeps its process alive.
     """
 
     observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
@@ -31,10 +33,11 @@ class QuickEnv(gym.Env[Any, Any]):
         break_after: int | None = None,
         exit_after: int | None = None,
         vanish_after: int | None = None,
+        linger_after: int | None = None,
     ) -> None:
         self.pause, self.steps = pause, 0
         self.hang_after, self.hold_after, self.break_after = hang_after, hold_after, break_after
-        self.exit_after, self.vanish_after = exit_after, vanish_after
+        self.exit_after, self.vanish_after, self.linger_after = exit_after, vanish_after, linger_after
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -53,6 +56,8 @@ class QuickEnv(gym.Env[Any, Any]):
             sys.exit(0)
         if self.steps == self.vanish_after:
             os._exit(0)
+        if self.steps == self.linger_after:
+            threading.Thread(target=time.sleep, args=(1000,)).start()
         if self.steps == self.break_after:
             raise RuntimeError("the cable came off")
         if self.pause:

@@ -273,6 +273,14 @@ def test_an_env_that_exits_does_not_end_the_calling_program(tmp_path: Path) -> N
     assert len(contents(tmp_path)) == 1
 
 
+def test_threads_of_the_env_do_not_keep_a_collection_alive(tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, frames=400, env_kwargs={"linger_after": 100})
+    process = command(config, stderr=subprocess.PIPE)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert len(FramesFolder(tmp_path)) == 400
+
+
 def test_a_worker_that_somebody_ends_is_reported(tmp_path: Path) -> None:
     """It was told to stop politely, keeps what it had, and the frames asked for are not there."""
     config = replace(SLOWED, out=tmp_path, frames=3000)

@@ -188,10 +188,10 @@ class SB3Policy:
     Args:
         path: A ``.zip`` written by ``model.save``.
         env: The environment that the model will act in; its spaces must be the model's.
-        encoder: What the model's observations are latents of. It then sees what
-            :class:`~latent_obs.LatentObservationWrapper` would show it; how many latents that
-            stacks follows from the model's observation space. Whether they were scaled does not: the
-            encoder's ``normalize`` must be the one of training.
+        encoder: What the model's observations are latents of. The model then sees what
+            :class:`~latent_obs.LatentObservationWrapper` would show it, with as many latents stacked as its
+            observation space has room for. Its file does not say whether the latents were scaled, so
+            the encoder must have the ``normalize`` of the training.
 
     Raises:
         ValueError: If the file is no whole Stable-Baselines3 zip, unpacks to a multiple of its size, or

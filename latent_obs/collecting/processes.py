@@ -25,8 +25,8 @@ from typing import Any
 from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, describe, one_thread
 from latent_obs.progress import say, stop_on_signals
 
-# Seconds after the parent's death in which a worker may finish its shard.
-_ORPHAN_SECONDS = 5.0
+# Seconds in which a worker may finish its shard after its parent died, and end after it said that it is done.
+_GRACE_SECONDS = 5.0
 # Seconds between two lines about workers that do not end when asked to.
 _PATIENCE = 10.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -50,7 +50,8 @@ class _Worker:
     process: BaseProcess
     pulse: Pulse
     ended: Ended | None = None
-    killed: bool = False
+    ended_at: float = 0.0
+    late: bool = False  # its environment took longer than it may
 
     @property
     def where(self) -> str:
@@ -68,8 +69,9 @@ class _Worker:
         Args:
             asked: It was asked to end.
         """
-        if self.killed:
-            return None  # said already
+        if self.late:
+            limit = self.plan.config.step_timeout
+            return f"{self.where} was ended: its environment took longer than {limit:g} s"
         if self.ended is None:
             code = self.process.exitcode
             if asked and code == -signal.SIGTERM:
@@ -144,7 +146,7 @@ def _listen(
                 while pipe.poll():
                     message = pipe.recv()
                     if isinstance(message, Ended):
-                        worker.ended = message
+                        worker.ended, worker.ended_at = message, time.monotonic()
                     else:
                         update(worker.plan.worker, message)
             except (EOFError, OSError):
@@ -155,9 +157,11 @@ def _listen(
                 failures.append(failure)
         for worker in running:
             limit = worker.plan.config.step_timeout
-            if limit is not None and worker.call_seconds > limit and not worker.killed:
-                worker.killed = True
-                failures.append(f"{worker.where} was ended: its environment took longer than {limit:g} s")
+            if limit is not None and worker.call_seconds > limit:
+                worker.late = True
+                worker.process.kill()
+            # Threads that the environment started may keep a process alive that has done its work.
+            if worker.ended is not None and time.monotonic() - worker.ended_at > _GRACE_SECONDS:
                 worker.process.kill()
         if (stop.is_set() or failures) and not asked:
             asked, told = True, time.monotonic()
@@ -166,11 +170,11 @@ def _listen(
         if asked and time.monotonic() - told >= _PATIENCE:
             told = time.monotonic()
             for worker in running:
-                say(
-                    f"Still waiting for {worker.where}: its environment has not answered for "
-                    f"{worker.call_seconds:.0f} s. "
-                    + ("Ctrl-C ends it." if stop.is_set() else "Ctrl-C, pressed twice, ends it.")
-                )
+                state = "it is finishing its shard"
+                if worker.call_seconds >= 1:
+                    state = f"its environment has not answered for {worker.call_seconds:.0f} s"
+                keys = "Ctrl-C ends" if stop.is_set() else "Ctrl-C, pressed twice, ends"
+                say(f"Still waiting for {worker.where}: {state}. {keys} it at once.")
 
 
 def _process_main(
@@ -180,7 +184,7 @@ def _process_main(
     sys.path[:] = user_path
     one_thread()
     # The next run waits for the lock, so an orphan that holds it may finish its shard.
-    seconds = 0.0 if lock is None else _ORPHAN_SECONDS
+    seconds = 0.0 if lock is None else _GRACE_SECONDS
     _die_after_parent(at_once=seconds == 0)
     with stop_on_signals(signal.SIGTERM, worker=True) as stop:
         threading.Thread(target=_end_with_parent, args=(stop, seconds), daemon=True).start()

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from latent_obs.data.index import EpisodeIndex, Integers, Mask
+from latent_obs.data.index import EpisodeIndex, Integers, Mask, episode_runs
 from latent_obs.data.shards import Shard, read_group, read_shard
 from latent_obs.data.shuffle import GroupReader, shuffled_batches
-from latent_obs.data.storage import Location, list_files, parse_location, shown
+from latent_obs.data.storage import Location, for_each, list_files, parse_location, shown
 from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames, FrameSource, FrameSpec
 
 # A sample of a folder of up to so many frames is drawn from a permutation of all of them, as
@@ -44,7 +44,7 @@ class FramesFolder:
 
     def __init__(self, path: Location) -> None:
         self.path = parse_location(path)
-        self.shards = [read_shard(shard) for shard in list_files(self.path, ".parquet")]
+        self.shards = for_each(read_shard, list_files(self.path, ".parquet"), self.path)
         if not self.shards:
             missing = isinstance(self.path, Path) and not self.path.is_dir()
             wrong = "There is no frames folder {}." if missing else "The folder {} holds no frames."
@@ -309,7 +309,7 @@ class FramesFolder:
 
     @cached_property
     def _index(self) -> EpisodeIndex:
-        return EpisodeIndex(self.shards)
+        return EpisodeIndex(for_each(episode_runs, self.shards, self.path))
 
     @cached_property
     def _group_ends(self) -> Integers:

@@ -7,6 +7,7 @@ of a shard, so the index holds 16 bytes for each episode of each shard, whatever
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,26 +18,47 @@ Integers = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 
-class EpisodeIndex:
-    """The runs of consecutive rows that have the same episode number.
+@dataclass(frozen=True)
+class Runs:
+    """The runs of consecutive rows of one shard that have the same episode number.
 
     Args:
-        shards: The shards of a folder; the ``episode`` column of each is read, and nothing else.
+        numbers: Episode number of each run.
+        starts: Row of the shard with which each run begins.
+        rows: Rows of the shard.
+    """
+
+    numbers: Integers
+    starts: Integers
+    rows: int
+
+
+def episode_runs(shard: Shard) -> Runs:
+    """Read the ``episode`` column of a shard, and nothing else.
 
     Raises:
         ValueError: If an episode number is missing.
-        OSError: If a column is corrupt.
+        OSError: If the column is corrupt.
+    """
+    column = read_episodes(shard)
+    starts = np.flatnonzero(np.concatenate([[True], column[1:] != column[:-1]])[: len(column)])
+    return Runs(column[starts], starts, len(column))
+
+
+class EpisodeIndex:
+    """The runs of a folder's shards, one after the other.
+
+    Args:
+        shards: The runs of each shard.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    def __init__(self, shards: Sequence[Runs]) -> None:
         starts, numbers, in_shard, row = [], [], [], 0
-        for place, shard in enumerate(shards):
-            column = read_episodes(shard)
-            first = np.flatnonzero(np.concatenate([[True], column[1:] != column[:-1]])[: len(column)])
-            starts.append(first + row)
-            numbers.append(column[first])
-            in_shard.append(np.full(len(first), place, np.int32))
-            row += len(column)
+        for place, runs in enumerate(shards):
+            starts.append(runs.starts + row)
+            numbers.append(runs.numbers)
+            in_shard.append(np.full(len(runs.numbers), place, np.int32))
+            row += runs.rows
         self._numbers: Integers = np.concatenate(numbers)
         self._in_shard = np.concatenate(in_shard)
         # Where each run begins, and behind the last one where the folder ends.

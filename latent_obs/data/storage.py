@@ -17,9 +17,10 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -33,6 +34,9 @@ Location = Path | str  # of a folder or of a file; a str may be a URL
 LOCK = ".lock"
 PATIENCE = 10.0  # seconds to wait for a lock: workers whose parent was killed need a moment to end
 _PROBE = ".writable"
+_REQUESTS = 32  # to a store at a time
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 # Object stores have no folders; making one there would leave an empty object of that name.
 _WITHOUT_FOLDERS = ("s3", "gcs", "abfs")
 
@@ -94,6 +98,17 @@ def list_files(folder: Location, suffix: str) -> list[Location]:
     found = filesystem.get_file_info(pa.fs.FileSelector(path, allow_not_found=True))
     names = (info.base_name for info in found if info.type == pa.fs.FileType.File)
     return [child(folder, n) for n in sorted(names) if n.endswith(suffix) and not n.startswith(".")]
+
+
+def for_each(function: Callable[[Item], Result], items: Sequence[Item], folder: Location) -> list[Result]:
+    """Return a function's value for each file of a folder, asking a store about many at a time.
+
+    A store takes tens of milliseconds to answer, whatever it is asked, and a disk microseconds.
+    """
+    if isinstance(folder, Path):
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        return list(pool.map(function, items))
 
 
 def num_bytes(location: Location) -> int:

@@ -233,12 +233,6 @@ def read_tensors(folder: Path, config: EncoderConfig) -> Tensors:
     if not path.is_file():
         raise FileNotFoundError(f"The encoder folder {folder} has no model.safetensors.")
     data = path.read_bytes()
-    if config.weights_sha256 not in (None, hashlib.sha256(data).hexdigest()):
-        raise ValueError(
-            f"{path} holds other weights than its config.json describes: one of the two files was replaced "
-            "without the other, as by a copy that was interrupted. Copy both again, or train the encoder "
-            f"again with --out {folder} --overwrite."
-        )
     try:
         loaded = safetensors.numpy.load(data)
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -265,6 +259,13 @@ def read_tensors(folder: Path, config: EncoderConfig) -> Tensors:
         raise ValueError(f"{path}: decoder_variance must be positive, got {tensors['decoder_variance']}.")
     if not _largest_value(config, tensors) < float(np.finfo(np.float32).max):
         raise ValueError(f"{path} holds weights so large that float32 overflows when a frame is encoded.")
+    if config.weights_sha256 not in (None, hashlib.sha256(data).hexdigest()):
+        raise ValueError(
+            f"{path} holds other weights than its config.json describes: one of the two files was replaced "
+            "without the other, as by a copy that was interrupted. Copy both again, or train the encoder "
+            f"again with --out {folder} --overwrite. If you changed the weights yourself, delete "
+            '"weights_sha256" from config.json.'
+        )
     return tensors
 
 

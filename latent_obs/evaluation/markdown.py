@@ -110,21 +110,17 @@ def _by_environment(reports: Reports) -> list[str]:
             *_table(("environment", "episodes", *heads), rows),
             "",
         ]
-        for figure in BRIEF:
-            if spread := _spread(figure, cards):
-                lines += [f"{figure.label}, mean over episodes (lowest to highest): {spread}.", ""]
+        if told := [figure for figure in BRIEF if any(card.spread(figure) for card in cards.values())]:
+            spreads = [(env_id, *(card.spread(figure) for figure in told)) for env_id, card in cards.items()]
+            heads = (figure.label for figure in told)
+            lines += ["Mean over the episodes, with the lowest and the highest in brackets:", ""]
+            lines += [*_table(("environment", *heads), spreads), ""]
     return [*lines, _MEANING]
 
 
 def _cell(card: ReportCard, figure: Figure) -> str:
     own = figure.shown(card)
     return f"{own} ({figure.shown(card.baselines['pca'])})" if figure.baselines and own else own
-
-
-def _spread(figure: Figure, cards: Mapping[str, ReportCard]) -> str:
-    told = {env_id: spread for env_id, card in cards.items() if (spread := card.spread(figure))}
-    named = len(cards) > 1
-    return "; ".join(f"{spread} in {env_id}" if named else spread for env_id, spread in told.items())
 
 
 def _probes(reports: Reports) -> list[str]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
+from latent_obs.encoders.provenance import check
 from latent_obs.measures import Dimension, Drift
 
 FORMAT = "latent_obs.report_card"
@@ -241,8 +242,13 @@ class ReportCard(Scores):
 
 
 def _build(kind: type[_T], value: Content) -> _T:
-    known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: each for name, each in value.items() if name in known})
+    """Build from JSON, having checked its numbers and texts; parts that are built already stay."""
+    types = get_type_hints(kind)
+    known = {name: each for name, each in value.items() if name in types}
+    for name, each in known.items():
+        if types[name] in (bool, int, float, str, float | None):
+            known[name] = check(each, types[name], name)
+    return kind(**known)
 
 
 @dataclass(frozen=True)

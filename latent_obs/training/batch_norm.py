@@ -1,8 +1,8 @@
 """Batch normalisation that exists only while a VAE trains.
 
-Normalised activations let a small object's place reach the latent in a fraction of the steps.
-Once training ends, each normalisation is a fixed scale and shift per channel, so it is folded into
-the weights before it: encoder folders, runtimes and pages know nothing of it.
+With normalised activations the place of a small object reaches the latent in a fraction of the steps.
+After training, each normalisation is a fixed scale and shift of its channels, so it is folded into the
+weights of the layer before: encoder folders, runtimes and pages need not know of it.
 
 Source: Ioffe & Szegedy (2015), "Batch normalization".
 """
@@ -23,9 +23,9 @@ MOMENTUM = 0.1  # of the running statistics: torch's default
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Normalises over the whole batch, also where several processes share it.
+    """Batch normalisation over the whole batch, also when several processes share it.
 
-    torch's own synchronised form runs on GPUs only.
+    torch's ``SyncBatchNorm`` runs on GPUs only.
 
     Args:
         channels: C.
@@ -61,7 +61,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A sum whose gradient reaches every process; torch's own is deprecated."""
+    """A sum whose gradient reaches every process; the one in ``torch.distributed.nn`` is deprecated."""
 
     @staticmethod
     def forward(_: Any, values: Tensor) -> Tensor:
@@ -78,10 +78,10 @@ class _SumOverProcesses(torch.autograd.Function):
 
 @torch.no_grad()
 def fold(vae: VAE) -> VAE:
-    """Return the same function, as it is evaluated, without normalisation.
+    """Return a VAE without normalisation that computes what this one computes in evaluation mode.
 
     Args:
-        vae: A VAE made with :class:`BatchNorm`; any other is copied.
+        vae: A VAE made with :class:`BatchNorm`; a VAE without normalisation is copied.
     """
     plain = type(vae)(vae.config)
     tensors = {name: tensor.double() for name, tensor in vae.state_dict().items()}
@@ -102,11 +102,11 @@ def fold(vae: VAE) -> VAE:
 
 @torch.no_grad()
 def unfold(plain: VAE, frames: Tensor) -> VAE:
-    """Return the same function with normalisation to train on, for batches like ``frames``.
+    """Return a VAE with normalisation, to train further, that computes the same for batches like ``frames``.
 
     Args:
         plain: A VAE without normalisation.
-        frames: ``uint8``, shape (N, 64, 64, 3); their statistics become those of the normalisation.
+        frames: ``uint8``, shape (N, 64, 64, 3); the normalisation starts with their statistics.
     """
     vae = type(plain)(plain.config, norm=BatchNorm)
     tensors = plain.state_dict()

@@ -17,9 +17,10 @@ class TrainConfig:
     data: str | Path
     """frames folder written by `latent-obs collect`, a path or a URL"""
     out: Path = Path("encoder")
-    """encoder folder to write; an unfinished run of the same settings is resumed"""
+    """encoder folder to write; if it holds an unfinished run of the same settings, that run goes on"""
     init_from: str | Path | None = None
-    """name, folder or hf://USER/NAME of an encoder of the same sizes whose weights to start from"""
+    """encoder whose weights training starts from: a name, a folder or hf://USER/NAME; its latent and its
+    channels must have the same sizes"""
     latent_dim: int = 32
     """size of the latent"""
     channels: tuple[int, ...] = (32, 64, 128)
@@ -27,45 +28,48 @@ class TrainConfig:
     steps: int = 10_000
     """optimiser steps"""
     batch_size: int = 64
-    """frames in a step"""
+    """frames in a step, shared by all processes"""
     learning_rate: float = 1e-3
-    """Adam's learning rate; falls to zero along a half cosine"""
+    """Adam's learning rate at the first step; it falls to zero along half a cosine"""
     objective: Literal["calibrated", "sse"] = "calibrated"
-    """calibrated: Gaussian decoder whose variance is the running mean squared error; sse: squared
-    error + KL as in World Models and nothing else, which collapses on games with small objects"""
+    """calibrated: the decoder is Gaussian, and its variance is the running mean squared error; sse: squared
+    error + KL as in World Models, without any emphasis, which collapses on games with small objects"""
     beta: float = 1.0
     """weight of the KL term; losses are in nats per frame"""
     kl_warmup: float = 0.2
     """fraction of the steps over which beta rises from zero"""
     free_bits: float = 0.0
-    """nats that each latent dimension may say for nothing (Kingma et al. 2016), against collapse"""
+    """KL in nats that each latent dimension is always charged, so that none gains by saying less (Kingma et
+    al. 2016); raise it against collapse"""
     foreground_weight: float = 20.0
-    """extra weight of pixels that differ from the median frame, and again of those that are about to change
-    or just did, so that small objects survive"""
+    """extra weight in the error of pixels that differ from the median frame, and once more of pixels that
+    differ from the frame before or after; it keeps small objects"""
     rarity_weight: float = 60.0
-    """extra weight of pixels whose colour is rare in the frames, so that small objects survive in front of a
-    moving camera too"""
+    """extra weight in the error of pixels whose colour is rare in the frames; it keeps small objects in front
+    of a moving camera too"""
     batch_norm: bool = True
-    """normalise activations while training, which learns small objects in fewer steps; it is folded into
-    the weights in the end"""
+    """normalise activations while training, so that small objects are learned in fewer steps; at the end the
+    normalisation is folded into the weights"""
     validation: float = 0.1
-    """fraction of the frames held out, by whole episodes"""
+    """fraction of the frames that are held out for evaluation, as whole episodes"""
     evaluate_every: int = 500
-    """steps between evaluations on held-out frames; each takes about 2% of the time of those steps"""
+    """steps between evaluations on held-out frames; an evaluation takes about 2% of their time"""
     patience: int = 0
-    """stop after this many evaluations without a better held-out loss and keep the best state; 0: never"""
+    """stop when so many evaluations in a row brought no better held-out loss, and keep the best state; 0: do
+    not stop"""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 trains faster where the hardware has it; auto takes it there"""
+    """precision of matrix products and convolutions; auto takes bfloat16 where that is faster: on GPUs that
+    compute in it and on CPUs with AMX"""
     seed: int = 0
-    """seed of weights, batches and noise"""
+    """seed of the initial weights, the split, the batches and the noise"""
     devices: int = 1
-    """processes on this machine, one a GPU if there are any; they share each batch"""
+    """processes on this machine, which share each batch; one for each GPU, if there are GPUs"""
     num_nodes: int = 1
-    """machines; torchrun sets this and the one before by itself"""
+    """machines that train together; torchrun sets this and `devices`"""
     tensorboard: bool = False
-    """write TensorBoard event files to `out`/tensorboard as well"""
+    """also write TensorBoard event files to the folder tensorboard in `out`"""
     overwrite: bool = False
-    """replace whatever encoder is in `out`"""
+    """replace the encoder that is in `out`, and its card"""
 
     def __post_init__(self) -> None:
         VAEConfig(self.latent_dim, tuple(self.channels))
@@ -90,7 +94,7 @@ class TrainConfig:
         return VAEConfig(self.latent_dim, tuple(self.channels))
 
     def to_json(self) -> dict[str, Any]:
-        """Return what identifies a run; where it lies and which machines run it do not."""
+        """Return the options that identify a run; paths, machines and what is shown are not among them."""
         fields = asdict(self)
         for name in ("data", "out", "devices", "num_nodes", "tensorboard", "overwrite"):
             del fields[name]

@@ -1,4 +1,4 @@
-"""What ``config.json`` says of an encoder: figures on held-out episodes, and statistics of its latents."""
+"""What training measures of an encoder: metrics on held-out episodes, and statistics of its latents."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def evaluate_vae(
     Args:
         vae: The model.
         frames: ``uint8``, shape (N, 64, 64, 3), from held-out episodes.
-        foreground: What stands still in ``frames``; ``None`` (default): find it.
+        foreground: The foreground of these frames, if it is known already; ``None`` (default): it is found.
 
     Returns:
         A dictionary with
@@ -58,15 +58,15 @@ def evaluate_vae(
         - ``active_units``: dimensions whose mean varies by more than 0.01 over the frames.
         - ``psnr``: of the reconstruction from the mean, in dB.
         - ``moving_r2``: 1 - residual energy / energy over the pixels that differ from the
-          per-pixel median frame. A lost ball shows here and hardly in PSNR; 0 means that
+          per-pixel median frame. A lost ball lowers it, and hardly lowers PSNR; 0 means that
           decoding is no better than showing the median. Frames that differ in more than half
-          of their pixels (a flash, another scene) are left out where they are the exception:
-          one of them outweighs thousands of balls.
+          of their pixels (a flash, another scene) are left out if they are the exception,
+          because one of them outweighs thousands of balls.
         - ``rare_r2``: the same over pixels whose colour, at three bits a channel, at most one
-          pixel in 2,000 of these frames has. A monster that is lost in front of walls shows here,
+          pixel in 2,000 of these frames has. A monster that is lost in front of walls lowers it,
           wherever the camera looks.
-        - ``foreground``: the share of pixels that differ from the median frame. Where the camera
-          moves it is large, and the median frame, hence ``moving_r2``, means little.
+        - ``foreground``: the share of pixels that differ from the median frame. It is large where
+          the camera moves; the median frame and ``moving_r2`` mean little there.
     """
     sampled = _all_terms(vae, frames, sample=True)
     variance = vae.decoder_variance.cpu().double()

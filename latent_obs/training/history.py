@@ -1,4 +1,4 @@
-"""What a training run shows of itself: history.csv, a picture of reconstructions, TensorBoard."""
+"""What people watch while a run trains: history.csv, a picture of reconstructions, TensorBoard."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Monitor:
     Args:
         out: Encoder folder of the run.
         tensorboard: Write event files to ``out/tensorboard`` as well.
-        history: Rows of the run that is continued.
+        history: Rows that the run logged before it was interrupted.
 
     Attributes:
-        history: One row each time that something was logged.
+        history: All rows so far, in order.
 
     Raises:
         ImportError: If TensorBoard is wanted and not installed.
@@ -61,7 +61,7 @@ class Monitor:
 
         Args:
             frames: ``uint8``, shape (N, 64, 64, 3).
-            decoded: Of the same shape.
+            decoded: Their reconstructions, of the same type and shape.
             step: Optimiser steps taken.
         """
         tiles = np.pad(np.stack([frames, decoded]), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
@@ -90,7 +90,7 @@ class Monitor:
 
 
 def check_tensorboard() -> None:
-    """Say early, and with the cure, that TensorBoard is missing.
+    """Refuse a run that wants TensorBoard before it trains, if TensorBoard is missing.
 
     Raises:
         ImportError: If it is not installed.

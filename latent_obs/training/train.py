@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Fewer active units than this means that the latent says next to nothing about the frame.
 COLLAPSED_BELOW = 2
-# What tells of an encoder beside its own files.
+# The card that a recipe writes beside an encoder.
 CARD_FILES = ("README.md", "card.png", "reports.json")
 
 
@@ -46,10 +46,11 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     """Train a VAE and write the encoder folder ``config.out``.
 
     A checkpoint is written about twice a minute and after Ctrl-C; the same call resumes from
-    it. A finished encoder of the same settings and data is kept as it is.
+    it. A finished encoder of the same settings and data is kept as it is. One run at a time writes to a
+    folder.
 
-    With several ``devices`` or under ``torchrun`` each batch is shared out between processes, which
-    take the same steps as one process would. All of them read ``config.data``; the first one alone
+    With several ``devices`` or under ``torchrun``, each batch is shared out between processes, which
+    take the same steps as one process would. All of them read ``config.data``; only the first one
     writes ``config.out``.
 
     Args:
@@ -57,12 +58,13 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
         progress: Show a progress bar on standard error.
 
     Returns:
-        The content of the folder's ``config.json``, with the metrics on held-out episodes.
+        The content of the folder's ``config.json``: provenance, statistics of the latents, and metrics on
+        held-out episodes.
 
     Raises:
         FileNotFoundError: If there are no frames, or no encoder to start from.
         ValueError: If the frames cannot be split by episode, the encoder to start from does not
-            fit, or ``out`` holds another encoder.
+            fit, ``out`` holds another encoder, or another process is writing there.
         ImportError: If ``tensorboard`` is asked for and missing.
         FloatingPointError: If the loss or its gradient stops being finite; the state before that
             step stays in the checkpoint.

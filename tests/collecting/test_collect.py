@@ -134,24 +134,30 @@ def test_rows_are_what_reset_and_step_returned(tmp_path: Path) -> None:
             t, expected = t + 1, env.step(rows["action"][row + 1])[:4]
 
 
-def test_episodes_have_their_own_numbers(straight: FramesFolder) -> None:
+def test_episodes_have_their_own_numbers(straight: FramesFolder, tmp_path: Path) -> None:
+    """In both workers of one folder, and in the six shards of a worker of another."""
+    config = CollectConfig("Frame-v0", tmp_path, frames=600, workers=1, shard_rows=100)
+    for folder in (straight, collect_frames(config, progress=False)):
+        check_episode_numbers(folder)
+
+
+def check_episode_numbers(folder: FramesFolder) -> None:
+    assert len(folder.shards) >= 2
     seen: set[int] = set()
-    for columns in table(straight).values():
+    for columns in table(folder).values():
         starts = [e for e, step in zip(columns["episode"], columns["step"], strict=True) if step == 0]
         assert len(set(starts)) == len(starts)
         assert not seen & set(starts)
         seen |= set(starts)
 
 
-def test_every_shard_has_seeds_of_its_own(straight: FramesFolder) -> None:
-    """The first 50 frames of a game are alike; what follows depends on the seeds of reset and actions."""
-    begun = {
-        (shard.metadata["worker"], shard.metadata["shard"]): straight.read(shard, 0)[50:200].tobytes()
-        for shard in straight.shards
-        if shard.rows >= 200
-    }
-    assert len(begun) >= 2
-    assert len(set(begun.values())) == len(begun)
+def test_every_shard_has_seeds_of_its_own(tmp_path: Path) -> None:
+    """The environment's noise and the policy's actions follow from seeds that no two shards share."""
+    config = CollectConfig("Frame-v0", tmp_path, frames=600, workers=1, shard_rows=100)
+    shards = table(collect_frames(config, progress=False)).values()
+    assert len(shards) == 6
+    assert len({columns["frame"][0] for columns in shards}) == 6
+    assert len({tuple(columns["action"][:60]) for columns in shards}) == 6
 
 
 def test_policies_act_differently_in_each_episode(tmp_path: Path) -> None:

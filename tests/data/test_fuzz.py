@@ -6,10 +6,10 @@ import collections
 
 import pytest
 
-from tests.fuzz import survey
+from tests.fuzz import KINDS, survey
 
 
-@pytest.mark.parametrize("kind", ["frames", "latents"])
+@pytest.mark.parametrize("kind", sorted(KINDS))
 def test_damaged_artefacts_are_refused_in_words_or_read_as_they_were(kind: str) -> None:
     outcomes = collections.Counter(survey(kind, 0, range(200)))
     assert set(outcomes) == {"refused", "unharmed"}, outcomes

@@ -114,6 +114,7 @@ def test_each_field_decides(name: str, tmp_path: Path) -> None:
     """None may be forgotten by resuming, by the identity or by what stores it."""
     values: dict[str, Any] = {
         "env_kwargs": {"a": 1},
+        "render": True,
         "frame_spec": FrameSpec((0, 9, 0, 9)),
         "policy_normalize": False,
         "policy_files": {"a": "b"},

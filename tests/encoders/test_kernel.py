@@ -37,9 +37,9 @@ def by_torch(quantised: Quantised, frames: Array) -> Array:
         most = 1023 if i == len(quantised.channels) - 1 else 255
         x, before = scaled.clamp(max=most).round().double(), after
     flat = x.permute(0, 2, 3, 1).reshape(len(frames), -1)
-    sums = (flat @ torch.from_numpy(quantised.head.astype(np.float64))).numpy()
-    assert np.abs(sums).max() < 2**31
-    return (sums * quantised.scale + quantised.offset).astype(np.float32)
+    totals = (flat @ torch.from_numpy(quantised.head.astype(np.float64))).numpy()
+    assert np.abs(totals).max() < 2**31
+    return (totals * quantised.scale + quantised.offset).astype(np.float32)
 
 
 def random_quantised(channels: tuple[int, ...], outputs: int, rng: np.random.Generator) -> Quantised:
@@ -241,14 +241,10 @@ def test_the_kernel_refuses_what_does_not_fit(changes: Any, message: str) -> Non
 
 def test_the_kernel_writes_nothing_outside_its_output() -> None:
     quantised = random_quantised((16, 32, 64), 5, np.random.default_rng(0))
-    network = _encode.prepare(
-        quantised.channels,
-        *(
-            np.concatenate([array.ravel() for array in arrays])
-            for arrays in (quantised.weight, quantised.bias, quantised.multiplier)
-        ),
-        quantised.head, quantised.scale, quantised.offset, quantised.background, "plain",
-    )  # fmt: skip
+    arrays = (quantised.weight, quantised.bias, quantised.multiplier)
+    weight, bias, multiplier = (np.concatenate([x.ravel() for x in each]) for each in arrays)
+    rest = (quantised.head, quantised.scale, quantised.offset, quantised.background)
+    network = _encode.prepare(quantised.channels, weight, bias, multiplier, *rest, "plain")
     frames, latents = np.zeros((2, 64, 64, 3), np.uint8), np.full((4, 5), 77, np.float32)
     _encode.encode(network, frames, latents[1:3])
     assert (latents[[0, 3]] == 77).all()

@@ -140,6 +140,9 @@ def test_a_card_from_before_rare_colours_and_episodes_loads_and_shows_what_it_ha
         ({"floors": None}, "damaged report card"),
         ({"data": {"held_out": True}}, "episodes"),
         ({"drift": {}}, "drift|shift"),
+        ({"kl": "many"}, "kl must be a number, got 'many'"),
+        ({"frames": 3.5}, "frames must be an integer"),
+        ({"rare_r2": float("nan")}, "rare_r2 must be a finite number"),
     ],
 )
 def test_what_is_no_report_card_is_refused(change: dict[str, Any], message: str) -> None:
@@ -180,7 +183,7 @@ def test_the_markdown_says_how_many_episodes_how_they_differ_and_when_the_ram_wa
     assert cells["moving-object R²"] == "0.901 (0.301)"
     assert cells["PSNR, dB"] == "41.5 (31.5)"
     text = "\n".join(lines)
-    assert "moving-object R², mean over episodes (lowest to highest): 0.850 (0.750 to 0.950)." in text
+    assert "| A-v0 | 0.850 (0.750 to 0.950) | 0.800 (0.800 to 0.800) |" in text
     assert "measured on 2026-11-23" in text
     assert "Measured on 2026-11-27 with fresh seeds in environments that it never saw" in text
     assert "| F1, paper reader | 0.410 | 0.310 | 0.210 | 0.110 |" in text

@@ -208,6 +208,20 @@ MUTANTS = [
     Mutant("Giving up costs nothing in CMA-ES.", CAR, "STEP_COST = 100, 0.1", "STEP_COST = 100, 0.0", DRIVES),
     Mutant("Gas is in [-1, 1].", CAR, "(values[:, 1] + 1) / 2", "values[:, 1]", CONTROLLERS),
     Mutant(
+        "Recorded returns of Atari are clipped.",
+        AGENTS,
+        "    env = Monitor(env)\n    if family",
+        "    env = Monitor(ClipRewardEnv(env))\n    if family",
+        ATARI,
+    ),
+    Mutant(
+        "Recorded games of Atari are single lives.",
+        AGENTS,
+        "env = EpisodicLifeEnv(NoopResetEnv(env, noop_max=30))",
+        "env = Monitor(EpisodicLifeEnv(NoopResetEnv(env, noop_max=30)))",
+        ATARI,
+    ),
+    Mutant(
         "Skipped frames' rewards are lost.", AGENTS, "total += float(reward)", "total = float(reward)", SKIP
     ),
     Mutant(

@@ -148,9 +148,16 @@ MUTANTS = [
     Mutant(
         "a step that takes too long is not ended",
         PROCESSES,
-        "worker.call_seconds > limit and",
-        "False and",
+        "and worker.call_seconds > limit:",
+        "and False:",
         f"{ROBUST} -k takes_too_long",
+    ),
+    Mutant(
+        "a thread of the environment keeps a collection alive",
+        PROCESSES,
+        "            if worker.ended is not None and",
+        "            if False and",
+        f"{ROBUST} -k threads_of_the_env",
     ),
     Mutant(
         "only resets are timed, not steps",

@@ -95,9 +95,11 @@ def encode_and_decode(weights: dict[str, Tensor], frames: Tensor, noise: Tensor)
     def normalised(x: Tensor, name: str) -> Tensor:
         if f"{name}.weight" not in weights:
             return x
-        mean, variance = weights[f"{name}.running_mean"], weights[f"{name}.running_var"]
-        gain, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-        return F.batch_norm(x, mean, variance, gain, bias, training=False, eps=1e-5)
+        mean, variance, gain, bias = (
+            weights[f"{name}.{each}"][:, None, None]
+            for each in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (x - mean) / (variance + 1e-5).sqrt() * gain + bias
 
     x = frames.permute(0, 3, 1, 2).float() / 255
     for i in range(len(CHANNELS)):

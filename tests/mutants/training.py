@@ -1,0 +1,261 @@
+"""Bugs in training and in the encoder folder that it writes."""
+
+from tests.mutants import Mutant
+
+OBJECTIVE, RUN = "latent_obs/training/objective.py", "latent_obs/training/run.py"
+TRAIN, HELD_OUT = "latent_obs/training/train.py", "latent_obs/training/held_out.py"
+FOLDER, FILES = "latent_obs/encoders/folder.py", "latent_obs/files.py"
+
+STEPS = "tests/training/test_step.py"
+ONE_STEP = f"{STEPS}::test_steps_are_adam_on_the_negative_elbo"
+EVALUATED = f"{STEPS}::test_the_held_out_loss_is_that_of_held_out_frames_as_they_are_encoded_later"
+VAE = "tests/training/test_vae.py"
+WHOLE = "tests/training/test_train.py"
+
+MUTANTS = [
+    Mutant(
+        "The backward pass ignores beta and its warm-up",
+        RUN,
+        "_, losses = negative_elbo(parts, means, weighted_variance, beta, config)",
+        "_, losses = negative_elbo(parts, means, weighted_variance, 1.0, config)",
+        ONE_STEP,
+    ),
+    Mutant(
+        "The backward pass has the full beta while it warms up",
+        RUN,
+        "_, losses = negative_elbo(parts, means, weighted_variance, beta, config)",
+        "_, losses = negative_elbo(parts, means, weighted_variance, config.beta, config)",
+        ONE_STEP,
+    ),
+    Mutant(
+        "Beta does not warm up",
+        OBJECTIVE,
+        "min(1.0, step / warmup) if warmup else 1.0",
+        "1.0",
+        ONE_STEP,
+    ),
+    Mutant(
+        "Noise is multiplied by the variance instead of the deviation",
+        OBJECTIVE,
+        "mean + noise * bounded_exp(log_variance, 0.5)",
+        "mean + noise * bounded_exp(log_variance)",
+        f"{VAE}::test_a_sample_lies_noise_times_the_deviation_from_the_mean",
+    ),
+    Mutant(
+        "The KL divergence lacks its constant",
+        OBJECTIVE,
+        "bounded_exp(log_variance) - 1 - log_variance",
+        "bounded_exp(log_variance) - log_variance",
+        f"{VAE}::test_the_kl_is_that_of_torch_distributions",
+    ),
+    Mutant(
+        "The held-out loss is computed on training episodes",
+        RUN,
+        "(count, self.medians, self.held_out_episodes, seed=config.seed)",
+        "(count, self.medians, self.episodes, seed=config.seed)",
+        EVALUATED,
+    ),
+    Mutant(
+        "The held-out loss is computed in training mode",
+        RUN,
+        "        parts = []\n        self.vae.eval()\n",
+        "        parts = []\n",
+        EVALUATED,
+    ),
+    Mutant(
+        "The held-out loss has no KL weight",
+        RUN,
+        "means, means, self.weighted_variance, self.config.beta, self.config",
+        "means, means, self.weighted_variance, 1.0, self.config",
+        EVALUATED,
+    ),
+    Mutant(
+        "Every step has the same noise",
+        RUN,
+        "self.config.seed * 1_000_003 + seed",
+        "self.config.seed * 1_000_003",
+        f"{STEPS}::test_each_step_has_noise_of_its_own_and_a_resumed_one_the_same",
+    ),
+    Mutant(
+        "Rare colours have no weight",
+        RUN,
+        "rarity, config.rarity_weight)",
+        "rarity, 0.0)",
+        ONE_STEP,
+    ),
+    Mutant(
+        "The decoder variance forgets half at each step",
+        OBJECTIVE,
+        "VARIANCE_MEMORY = 0.98",
+        "VARIANCE_MEMORY = 0.5",
+        ONE_STEP,
+    ),
+    Mutant(
+        "The two decoder variances are swapped",
+        RUN,
+        "vae.decoder_variance.copy_(variance)\n        self.weighted_variance.copy_(weighted_variance)",
+        "vae.decoder_variance.copy_(weighted_variance)\n        self.weighted_variance.copy_(variance)",
+        ONE_STEP,
+    ),
+    Mutant(
+        "The loss is calibrated on the error without weights",
+        OBJECTIVE,
+        "gaussian_nll(parts.weighted_error, variance)",
+        "gaussian_nll(parts.squared_error, variance)",
+        ONE_STEP,
+    ),
+    Mutant(
+        "Kinds of emphasis are combined by maximum",
+        OBJECTIVE,
+        "foreground_weight * _bounded(foreground).sum(1)",
+        "foreground_weight * _bounded(foreground).amax(1)",
+        f"{VAE}::test_the_weights_of_both_kinds_of_foreground_and_of_rare_colours_add_up",
+    ),
+    Mutant(
+        "An emphasis that covers much of a frame is not scaled down",
+        OBJECTIVE,
+        "(EMPHASIS_SHARE / share.clamp(min=EMPHASIS_SHARE))",
+        "1",
+        f"{VAE}::test_foreground_pixels_weigh_more_up_to_a_bound",
+    ),
+    Mutant(
+        "The learning rate is constant",
+        OBJECTIVE,
+        "config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))",
+        "config.learning_rate",
+        ONE_STEP,
+    ),
+    Mutant(
+        "The learning rate falls in the history only",
+        RUN,
+        'group["lr"] = rate',
+        'group["lr"] = config.learning_rate',
+        ONE_STEP,
+    ),
+    Mutant(
+        "The initial output bias is transposed",
+        OBJECTIVE,
+        "permute(2, 0, 1)",
+        "permute(2, 1, 0)",
+        f"{VAE}::test_an_untrained_decoder_shows_the_mean_frame",
+    ),
+    Mutant(
+        "The output bias does not start at the mean frame",
+        RUN,
+        "            init_output_bias(self.vae, start)\n",
+        "            pass\n",
+        f"{STEPS}::test_training_starts_at_the_mean_of_the_training_frames",
+    ),
+    Mutant(
+        "A resumed run has lost Adam's moments",
+        RUN,
+        "load_optimizer_tensors(self.vae, self.optimizer, tensors)",
+        "pass",
+        ONE_STEP,
+    ),
+    Mutant(
+        "A resumed run has lost the decoder variance of the weighted error",
+        RUN,
+        'self.weighted_variance.copy_(tensors["weighted_variance"])',
+        "pass",
+        ONE_STEP,
+    ),
+    Mutant(
+        "A gradient far above the usual is not limited",
+        RUN,
+        "gradient *= limit / norm",
+        "pass",
+        f"{WHOLE}::test_a_flash_does_not_throw_training_back",
+    ),
+    Mutant(
+        "Free bits cost nothing below their floor",
+        OBJECTIVE,
+        "torch.where(mean_kl > free_bits, kl, free_bits)",
+        "torch.where(mean_kl > free_bits, kl, 0.0)",
+        f"{VAE}::test_free_bits_take_the_gradient_of_what_lies_below_the_floor",
+    ),
+    Mutant(
+        "Metrics are those of training episodes",
+        TRAIN,
+        "evaluate_vae(vae, training.held_out_sample)",
+        "evaluate_vae(vae, training.sample)",
+        f"{WHOLE}::test_the_metrics_are_those_of_held_out_episodes",
+    ),
+    Mutant(
+        "Collapse is not told of",
+        TRAIN,
+        'collapsed = measured["active_units"] < COLLAPSED_BELOW',
+        "collapsed = False",
+        f"{WHOLE}::test_a_collapsed_encoder_is_announced",
+    ),
+    Mutant(
+        "The KL term never reaches the loss",
+        OBJECTIVE,
+        "reconstruction + beta * floored_kl(",
+        "reconstruction + 0 * floored_kl(",
+        f"{WHOLE}::test_a_collapsed_encoder_is_announced",
+    ),
+    Mutant(
+        "Auto takes bfloat16 on every CPU",
+        "latent_obs/training/distributed.py",
+        "    if _has_amx():\n",
+        "    if True:\n",
+        f"{WHOLE}::test_auto_takes_bfloat16_on_a_cpu_only_with_amx",
+    ),
+    Mutant(
+        "Nothing locks the encoder folder",
+        TRAIN,
+        "with locked(config.out) if writes else contextlib.nullcontext():",
+        "with contextlib.nullcontext():",
+        f"{WHOLE}::test_a_second_training_in_one_folder_is_refused",
+    ),
+    Mutant(
+        "The old encoder's card stays",
+        TRAIN,
+        "    _remove_card(config.out)\n",
+        "",
+        f"{WHOLE}::test_another_encoder_is_only_replaced_when_told_to",
+    ),
+    Mutant(
+        "The checkpoint of a finished run stays",
+        TRAIN,
+        "    remove_checkpoint(config.out, run)  #",
+        "    #",
+        f"{WHOLE}::test_a_checkpoint_left_by_a_kill_after_the_last_write_goes_with_the_next_call",
+    ),
+    Mutant(
+        "Files are not forced to disk",
+        FILES,
+        "                os.fsync(file.fileno())\n",
+        "",
+        "tests/test_files.py",
+    ),
+    Mutant(
+        "A link under the temporary name is followed",
+        FILES,
+        '    path.unlink(missing_ok=True)\n    return open(path, "xb")',
+        '    return open(path, "wb")',
+        "tests/test_files.py",
+    ),
+    Mutant(
+        "The config is written before the weights",
+        FOLDER,
+        'files = {"model.safetensors": weights, "config.json": (text + "\\n").encode()}',
+        'files = {"config.json": (text + "\\n").encode(), "model.safetensors": weights}',
+        "tests/encoders/test_folder.py",
+    ),
+    Mutant(
+        "The old config stands while the weights are replaced",
+        FOLDER,
+        '        (folder / "config.json").unlink(missing_ok=True)\n',
+        "        pass\n",
+        "tests/encoders/test_folder.py",
+    ),
+    Mutant(
+        "The weights' fingerprint is not compared",
+        FOLDER,
+        "if config.weights_sha256 not in (None, hashlib.sha256(data).hexdigest()):",
+        "if False:",
+        "tests/encoders/test_folder.py",
+    ),
+]

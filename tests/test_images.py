@@ -112,7 +112,13 @@ def test_the_line_for_what_can_be_read_in_two_ways_decides(space: Any, line: str
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((7, 7, 3), np.uint8), ((84, 84, 2), np.uint8), ((9,), np.uint8), ((84, 84, 3), bool)],
+    [
+        ((7, 7, 3), np.uint8),
+        ((5, 5), np.float32),
+        ((84, 84, 2), np.uint8),
+        ((9,), np.uint8),
+        ((84, 84, 3), bool),
+    ],
 )
 def test_what_is_no_image_is_refused(shape: Any, dtype: Any) -> None:
     with pytest.raises(ValueError, match="Me needs"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import re
 import warnings
 from pathlib import Path
@@ -248,10 +247,8 @@ def test_a_key_that_is_not_there_is_refused(key: Any, message: str, encoder: Pat
 def test_auto_knows_the_game_in_a_vector_env(kind: Any) -> None:
     """As in every CleanRL script; the lambda keeps the spec from travelling between processes."""
 
-    gc.collect()  # a forked worker that frees an inherited encoder ends
-
     def make() -> Any:
-        return gym.wrappers.TransformObservation(gym.make("ALE/Pong-v5"), lambda image: image, None)
+        return gym.wrappers.TransformObservation(gym.make("ale_py:ALE/Pong-v5"), lambda image: image, None)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -264,8 +261,7 @@ def test_auto_knows_the_game_in_a_vector_env(kind: Any) -> None:
 @pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
 def test_auto_takes_no_games_encoder_for_two_games(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latent_obs.encoders.resolve._told", set())
-    gc.collect()
-    games = [functools.partial(gym.make, f"ALE/{game}-v5") for game in ("Pong", "SpaceInvaders")]
+    games = [functools.partial(gym.make, f"ale_py:ALE/{game}-v5") for game in ("Pong", "SpaceInvaders")]
     with pytest.warns(UserWarning, match="takes general-v0"):
         envs = vector.LatentObservationWrapper(kind(games))
     envs.close()

@@ -13,6 +13,7 @@ import pytest
 
 from latent_obs import load_encoder
 from latent_obs.encoders import quantise, remembered
+from tests.conftest import TINY_VAE, random_tensors
 
 USE = """
 import socket, sys, threading
@@ -118,6 +119,20 @@ def test_an_encoder_is_quantised_once(
         if path != pong:
             path.write_bytes(b"")
     assert np.array_equal(load_encoder("breakout-v0", precision="int8")(images), other)
+
+
+def test_one_encoder_is_not_taken_for_another_of_its_shape(frames: Any) -> None:
+    """Any weight that acts, any calibration frame and the version of the arithmetic tell them apart."""
+    images = frames(4)
+    keys = [quantise.key_of(TINY_VAE, random_tensors(TINY_VAE), images)]
+    assert quantise.key_of(TINY_VAE, random_tensors(TINY_VAE), images) == keys[0]
+    for name, tensor in random_tensors(TINY_VAE).items():
+        if name.startswith(("encoder.", "mean.", "log_variance.")):
+            other = tensor.copy()
+            other.flat[-1] += 1
+            keys.append(quantise.key_of(TINY_VAE, {**random_tensors(TINY_VAE), name: other}, images))
+    keys.append(quantise.key_of(TINY_VAE, random_tensors(TINY_VAE), images[::-1]))
+    assert len(set(keys)) == len(keys) > 8
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(

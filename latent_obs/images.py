@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 
-# Smaller than this on a side is no picture.
-_SMALLEST = 4
+# Smaller than this on a side is no picture; without channels it may be a table, as highway-env's of cars is.
+_SMALLEST, _SMALLEST_GRAY = 4, 16
 _RENDERERS = {"RGBImgObsWrapper", "RGBImgPartialObsWrapper", "AddRenderObservation"}
 _RENDER = "gym.wrappers.AddRenderObservation"
 
@@ -120,7 +120,7 @@ def _order(space: gym.spaces.Box, who: str, made: MadeBy) -> tuple[Literal["HWC"
         )
     stack_of_one = len(shape) == 4 and shape[0] == 1
     image = shape[1:] if stack_of_one else shape
-    if len(image) == 2 and min(image) >= _SMALLEST:
+    if len(image) == 2 and min(image) >= _SMALLEST_GRAY:
         return "HW", True, stack_of_one
     if len(image) == 3:
         if image[2] in (1, 3) and min(image[:2]) >= _SMALLEST:
@@ -150,7 +150,7 @@ def _scale(space: gym.spaces.Box, who: str) -> int:
 
 def _cure_of_shape(space: gym.spaces.Box, made: MadeBy) -> str:
     shape = space.shape
-    if len(shape) == 1 or shape == ():
+    if len(shape) < 3:
         return made.render_line()
     if len(shape) == 3 and shape[2] == 4:
         height, width = shape[:2]

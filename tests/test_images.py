@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import re
 import warnings
 from pathlib import Path
@@ -18,7 +17,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 
 from latent_obs import LatentObservationWrapper, load_encoder, vector
 from latent_obs.frames import FrameSpec, frame_source
-from latent_obs.images import MadeBy, image_layout
+from latent_obs.images import ImageLayout, MadeBy, image_layout
 from tests.conftest import AUTORESET_MODES, FrameEnv, save_encoder, vector_env
 
 gym.register_envs(ale_py)
@@ -74,6 +73,16 @@ def test_an_image_is_encoded_as_what_it_shows(name: str, vectorised: bool, encod
     np.testing.assert_array_equal(wrapped.reset(seed=1)[0].reshape(-1), expected)
 
 
+def test_floats_are_rounded_to_the_nearest_value() -> None:
+    """And what lies outside of the bounds that the space promised does not wrap around."""
+    given = np.array([[0.0, 0.4, 0.6, 99.6], [254.4, 254.6, 256.0, -3.0]])
+    wanted = [[0, 0, 1, 100], [254, 255, 255, 0]]
+    for scale, images in ((1, given), (255, given / 255)):
+        found = ImageLayout("HW", gray=True, scale=scale).to_rgb(images)
+        assert found.dtype == np.uint8
+        assert found.tolist() == [[[value] * 3 for value in row] for row in wanted]
+
+
 @pytest.mark.parametrize(
     ("space", "line"),
     [
@@ -102,7 +111,13 @@ def test_the_line_for_what_can_be_read_in_two_ways_decides(space: Any, line: str
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((7, 7, 3), np.uint8), ((84, 84, 2), np.uint8), ((9,), np.uint8), ((84, 84, 3), bool)],
+    [
+        ((7, 7, 3), np.uint8),
+        ((5, 5), np.float32),
+        ((84, 84, 2), np.uint8),
+        ((9,), np.uint8),
+        ((84, 84, 3), bool),
+    ],
 )
 def test_what_is_no_image_is_refused(shape: Any, dtype: Any) -> None:
     with pytest.raises(ValueError, match="Me needs"):
@@ -232,10 +247,8 @@ def test_a_key_that_is_not_there_is_refused(key: Any, message: str, encoder: Pat
 def test_auto_knows_the_game_in_a_vector_env(kind: Any) -> None:
     """As in every CleanRL script; the lambda keeps the spec from travelling between processes."""
 
-    gc.collect()  # a forked worker that frees an inherited encoder ends
-
     def make() -> Any:
-        return gym.wrappers.TransformObservation(gym.make("ALE/Pong-v5"), lambda image: image, None)
+        return gym.wrappers.TransformObservation(gym.make("ale_py:ALE/Pong-v5"), lambda image: image, None)
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -248,8 +261,7 @@ def test_auto_knows_the_game_in_a_vector_env(kind: Any) -> None:
 @pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
 def test_auto_takes_no_games_encoder_for_two_games(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latent_obs.encoders.resolve._told", set())
-    gc.collect()
-    games = [functools.partial(gym.make, f"ALE/{game}-v5") for game in ("Pong", "SpaceInvaders")]
+    games = [functools.partial(gym.make, f"ale_py:ALE/{game}-v5") for game in ("Pong", "SpaceInvaders")]
     with pytest.warns(UserWarning, match="takes general-v0"):
         envs = vector.LatentObservationWrapper(kind(games))
     envs.close()

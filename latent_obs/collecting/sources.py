@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
+import os
+import sys
 from typing import Any
 
 import gymnasium as gym
@@ -43,6 +45,9 @@ def open_env(
         ImportError: If the package behind the environment is not installed.
     """
     options = {**(env_kwargs or {}), **({"render_mode": "rgb_array"} if render else {})}
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
+        # Else SDL, which draws many environments, looks for a screen and prints an error that is none.
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     try:
         if env_id.startswith("ALE/"):
             import ale_py

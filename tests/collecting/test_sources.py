@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -179,6 +180,19 @@ def test_gray_images_are_collected_as_rgb_of_equal_channels(tmp_path: Path) -> N
     image, _ = env.reset(seed=int(np.random.SeedSequence((0, 0, 0)).generate_state(2)[0]))
     frame = folder.load()[0]
     np.testing.assert_array_equal(frame, np.stack([cv2.resize(image, (64, 64), interpolation=3)] * 3, -1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is a screen")
+def test_drawing_without_a_screen_prints_no_error(tmp_path: Path) -> None:
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "XDG_RUNTIME_DIR", "SDL_VIDEODRIVER")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    command = [sys.executable, "-m", "latent_obs", "collect", "CartPole-v1", "--render", "--frames", "5"]
+    run = subprocess.run(
+        [*command, "--workers", "1", "--out", str(tmp_path / "out")],
+        capture_output=True, text=True, env=environment, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "error" not in run.stderr + run.stdout
 
 
 KART = """

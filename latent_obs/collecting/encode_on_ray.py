@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from latent_obs.collecting.encode import Job, encode_shard
+from latent_obs.collecting.encode_shard import Job, encode_shard
 from latent_obs.collecting.on_ray import connected
 from latent_obs.collecting.worker import one_thread
 from latent_obs.encoders.encoder import Encoder

@@ -77,29 +77,24 @@ class OnnxPolicy:
 
     Raises:
         ValueError: If the file is no ONNX model or does not fit the environment or the encoder.
-        ImportError: If onnxruntime is not installed.
+        ImportError: If OpenVINO is not installed.
     """
 
     def __init__(self, path: Path, env: gym.Env[Any, Any], encoder: Encoder | None = None) -> None:
-        with needs(f"The policy {path}"):
-            import onnxruntime
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        try:
-            providers = ["CPUExecutionProvider"]
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # its own types, one for each kind of damage
-            raise ValueError(f"{path} is not a whole ONNX model: {_first_line(error)}") from error
+        # OpenVINO runs the encoder too: two runtimes in one process crashed it at a signal.
+        from latent_obs.encoders.graph import compile_graph, read_onnx
+
+        model = read_onnx(path)
+        inputs = [(each.get_partial_shape(), each.get_element_type().to_dtype()) for each in model.inputs]
         self._path, self._space = path, env.action_space
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type not in _TYPES or not inputs[0].shape:
+        if len(inputs) != 1 or inputs[0][1] not in _TYPES or not len(inputs[0][0]):
             raise ValueError(
-                f"The policy {path} must have one input, a batch of {' or '.join(_TYPES)}, got "
-                f"{', '.join(f'{each.name}: {each.type} {each.shape}' for each in inputs)}."
+                f"The policy {path} must have one input, a batch of {', '.join(_TYPES)}, got "
+                f"{', '.join(f'{dtype} of shape {shape}' for shape, dtype in inputs)}."
             )
-        self._name, self._dtype = inputs[0].name, _TYPES[inputs[0].type]
-        shape = tuple(inputs[0].shape[1:])
+        self._dtype = inputs[0][1]
+        shape = tuple(None if each.is_dynamic else each.get_length() for each in list(inputs[0][0])[1:])
+        self._request = compile_graph(model, "float32", 1)
         self._latents = _latents_for(path, encoder, f"has an input of shape {shape}", shape)
         seen = env.observation_space.shape or ()
         self._planar = (
@@ -147,7 +142,8 @@ class OnnxPolicy:
         obs = np.asarray(obs, self._dtype)
         if self._planar:
             obs = np.moveaxis(obs, -1, 0)
-        return np.squeeze(self._session.run(None, {self._name: obs[None]})[0], 0)
+        self._request.infer([np.ascontiguousarray(obs[None])])
+        return np.squeeze(self._request.get_output_tensor(0).data, 0).copy()
 
     def _check_output(self, output: Any) -> None:
         space, whole = self._space, np.issubdtype(output.dtype, np.integer)
@@ -165,11 +161,7 @@ class OnnxPolicy:
             )
 
 
-_TYPES: dict[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(uint8)": np.uint8,
-}
+_TYPES = ("float32", "float64", "uint8")
 
 
 def _fits(wanted: tuple[Any, ...], shape: tuple[int, ...]) -> bool:

@@ -28,6 +28,7 @@ if _absent:
 try:
     import openvino as ov
     from openvino import opset13 as ops
+    from openvino.frontend import FrontEndManager
 finally:
     if _absent:
         del sys.modules["openvino_telemetry"]
@@ -127,6 +128,21 @@ def compile_graph(model: ov.Model, precision: Precision, num_threads: int) -> ov
         "NUM_STREAMS": 1,
     }
     return ov.Core().compile_model(model, "CPU", options).create_infer_request()
+
+
+def read_onnx(path: Path) -> ov.Model:
+    """Read a model from an ONNX file.
+
+    Raises:
+        ValueError: If the file is damaged or of another kind.
+    """
+    # Asked for any kind of file, OpenVINO tries all that it knows and prints what each finds wrong.
+    reader = FrontEndManager().load_by_framework("onnx")
+    try:
+        return reader.convert(reader.load(str(path)))
+    except Exception as error:  # OpenVINO has types of its own; its last line says what is wrong
+        reason = (str(error).strip().splitlines() or [""])[-1][:200]
+        raise ValueError(f"{path} is not a whole ONNX model: {reason}.") from error
 
 
 def has_bfloat16() -> bool:

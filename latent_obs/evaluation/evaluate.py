@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from latent_obs.data.folder import FramesFolder
-from latent_obs.encoders.encoder import Backend, Encoder, load_encoder
+from latent_obs.encoders.encoder import Encoder, load_encoder
 from latent_obs.encoders.folder import EncoderConfig
 from latent_obs.encoders.resolve import resolve
+from latent_obs.encoders.runtimes import Backend
 from latent_obs.evaluation.baselines import Code, fit_baselines
 from latent_obs.evaluation.positions import position_r2
 from latent_obs.evaluation.report import Measured, ReportCard, Scores, find_faults

@@ -23,11 +23,11 @@ import pytest
 from stable_baselines3 import PPO
 
 from latent_obs import LatentObservationWrapper
-from latent_obs.adapter import NORMALIZE
 from latent_obs.collecting.collect import CollectError, collect_frames
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.shards import read_shard
+from latent_obs.encoders.encoder import NORMALIZE
 from latent_obs.frames import FrameSpec, preprocess
 from tests.conftest import FrameEnv
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from latent_obs.cli import main
-from latent_obs.collecting import encode
+from latent_obs.collecting import encode_shard
 from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.collecting.encode import EncodeConfig, encode_frames
@@ -108,7 +108,7 @@ def test_a_finished_folder_is_kept_and_another_never_replaced(
 def test_an_interrupted_run_goes_on_with_the_shard_it_was_in(
     pong: FramesFolder, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, plain = EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), encode._encode
+    config, plain = EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), encode_shard._encode
     calls, stop_at = 0, 2
 
     def count(*arguments: Any) -> Any:
@@ -118,7 +118,7 @@ def test_an_interrupted_run_goes_on_with_the_shard_it_was_in(
             raise KeyboardInterrupt
         return plain(*arguments)
 
-    monkeypatch.setattr(encode, "_encode", count)
+    monkeypatch.setattr(encode_shard, "_encode", count)
     with pytest.raises(KeyboardInterrupt):
         encode_frames(config, progress=False)
     assert sorted(os.listdir(tmp_path)) == [".latents.tmp", "pong"]
@@ -195,17 +195,17 @@ def test_two_encodings_in_one_folder_are_kept_apart(
 ) -> None:
     """The second ends with an error while the first is at work, which then finishes."""
     monkeypatch.setattr(storage, "PATIENCE", 0.2)
-    config, plain = EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), encode._encode
+    config, plain = EncodeConfig(pong.path, str(encoder), tmp_path / "latents"), encode_shard._encode
     refused: list[str] = []
 
     def second(*arguments: Any) -> Any:
-        monkeypatch.setattr(encode, "_encode", plain)
+        monkeypatch.setattr(encode_shard, "_encode", plain)
         with pytest.raises(ValueError, match=rf"writing to {config.out} \(process {os.getpid()}"):
             encode_frames(config, progress=False)
         refused.append("yes")
         return plain(*arguments)
 
-    monkeypatch.setattr(encode, "_encode", second)
+    monkeypatch.setattr(encode_shard, "_encode", second)
     assert len(encode_frames(config, progress=False)) == 360
     assert refused == ["yes"]
     assert sorted(os.listdir(config.out)) == ["part-000-00000.parquet", "part-000-00001.parquet"]

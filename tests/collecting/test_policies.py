@@ -338,7 +338,7 @@ def test_an_onnx_model_that_fits_no_latents_or_is_damaged_is_refused(encoder: Pa
     with pytest.raises(ValueError, match="no whole number of 32-dimensional latents"):
         make_policy(str(path), FrameEnv(), str(encoder))
     write_onnx(path, ["n", 32], np.ones((32, 4)), dtype=TensorProto.INT64)
-    with pytest.raises(ValueError, match=r"must have one input, .* got obs: tensor\(int64\)"):
+    with pytest.raises(ValueError, match=r"must have one input, .* got int64 of shape"):
         make_policy(str(path), FrameEnv(), str(encoder))
     path.write_bytes(path.read_bytes()[:60])
     with pytest.raises(ValueError, match="is not a whole ONNX model"):

@@ -127,7 +127,7 @@ def test_a_command_that_lacks_a_package_names_the_line_to_type(
         ("from latent_obs import train_vae", "torch", "make"),
         ("from latent_obs import FramesFolder", "pyarrow", "make"),
         ("import latent_obs.vae", "torch", "make"),
-        ("import latent_obs.sb3", "stable_baselines3", "sb3"),
+        ("import latent_obs.sb3", "(torch|stable_baselines3)", "sb3"),
         ("import latent_obs.torchrl", "torch", "torchrl"),
         ("import latent_obs.rllib", "ray", "rllib"),
         ("import latent_obs.pettingzoo", "pettingzoo", "pettingzoo"),

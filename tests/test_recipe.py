@@ -370,7 +370,7 @@ def test_what_a_card_has_in_brackets_is_no_markup(tmp_path: Path, capsys: pytest
         "---\nlicense: mit\n---\n\nIt keeps [bold]32 numbers[/a] and [link](x.html).\n"
     )
     assert main(["card", str(folder)]) == 0
-    assert capsys.readouterr().out == "It keeps [bold]32 numbers[/a] and [link](x.html).\n"
+    assert capsys.readouterr().out.startswith("It keeps [bold]32 numbers[/a] and [link](x.html).\n")
 
 
 @pytest.mark.parametrize("env_id", [f"Scenes/{name}" for name in ("DeadLeaves-v0", *RENDERED)])

@@ -17,6 +17,7 @@ from latent_obs.data.provenance import Collection
 from latent_obs.encoders.resolve import resolve
 from latent_obs.evaluation.selection import held_out_episodes
 from latent_obs.frames import FrameSpec
+from latent_obs.training import train
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.train import train_vae
 from tests.data.test_curate import collection
@@ -59,6 +60,20 @@ def test_frames_of_another_policy_are_other_frames_to_training_and_evaluation(
     found = resolve(str(config.out))
     assert held_out_episodes(found, first) == first.split(0.1)[1]
     assert held_out_episodes(found, anew) is None
+
+
+def test_a_checkpoint_is_not_continued_on_frames_of_another_policy(
+    first: FramesFolder, anew: FramesFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    config = TrainConfig(first.path, tmp_path / "encoder", steps=2, channels=(4, 4), batch_size=8)
+    monkeypatch.setattr(train, "_write_encoder", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train_vae(config, progress=False)
+    with pytest.raises(ValueError, match="unfinished run with other settings or frames"):
+        train_vae(replace(config, data=anew.path), progress=False)
 
 
 def test_latents_of_another_policys_frames_are_not_kept_as_these(

@@ -199,7 +199,7 @@ MUTANTS = [
         MODELS,
         "        self._stack.begin()\n",
         "        pass\n",
-        f"{ACTING} -k wrapped_env",
+        f"{ACTING} -k wrapper_shows",
     ),
     Mutant(
         "an ONNX model takes the likeliest action instead of drawing one",

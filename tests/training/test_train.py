@@ -226,11 +226,12 @@ def test_sse_is_the_plain_squared_error(quick: TrainConfig) -> None:
 
 def test_a_collapsed_encoder_is_announced(quick: TrainConfig) -> None:
     """A KL term that outweighs all else leaves nothing in the latent; the same run without it does not."""
-    kept = replace(quick, objective="sse", beta=0.0, steps=150, out=quick.out.with_name("kept"))
+    short = replace(quick, objective="sse", steps=30, batch_size=16, learning_rate=3e-3, kl_warmup=0.0)
+    kept = replace(short, beta=0.0, out=quick.out.with_name("kept"))
     result = train_vae(kept, progress=False)
     assert (result.metrics.active_units or 0) > 10
     assert result.metrics.collapsed is False
-    collapsing = replace(kept, beta=1000.0, kl_warmup=0.0, out=quick.out)
+    collapsing = replace(short, beta=1000.0)
     with pytest.warns(RuntimeWarning, match="POSTERIOR COLLAPSE"):
         result = train_vae(collapsing, progress=False)
     assert result.metrics.active_units == 0
@@ -241,6 +242,7 @@ def test_a_collapsed_encoder_is_announced(quick: TrainConfig) -> None:
 
 
 def test_the_metrics_are_those_of_held_out_episodes(quick: TrainConfig, pong_frames: FramesFolder) -> None:
+    quick = replace(quick, steps=2)
     metrics = train_vae(quick, progress=False).metrics
     held_out = pong_frames.load(pong_frames.split(quick.validation, quick.seed)[1])
     vae, _ = load_vae(quick.out)

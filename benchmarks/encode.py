@@ -100,11 +100,11 @@ def check(name: str, frames: Any, eager: Callable[[Any], Any]) -> dict[str, Call
     """Return what is timed, after checking that all of it encodes the same."""
     reference = eager(frames)
     runs: dict[str, Callable[[Any], Any]] = {"eager PyTorch": eager}
-    exact = load_encoder(name, precision="float32")
+    exact = load_encoder(name, precision="float32", normalize=False)
     np.testing.assert_allclose(exact(frames), reference, atol=1e-3 * reference.std(), rtol=1e-3)
     runs["OpenVINO float32"] = exact
     if "amx_bf16" in processor()[1]:
-        runs["OpenVINO bfloat16"] = load_encoder(name, precision="bfloat16")
+        runs["OpenVINO bfloat16"] = load_encoder(name, precision="bfloat16", normalize=False)
     found = resolve(name)
     calibration = found.calibration()
     assert calibration is not None
@@ -115,7 +115,7 @@ def check(name: str, frames: Any, eager: Callable[[Any], Any]) -> dict[str, Call
             lambda size: graph.build_quantised(integers, batch=size), "int8", 1
         )
     if kernel.paths():
-        runs["kernel int8"] = load_encoder(name, precision="int8")
+        runs["kernel int8"] = load_encoder(name, precision="int8", normalize=False)
     for label, run in runs.items():
         error = parity_error(reference, run(frames))
         # A game that is short shows less than the calibration frames, and 2% of less is less.

@@ -71,7 +71,8 @@ struct Path {
     int head_step;
     void (*pad_frame)(const uint8_t *frame, void *padded);
     void (*convolve)(const Layer *layer, const void *in, void *out, const Mask *mask);
-    void (*head)(const Network *network, const int16_t *differences, const int *where, int count, int32_t *sums);
+    void (*head)(const Network *network, const int16_t *differences, const int *where, int count,
+                 int32_t *sums);
 };
 
 /* max(sum, 0) * multiplier, at most `top`, rounded to the nearest integer, halves to even.
@@ -211,8 +212,9 @@ has_avx_vnni(void)
 #endif
 #endif
 
-#define PATH(name, supported, step, input, head_step) \
-    {#name, supported, step, sizeof(input), step == 4 ? 1 : 2, head_step, name##_pad_frame, name##_convolve, name##_head}
+#define PATH(name, supported, step, input, head_step)                                \
+    {#name,     supported,         step,            sizeof(input), step == 4 ? 1 : 2, \
+     head_step, name##_pad_frame, name##_convolve, name##_head}
 
 /* The fastest first. */
 static const Path PATHS[] = {
@@ -298,9 +300,9 @@ encode_frame(const Network *network, const uint8_t *frame, void *scratch, float 
     int *where = (int *)(sums + network->padded_outputs), count = 0;
     for (int position = 0; position < network->positions; position++) {
         if (mask.row[position / last->side] >> (position % last->side) & 1) {
+            int from = position * network->features, to = count * network->features;
             for (int c = 0; c < network->features; c++)
-                differences[count * network->features + c] =
-                    (int16_t)(features[position * network->features + c] - background[position * network->features + c]);
+                differences[to + c] = (int16_t)(features[from + c] - background[from + c]);
             where[count++] = position;
         }
     }
@@ -395,8 +397,8 @@ lay_out(Network *network, const Given *given, char *memory)
     scratch += (size_t)network->positions * (network->features * sizeof(int16_t) + sizeof(int)) +
                (size_t)network->padded_outputs * sizeof(int32_t);
     network->scratch = scratch;
-    int16_t *head = take(&memory, &used,
-                         (size_t)network->positions * network->features * network->padded_outputs * sizeof *head);
+    size_t weights = (size_t)network->positions * network->features * network->padded_outputs;
+    int16_t *head = take(&memory, &used, weights * sizeof *head);
     network->head_sums = take(&memory, &used, (size_t)network->padded_outputs * sizeof(int32_t));
     double *scale = take(&memory, &used, (size_t)network->outputs * sizeof *scale);
     double *offset = take(&memory, &used, (size_t)network->outputs * sizeof *offset);

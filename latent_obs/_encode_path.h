@@ -76,17 +76,26 @@ NAME(convolve)(const Layer *layer, const void *in, void *out, const Mask *mask)
             const Input *corner = (const Input *)in + (2 * y * 2 * (layer->side + 1) + 2 * x) * layer->before;
             for (int channel = 0; channel < layer->after; channel += channels) {
                 int32_t sums[SUMS * LANES];
+                /* AT_MOST keeps a case that a path never takes within its registers. */
+#define AT_MOST(positions, vectors) ((positions) * (vectors) <= SUMS ? (positions) : 1)
+#define BLOCK(positions, vectors)                                                          \
+    case (vectors) * 16 + (positions):                                                     \
+        NAME(block)(layer, corner, channel, sums, AT_MOST(positions, vectors),             \
+                    (vectors) <= SUMS ? (vectors) : 1);                                    \
+        break
                 switch (vectors * 16 + positions) {
-                case 4 * 16 + 4: NAME(block)(layer, corner, channel, sums, SUMS >= 16 ? 4 : 1, SUMS >= 4 ? 4 : 1); break;
-                case 4 * 16 + 2: NAME(block)(layer, corner, channel, sums, SUMS >= 8 ? 2 : 1, SUMS >= 4 ? 4 : 1); break;
-                case 4 * 16 + 1: NAME(block)(layer, corner, channel, sums, 1, SUMS >= 4 ? 4 : 1); break;
-                case 2 * 16 + 8: NAME(block)(layer, corner, channel, sums, SUMS >= 16 ? 8 : 1, 2); break;
-                case 2 * 16 + 4: NAME(block)(layer, corner, channel, sums, SUMS >= 8 ? 4 : 1, 2); break;
-                case 2 * 16 + 1: NAME(block)(layer, corner, channel, sums, 1, 2); break;
-                case 1 * 16 + 8: NAME(block)(layer, corner, channel, sums, SUMS >= 8 ? 8 : 1, 1); break;
-                case 1 * 16 + 2: NAME(block)(layer, corner, channel, sums, 2, 1); break;
-                default: NAME(block)(layer, corner, channel, sums, 1, 1);
+                    BLOCK(4, 4);
+                    BLOCK(2, 4);
+                    BLOCK(1, 4);
+                    BLOCK(8, 2);
+                    BLOCK(4, 2);
+                    BLOCK(1, 2);
+                    BLOCK(8, 1);
+                    BLOCK(2, 1);
+                    BLOCK(1, 1);
                 }
+#undef BLOCK
+#undef AT_MOST
                 for (int p = 0; p < positions; p++)
                     for (int g = 0; g < channels; g += GROUP) {
                         size_t to = (size_t)((y + border) * edge + x + p + border) * (size_t)layer->after;

@@ -209,12 +209,15 @@ def load_encoder(
         ref: Name of a bundled encoder (see :func:`list_encoders`), path of an encoder folder, or a
             string ``hf://USER/NAME`` or ``hf://USER/NAME@REVISION`` for one on the Hugging Face Hub.
             The revision is a branch, a tag or a commit; only a commit always names the same weights.
-        backend: ``"openvino"`` or ``"torch"``; ``"auto"`` takes OpenVINO where it is installed,
-            and torch on CUDA.
-        precision: ``"float32"``, ``"bfloat16"`` or ``"int8"``. ``"auto"`` takes the fastest whose
-            latents of the encoder's calibration frames pass the parity gate: in no active
-            dimension may the rms difference from float32 exceed 2% of the latent's standard
-            deviation. With torch it is float32.
+        backend: ``"openvino"`` for the CPU, where OpenVINO runs all but int8, or ``"torch"``; ``"auto"``
+            takes OpenVINO where it is installed, and torch on CUDA.
+        precision: ``"float32"``, ``"bfloat16"`` or ``"int8"``. ``"auto"`` takes the precision that is fastest
+            on this CPU and passes the parity gate: on the encoder's calibration frames, without those that
+            int8 was fitted to, the rms difference from float32 may in no active dimension exceed 2% of the
+            latent's standard deviation. :attr:`Encoder.precision_reason` says why it was taken. In int8 the
+            latents are the same bits on every CPU, as long as the package's kernel was compiled there;
+            where no C compiler was found OpenVINO computes int8, which rounds a little differently. With
+            torch ``"auto"`` is float32.
         device: ``"cpu"`` or ``"cuda"``; ``"auto"`` is the CPU, which is faster than a GPU for few
             frames at a time.
         num_threads: Threads of one call on the CPU. One is right for a wrapper, of which there

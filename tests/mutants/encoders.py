@@ -51,6 +51,13 @@ MUTANTS = [
         f"{RUNTIMES} -k unseen_frames",
     ),
     Mutant(
+        "Of two ways to equalise the worse is taken",
+        QUANTISE_PY,
+        "best = min(candidates",
+        "best = max(candidates",
+        f"{KERNEL} -k every_machine",
+    ),
+    Mutant(
         "The gate judges on the frames that biases were fitted to",
         QUANTISE_PY,
         "fitted, unseen = frames[::2], frames[1::2] if len(frames) > 1 else frames",

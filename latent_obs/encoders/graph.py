@@ -7,9 +7,11 @@ kernels when it compiles.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,33 @@ def compile_graph(model: ov.Model, precision: Precision, num_threads: int) -> ov
         "INFERENCE_NUM_THREADS": num_threads,
         "NUM_STREAMS": 1,
     }
-    return ov.Core().compile_model(model, "CPU", options).create_infer_request()
+    with _signal_stack_kept():
+        return ov.Core().compile_model(model, "CPU", options).create_infer_request()
+
+
+class _SignalStack(ctypes.Structure):
+    """``stack_t`` of POSIX."""
+
+    _fields_ = (("at", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextlib.contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """Leave the thread the stack on which it handles signals.
+
+    OpenVINO gives the thread a stack of its own for every model that it compiles, and brings back the one of
+    before when the model is freed. Models that are freed in the order in which they were made so leave the
+    thread with a stack that is freed already, and the next signal, such as Ctrl-C, ends the process.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    libc, before = ctypes.CDLL(None), _SignalStack()
+    libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(before), None)
 
 
 def read_onnx(path: Path) -> ov.Model:
@@ -147,7 +175,8 @@ def read_onnx(path: Path) -> ov.Model:
 
 def has_bfloat16() -> bool:
     """Say whether OpenVINO computes in bfloat16 on this CPU, quickly or not."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    with _signal_stack_kept():
+        return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def has_int8() -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,3 +120,24 @@ def test_a_process_is_forked_while_another_thread_compiles(tmp_path: Path, frame
         assert np.array_equal(receiver.recv(), expected)
         process.join(30)
         thread.join()
+
+
+def test_a_signal_after_two_encoders_are_freed_ends_nothing() -> None:
+    """It ended the process, where something has given signal handlers a stack, as faulthandler does."""
+    code = """
+import faulthandler, os, signal
+import numpy as np
+from latent_obs import load_encoder
+faulthandler.enable()
+got = []
+signal.signal(signal.SIGTERM, lambda *_: got.append("signal"))
+first, second = (load_encoder("pong-v0", precision="float32") for _ in range(2))
+for encoder in (first, second):
+    encoder(np.zeros((64, 64, 3), np.uint8))
+del encoder, first
+del second
+os.kill(os.getpid(), signal.SIGTERM)
+print(*got)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout) == (0, "signal\n"), run.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -61,3 +62,20 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """Return the folder of what this package remembers on this machine; it need not exist.
+
+    That is ``$LATENT_OBS_HOME`` where it is set, else ``latent_obs`` in the user's cache folder.
+
+    Raises:
+        RuntimeError: If the user has no home folder.
+    """
+    if home := os.environ.get("LATENT_OBS_HOME"):
+        return Path(home)
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "latent_obs" / "cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "latent_obs"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latent_obs"

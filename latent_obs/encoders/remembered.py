@@ -1,18 +1,14 @@
 """What this machine has found out about encoders and need not find out again.
 
-The folder is ``$LATENT_OBS_HOME`` where that is set, else ``latent_obs`` in the user's cache folder.
-Deleting it is always safe. Nothing here fails: what cannot be read or written is computed again.
+It is kept in :func:`~latent_obs.files.cache_folder`. Deleting that is always safe. Nothing here fails: what cannot be read or written is computed again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import safetensors
@@ -21,33 +17,18 @@ import safetensors.numpy
 from latent_obs.encoders import quantise
 from latent_obs.encoders.folder import Precision, Tensors, VAEConfig
 from latent_obs.encoders.quantise import Quantised
-from latent_obs.files import write_atomically
+from latent_obs.files import cache_folder, write_atomically
 from latent_obs.frames import Frames
 
 # What was measured is measured again after a change of how it is measured or of what is run.
 TIMING = 1
 
 
-def folder() -> Path:
-    """Return the folder; it need not exist.
-
-    Raises:
-        RuntimeError: If the user has no home folder.
-    """
-    if home := os.environ.get("LATENT_OBS_HOME"):
-        return Path(home)
-    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "latent_obs" / "cache"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "latent_obs"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latent_obs"
-
-
 def quantised(vae: VAEConfig, tensors: Tensors, frames: Frames) -> Quantised:
     """Do what :func:`~latent_obs.encoders.quantise.quantise` does, once for each encoder and machine."""
     name = f"int8-{quantise.key_of(vae, tensors, frames)[:40]}.safetensors"
     try:
-        return Quantised.from_tensors(vae, safetensors.numpy.load((folder() / name).read_bytes()))
+        return Quantised.from_tensors(vae, safetensors.numpy.load((cache_folder() / name).read_bytes()))
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError):
         result = quantise.quantise(vae, tensors, frames)
         _write(name, safetensors.numpy.save(result.to_tensors()))
@@ -74,7 +55,7 @@ def remember_speeds(case: str, found: dict[Precision, float]) -> None:
 
 def _speeds() -> dict[str, Any]:
     try:
-        content = json.loads((folder() / "speeds.json").read_text(encoding="utf-8"))
+        content = json.loads((cache_folder() / "speeds.json").read_text(encoding="utf-8"))
     except (OSError, RuntimeError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -99,7 +80,7 @@ def _machine() -> str:
 
 def _write(name: str, content: bytes) -> None:
     try:
-        folder().mkdir(parents=True, exist_ok=True)
-        write_atomically(folder() / name, content)
+        cache_folder().mkdir(parents=True, exist_ok=True)
+        write_atomically(cache_folder() / name, content)
     except (OSError, RuntimeError):
         pass

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from latent_obs.encoders.folder import EncoderConfig, Tensors, read_calibration, read_config, read_tensors
 from latent_obs.encoders.hub import HUB_PREFIX, fetch
+from latent_obs.files import cache_folder
 from latent_obs.frames import Frames, FrameSource
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
@@ -178,7 +179,7 @@ def search_path() -> list[tuple[str, Path]]:
     """Return the folders in which encoder folders are looked for, with what each is.
 
     They are those of the variable ``LATENT_OBS_PATH``, separated as in ``PATH``, then the working directory,
-    then the cache: ``LATENT_OBS_HOME``, else ``latent_obs`` in ``XDG_CACHE_HOME`` or ``~/.cache``.
+    then the cache (:func:`~latent_obs.files.cache_folder`).
 
     Example:
         >>> [name for name, _ in search_path()][-2:]
@@ -187,12 +188,10 @@ def search_path() -> list[tuple[str, Path]]:
     named = [
         Path(part).expanduser() for part in os.environ.get("LATENT_OBS_PATH", "").split(os.pathsep) if part
     ]
-    cache = os.environ.get("LATENT_OBS_HOME")
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "latent_obs"
     return [
         *(("LATENT_OBS_PATH", path.absolute()) for path in named),
         ("working directory", Path.cwd()),
-        ("cache", Path(cache or base).expanduser().absolute()),
+        ("cache", cache_folder().absolute()),
     ]
 
 

@@ -61,7 +61,7 @@ def test_nobody_is_phoned_and_nothing_is_written_outside_the_cache(tmp_path: Pat
 
 
 def test_the_cache_is_in_the_users_cache_folder(tmp_path: Path) -> None:
-    code = "from latent_obs.encoders import remembered; print(remembered.folder())"
+    code = "from latent_obs.files import cache_folder; print(cache_folder())"
     if sys.platform == "linux":
         assert run(code, tmp_path) == [str(tmp_path / ".cache" / "latent_obs")]
         assert run(code, tmp_path, XDG_CACHE_HOME="/somewhere") == ["/somewhere/latent_obs"]

@@ -1,7 +1,7 @@
 """What this machine has found out about encoders and need not find out again.
 
-It is kept in :func:`~latent_obs.files.cache_folder`. Deleting that is always safe. Nothing here fails: what cannot
-be read or written is computed again.
+It is kept in :func:`~latent_obs.files.cache_folder`. Deleting that is always safe. Nothing here fails: what
+cannot be read or written is computed again.
 """
 
 from __future__ import annotations

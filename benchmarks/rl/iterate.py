@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,18 +79,19 @@ def like(encoder: str) -> dict[str, Any]:
 def collect_with(run: Path, encoder: str, out: Path, args: Args) -> FramesFolder:
     """Collect frames of a finished run's agent, in the environment in which it was trained."""
     settings = json.loads((run / RUN).read_text())["settings"]
-    return collect_frames(
-        CollectConfig(
-            "agents:AsTrained-v0",
-            out,
-            frames=args.new_frames,
-            workers=args.workers,
-            policy=str(run / MODEL),
-            policy_encoder=encoder,
-            policy_normalize=settings["arm"] != "latents-raw",
-            env_kwargs={"game": settings["game"], "algorithm": settings.get("algorithm", "ppo")},
-        )
+    config = CollectConfig(
+        "agents:AsTrained-v0",
+        out,
+        frames=args.new_frames,
+        workers=args.workers,
+        policy=str(run / MODEL),
+        policy_encoder=encoder,
+        policy_normalize=settings["arm"] != "latents-raw",
+        env_kwargs={"game": settings["game"], "algorithm": settings.get("algorithm", "ppo")},
     )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Loading the policy .* runs code")  # this script's own model
+        return collect_frames(config)
 
 
 def iterate(args: Args) -> list[str]:

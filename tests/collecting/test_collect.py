@@ -326,7 +326,7 @@ def test_a_disk_that_fills_is_reported_and_loses_only_the_open_shard(tmp_path: P
         ("Nothing-v0", {}, ValueError, "cannot make the environment"),
         ("no_such_module:X-v0", {}, ImportError, "needs a package that is missing"),
         ("ALE/Pong-v5", {"wheels": 4}, ValueError, "refuses env_kwargs"),
-        ("ALE/Pong-v5", {"obs_type": "grayscale"}, ValueError, "Ask the environment for RGB"),
+        ("ALE/Pong-v5", {"obs_type": "ram"}, ValueError, "AddRenderObservation"),
         ("CartPole-v1", {}, ValueError, "AddRenderObservation"),
     ],
 )

@@ -123,5 +123,5 @@ def test_an_env_that_exits_in_a_task_is_an_error(cluster: None, tmp_path: Path) 
 
 def test_without_ray_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"latent_obs\[ray\]"):
+    with pytest.raises(ImportError, match=r"needs ray, which is not installed.*\[ray\]"):
         collect_frames(replace(QUICK, out=tmp_path, ray=True), progress=False)

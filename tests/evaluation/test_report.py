@@ -101,7 +101,7 @@ def test_the_table_has_each_figure_under_its_code() -> None:
         ("latent drift", "no", "", ""),
         ("shift of the latents' means, std", "0.31", "", ""),
         ("spread of the latents, ratio", "1.21", "", ""),
-        ("encode a frame, torch, µs", "1,234", "", ""),
+        ("encode a frame in eager PyTorch, µs", "1,234", "", ""),
     ]
 
 

@@ -17,7 +17,7 @@ FORMAT = "latent_obs.report_card"
 VERSION = 1
 REPORTS_FORMAT = "latent_obs.reports"
 
-# How an encoder runs in each backend; "openvino" is the fastest way on this CPU, the compiled kernel included.
+# How an encoder runs in each backend; "openvino" is the fastest way on this CPU, by the compiled kernel too.
 _RUNS = {"openvino": "as wrappers do", "torch": "in eager PyTorch"}
 # The encoder and its baselines, as fields and as headings of columns.
 CODES = {"encoder": "encoder", "pca": "PCA", "random": "untrained"}

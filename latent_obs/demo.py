@@ -115,7 +115,7 @@ def run_demo(config: DemoConfig) -> None:
 
     console.rule("3/5  Evaluate it on held-out episodes and draw what it keeps")
     from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
-    from latent_obs.evaluation.report import FIGURES
+    from latent_obs.evaluation.report import FIGURES, RUNS
 
     card = evaluate_encoder(EvaluateConfig(train.out, train.data))
     write_atomically(folder / "report.json", (json.dumps(card.to_json(), indent=1) + "\n").encode())
@@ -130,7 +130,7 @@ def run_demo(config: DemoConfig) -> None:
         ("frames", f"{len(frames):,}"),
         ("bytes/frame", f"{frames.num_bytes / len(frames):,.1f} (raw: 12,288)"),
         *((figure.label, figure.shown(card)) for figure in FIGURES),
-        *((f"encode one frame, {name}", f"{us:,.0f} µs") for name, us in card.encode_us.items()),
+        *((f"encode a frame {RUNS.get(name, name)}", f"{us:,.0f} µs") for name, us in card.encode_us.items()),
         ("PPO", f"{ppo['steps_per_second']:,.0f} steps/s over {ppo['steps']:,} steps"),
     ):
         table.add_row(name, value)

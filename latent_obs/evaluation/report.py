@@ -18,7 +18,7 @@ VERSION = 1
 REPORTS_FORMAT = "latent_obs.reports"
 
 # How an encoder runs in each backend; "openvino" is the fastest way on this CPU, by the compiled kernel too.
-_RUNS = {"openvino": "as wrappers do", "torch": "in eager PyTorch"}
+RUNS = {"openvino": "as wrappers do", "torch": "in eager PyTorch"}
 # The encoder and its baselines, as fields and as headings of columns.
 CODES = {"encoder": "encoder", "pca": "PCA", "random": "untrained"}
 
@@ -181,7 +181,7 @@ class ReportCard(Scores):
             ("spread of the latents, ratio", f"{self.drift.spread:.2f}", "", ""),
         ]
         rows += [
-            (f"encode a frame {_RUNS.get(name, name)}, µs", f"{us:,.0f}", "", "")
+            (f"encode a frame {RUNS.get(name, name)}, µs", f"{us:,.0f}", "", "")
             for name, us in self.encode_us.items()
         ]
         return [(label, own, pca, random) for label, own, pca, random in rows]

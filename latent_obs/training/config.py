@@ -37,7 +37,10 @@ class TrainConfig:
     beta: float = 1.0
     """weight of the KL term; losses are in nats per frame"""
     kl_warmup: float = 0.2
-    """fraction of the steps over which beta rises from zero"""
+    """fraction of the steps over which beta rises from zero, or goes from `beta_start` to `beta`"""
+    beta_start: float = 0.0
+    """beta at the first step, above `beta`; it falls by a constant factor per step, so that dimensions become
+    active one after another, the one that saves most error first, which disentangles them; 0: from zero"""
     free_bits: float = 0.0
     """KL in nats that each latent dimension is always charged, so that none gains by saying less (Kingma et
     al. 2016); raise it against collapse"""
@@ -76,10 +79,12 @@ class TrainConfig:
         for name in ("steps", "batch_size", "evaluate_every", "devices", "num_nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        weights = ("beta", "free_bits", "foreground_weight", "rarity_weight")
+        weights = ("beta", "beta_start", "free_bits", "foreground_weight", "rarity_weight")
         for name in (*weights, "kl_warmup", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.beta_start and not self.beta:
+            raise ValueError(f"beta_start={self.beta_start} needs a beta above 0 to fall to, got 0.")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must be between 0 and 1, got {self.learning_rate}.")
         if not 0 < self.validation < 1:

@@ -165,9 +165,15 @@ def calibrated_variance(variance: Tensor, squared_error: Tensor, step: int) -> T
 
 
 def kl_weight(step: int, config: TrainConfig) -> float:
-    """Return beta at a step: it rises from zero over the first ``kl_warmup`` of all steps."""
+    """Return beta at a step: over the first ``kl_warmup`` of all steps it rises from zero.
+
+    With ``beta_start`` it goes from there by a constant factor per step instead.
+    """
     warmup = config.kl_warmup * config.steps
-    return config.beta * (min(1.0, step / warmup) if warmup else 1.0)
+    done = min(1.0, step / warmup) if warmup else 1.0
+    if config.beta_start:
+        return config.beta_start * math.pow(config.beta / config.beta_start, done)
+    return config.beta * done
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

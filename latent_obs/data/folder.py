@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from latent_obs.data.index import EpisodeIndex, Integers, Mask, episode_runs
 from latent_obs.data.shards import Shard, read_group, read_shard
-from latent_obs.data.shuffle import GroupReader, shuffled_batches
+from latent_obs.data.shuffle import GroupReader, Team, shuffled_batches
 from latent_obs.data.storage import Location, for_each, list_files, parse_location, shown
 from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames, FrameSource, FrameSpec
 
@@ -256,6 +256,7 @@ class FramesFolder:
         seed: int = 0,
         buffer_frames: int = 50_000,
         skip: int = 0,
+        team: Team | None = None,
     ) -> Iterator[tuple[Frames, npt.NDArray[np.bool_]]]:
         """Yield what :meth:`batches` yields, and which pixels of each frame are foreground.
 
@@ -266,14 +267,16 @@ class FramesFolder:
             seed: Chooses the order.
             buffer_frames: Frames held in memory at most.
             skip: Batches to leave out.
+            team: The processes that share each batch; each of them reads its part of the folder.
 
         Yields:
             Frames, and masks of shape ``(batch_size, 2, 64, 64)``: the pixels that differ from the
             environment's median frame, and those that differ from the frame before or after in the
             same episode and row group. A score differs from the median and stands still, a ball moves.
+            With a ``team``, this process's share of them.
         """
         reader = GroupReader(self.shards, self._kept(episodes), episodes, medians)
-        for rows in shuffled_batches(reader, str(self), batch_size, seed, buffer_frames, skip):
+        for rows in shuffled_batches(reader, str(self), batch_size, seed, buffer_frames, skip, team):
             frames, bits = np.ascontiguousarray(rows[:, :FRAME_BYTES]), rows[:, FRAME_BYTES:]
             masks = np.unpackbits(bits, 1).astype(bool).reshape(-1, 2, *FRAME_SHAPE[:2])
             yield frames.reshape(-1, *FRAME_SHAPE), masks

@@ -5,6 +5,10 @@ order and reads them in blocks, as many at a time as fit in the buffer; the fram
 out in random order. So a batch mixes all places of its block. A buffer that holds few row groups
 would mix few episodes, so then a place is every k-th row of a row group, which is decoded k times
 in a pass. ``tests/data/test_shuffle.py`` measures how far that is from a true permutation.
+
+A team of processes draws the same batches as one process would. Each of them reads its part of the
+places of a block, and with each batch they exchange the rows that another one takes: a step's rows are
+few bytes beside its gradients, which such processes exchange too.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +33,52 @@ MASK_BYTES = FRAME_SHAPE[0] * FRAME_SHAPE[1] // 8
 OPEN_FILES = 128
 
 Indices = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.uint8]
+
+
+class Team(Protocol):
+    """Processes that draw the same batches, of which each reads and takes its share.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+    """
+
+    rank: int
+    size: int
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise in all processes the error that one of them met, if one did."""
+
+    def exchange(self, rows: Rows, sent: Indices, received: Indices) -> Rows:
+        """Give each process some of the rows, and return those that the processes give this one.
+
+        Args:
+            rows: First those for process 0, then those for process 1, ...
+            sent: How many are for each process.
+            received: How many come from each process.
+        """
+
+
+def share(total: int, rank: int, size: int) -> slice:
+    """Return which of so many rows one of ``size`` processes takes.
+
+    Example:
+        >>> [share(31, rank, 2) for rank in (0, 1)]
+        [slice(0, 15, None), slice(15, 31, None)]
+    """
+    return slice(total * rank // size, total * (rank + 1) // size)
 
 
 def shuffled_batches(
-    reader: GroupReader, folder: str, batch_size: int, seed: int, buffer_frames: int, skip: int
-) -> Iterator[npt.NDArray[np.uint8]]:
+    reader: GroupReader,
+    folder: str,
+    batch_size: int,
+    seed: int,
+    buffer_frames: int,
+    skip: int,
+    team: Team | None = None,
+) -> Iterator[Rows]:
     """Yield shuffled batches of rows for ever; the work behind :meth:`FramesFolder.batches`.
 
     Args:
@@ -42,9 +88,10 @@ def shuffled_batches(
         seed: Chooses the order.
         buffer_frames: Rows held in memory at most.
         skip: Batches to leave out at the beginning.
+        team: The processes that share each batch; ``None``: there is one.
 
     Yields:
-        Rows of the reader, shape (batch_size, reader.width).
+        Rows of the reader, shape (batch_size, reader.width); of a team, this process's share of them.
 
     Raises:
         ValueError: If there are fewer rows than a batch holds.
@@ -63,33 +110,130 @@ def shuffled_batches(
     blocks = 1 if total <= capacity else -(-total // max(capacity - int(sizes.max()), 1))
     start, skip = divmod(skip, total // batch_size)
     position = skip * batch_size
-    buffer: npt.NDArray[np.uint8] | None = None
+    mine = slice(0, batch_size) if team is None else share(batch_size, team.rank, team.size)
+    shape = (mine.stop - mine.start, reader.width)
+    buffer: Rows | None = None
     try:
         for epoch in itertools.count(start):
             order = _stream(seed, epoch, 0).permutation(len(sizes))
             # Blocks of nearly equal size: a small last one would mix little.
             block_of = (np.cumsum(sizes[order]) - 1) * blocks // total
-            batch, filled = np.empty((batch_size, reader.width), np.uint8), 0
-            for block in range(blocks):
-                places = order[block_of == block]
+            batch, filled = np.empty(shape, np.uint8), 0
+            for number in range(blocks):
+                places = order[block_of == number]
                 rows = int(sizes[places].sum())
                 if position >= rows:  # skipped as a whole
                     position -= rows
                     continue
                 if buffer is None:
-                    buffer = np.empty((min(total, capacity), reader.width), np.uint8)
-                picks = _stream(seed, epoch, 1 + block).permutation(rows)
-                reader.fill(buffer, places, sizes[places], parts, picks[position:])
+                    most = min(total, capacity)
+                    most = most if team is None else most // team.size + int(sizes.max())
+                    buffer = np.empty((most, reader.width), np.uint8)
+                picks = _stream(seed, epoch, 1 + number).permutation(rows)
+                if team is None:
+                    block = _Block(reader, buffer, places, sizes[places], parts, picks, position)
+                else:
+                    block = _SharedBlock(
+                        reader, buffer, places, sizes[places], parts, picks, position, batch_size, team
+                    )
                 while position < rows:
-                    mine = picks[position : position + batch_size - filled]
-                    buffer.take(mine, 0, out=batch[filled : filled + len(mine)], mode="clip")
-                    position, filled = position + len(mine), filled + len(mine)
+                    count = min(batch_size - filled, rows - position)
+                    block.draw(position, count, batch, filled)
+                    position, filled = position + count, filled + count
                     if filled == batch_size:
                         yield batch
                         batch, filled = np.empty_like(batch), 0
                 position = 0
     finally:
         reader.close()
+
+
+class _Block:
+    """A block of places in memory.
+
+    Args:
+        reader: What to read.
+        buffer: Where to; shape (N, reader.width).
+        places: Row group x parts + part of each place.
+        sizes: Rows of each place.
+        parts: Parts of a row group.
+        picks: Rows of the block in the order in which they are drawn.
+        position: How many of them have been drawn already; places without any others are not read.
+    """
+
+    def __init__(
+        self,
+        reader: GroupReader,
+        buffer: Rows,
+        places: Indices,
+        sizes: Indices,
+        parts: int,
+        picks: Indices,
+        position: int,
+    ) -> None:
+        self._buffer, self._picks = buffer, picks
+        reader.fill(buffer, places, sizes, parts, picks[position:])
+
+    def draw(self, position: int, count: int, batch: Rows, filled: int) -> None:
+        """Put so many of the picks, from a position on, into a batch that is filled so far."""
+        picks = self._picks[position : position + count]
+        self._buffer.take(picks, 0, out=batch[filled : filled + count], mode="clip")
+
+
+class _SharedBlock(_Block):
+    """A block of which each process of a team has its part in memory.
+
+    A part is a range of the places in the order of the folder, so that a process opens its own shards.
+    """
+
+    def __init__(
+        self,
+        reader: GroupReader,
+        buffer: Rows,
+        places: Indices,
+        sizes: Indices,
+        parts: int,
+        picks: Indices,
+        position: int,
+        batch_size: int,
+        team: Team,
+    ) -> None:
+        self._team, self._edges = team, [share(batch_size, rank, team.size).stop for rank in range(team.size)]
+        order = np.argsort(places)
+        before = np.cumsum(sizes[order]) - sizes[order]
+        owner_of, start_of = np.empty_like(sizes), np.empty_like(sizes)
+        # Places without rows may come last, behind all rows.
+        owner_of[order] = np.minimum(before * team.size // len(picks), team.size - 1)
+        mine = owner_of == team.rank
+        for rank in range(team.size):  # where the rows of a place begin in its owner's buffer
+            its = owner_of == rank
+            start_of[its] = np.cumsum(sizes[its]) - sizes[its]
+        place = np.searchsorted(np.cumsum(sizes), picks, "right")
+        self._owners = owner_of[place]
+        inside = picks - (np.cumsum(sizes) - sizes)[place] + start_of[place]
+        error: Exception | None = None
+        try:
+            needed = inside[position:][self._owners[position:] == team.rank]
+            super().__init__(reader, buffer, places[mine], sizes[mine], parts, needed, 0)
+        except Exception as failed:
+            error = failed
+        team.agree(error)
+        self._picks = inside
+
+    def draw(self, position: int, count: int, batch: Rows, filled: int) -> None:
+        """Send other processes what they take of these picks, and receive this process's own."""
+        team = self._team
+        owners = self._owners[position : position + count]
+        takers = np.searchsorted(self._edges, np.arange(filled, filled + count), "right")
+        own, taken = owners == team.rank, np.flatnonzero(takers == team.rank)
+        received = team.exchange(
+            self._buffer[self._picks[position : position + count][own]],
+            np.bincount(takers[own], minlength=team.size),
+            np.bincount(owners[taken], minlength=team.size),
+        )
+        start = share(self._edges[-1], team.rank, team.size).start
+        by_sender = taken[np.argsort(owners[taken], kind="stable")]
+        batch[by_sender + filled - start] = received
 
 
 def _stream(seed: int, *numbers: int) -> np.random.Generator:

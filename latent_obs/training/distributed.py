@@ -13,9 +13,11 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
+
+from latent_obs.data import shuffle
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -60,11 +62,24 @@ def make_fabric(devices: int, num_nodes: int, precision: Computed) -> Fabric:
     )
 
 
+def join(fabric: Fabric) -> None:
+    """Let the processes that torchrun or SLURM started find each other; others are not started yet."""
+    if not _starts_processes(fabric):
+        atexit.register(_leave_group)  # not sooner, for the group cannot be made twice in one place
+        fabric.launch()
+
+
+def _starts_processes(fabric: Fabric) -> bool:
+    from lightning_fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+
+    return isinstance(fabric.strategy.launcher, _MultiProcessingLauncher)
+
+
 def launch(fabric: Fabric, function: Callable[..., T], *arguments: Any) -> T:
     """Call ``function(fabric, *arguments)`` in every process and return what the first one returns.
 
     Args:
-        fabric: From :func:`make_fabric`.
+        fabric: From :func:`make_fabric`, after :func:`join`.
         function: A module's function; it and its arguments travel by pickle where Fabric starts
             the processes.
         arguments: What else it is called with.
@@ -74,13 +89,10 @@ def launch(fabric: Fabric, function: Callable[..., T], *arguments: Any) -> T:
         RuntimeError: If a process that Fabric started was killed.
         KeyboardInterrupt: If a signal arrived before the processes were ready to stop by themselves.
     """
-    from lightning_fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher
     from torch.multiprocessing.spawn import ProcessExitedException
 
-    if not isinstance(fabric.strategy.launcher, _MultiProcessingLauncher):
-        atexit.register(_leave_group)  # not sooner, for the group cannot be made twice in one place
-        result: T = fabric.launch(function, *arguments)
-        return result
+    if not _starts_processes(fabric):
+        return function(fabric, *arguments)
     # Our children stop when told to and say so; here the signals only have to reach them.
     told: list[int] = []
 
@@ -137,8 +149,45 @@ def sum_over_processes(fabric: Fabric, tensors: list[torch.Tensor]) -> None:
 
 def share(fabric: Fabric, total: int) -> slice:
     """Return the rows of a batch of ``total`` that this process takes."""
-    rank, size = fabric.global_rank, fabric.world_size
-    return slice(total * rank // size, total * (rank + 1) // size)
+    return shuffle.share(total, fabric.global_rank, fabric.world_size)
+
+
+def read_once(fabric: Fabric, read: Callable[[], T]) -> T:
+    """Return in every process what the first one reads; before processes are started, there is this one."""
+    if fabric.world_size == 1 or not torch.distributed.is_initialized():
+        return read()
+    return cast("T", fabric.broadcast(read() if fabric.is_global_zero else None))
+
+
+class Processes:
+    """The processes that train together, as the team that reads the frames folder.
+
+    Args:
+        fabric: From :func:`make_fabric`, in a process that was launched.
+
+    Attributes:
+        rank: Number of this process.
+        size: Number of processes.
+    """
+
+    def __init__(self, fabric: Fabric) -> None:
+        self.rank, self.size, self._device = fabric.global_rank, fabric.world_size, fabric.device
+
+    def agree(self, error: Exception | None) -> None:
+        """Raise in all processes the error that one of them met; the others would wait for it for ever."""
+        errors: list[Exception | None] = [None] * self.size
+        torch.distributed.all_gather_object(errors, error)
+        for met in errors:
+            if met is not None:
+                raise met
+
+    def exchange(self, rows: shuffle.Rows, sent: shuffle.Indices, received: shuffle.Indices) -> shuffle.Rows:
+        """Give each process some of the rows; see :class:`latent_obs.data.shuffle.Team`."""
+        given = torch.from_numpy(rows).to(self._device)
+        got = given.new_empty((int(received.sum()), rows.shape[1]))
+        torch.distributed.all_to_all_single(got, given, received.tolist(), sent.tolist())
+        back: shuffle.Rows = got.cpu().numpy()
+        return back
 
 
 def keep_freed_memory() -> None:

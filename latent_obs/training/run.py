@@ -27,7 +27,13 @@ from latent_obs.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from latent_obs.training.distributed import keep_freed_memory, share, sum_over_processes
+from latent_obs.training.distributed import (
+    Processes,
+    keep_freed_memory,
+    read_once,
+    share,
+    sum_over_processes,
+)
 from latent_obs.training.history import Monitor, Row
 from latent_obs.training.objective import (
     Means,
@@ -96,7 +102,7 @@ class TrainingRun:
             )
         # The frames folder may be larger than this machine, so it is sampled once for all that needs samples.
         self.episodes, self.held_out_episodes = folder.split(config.validation, config.seed)
-        self.sample = folder.sample(SAMPLE_FRAMES, self.episodes, config.seed)
+        self.sample = read_once(fabric, lambda: folder.sample(SAMPLE_FRAMES, self.episodes, config.seed))
         wanted = SAMPLE_FRAMES if fabric.is_global_zero else 0
         self.held_out_sample = folder.sample(wanted, self.held_out_episodes, config.seed)
         start = self.sample[:START_FRAMES]
@@ -116,14 +122,14 @@ class TrainingRun:
         self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
         self.generator = torch.Generator(device)
-        self.medians = folder.medians()
+        self.medians = read_once(fabric, folder.medians)
         self.rarity = torch.from_numpy(color_rarity(start)).to(device)
         # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
         count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))
         counts = folder.episodes()
         count = min(count, sum(counts[episode] for episode in self.held_out_episodes))
         batches = folder.batches_and_foreground(count, self.medians, self.held_out_episodes, seed=config.seed)
-        self.held_out = next(batches)
+        self.held_out = read_once(fabric, lambda: next(batches))
         self.weighted_variance = torch.tensor(0.0, device=device)
         self.gradient_norm = torch.tensor(0.0, device=device)
         self.step, self.seconds = 0, 0.0
@@ -136,16 +142,19 @@ class TrainingRun:
         """Take the remaining steps; return whether some process was told to stop before."""
         config = self.config
         batches = self.folder.batches_and_foreground(
-            config.batch_size, self.medians, self.episodes, seed=config.seed, skip=self.step
+            config.batch_size,
+            self.medians,
+            self.episodes,
+            seed=config.seed,
+            skip=self.step,
+            team=Processes(self.fabric) if self.fabric.world_size > 1 else None,
         )
-        mine = share(self.fabric, config.batch_size)
         saved = begun = time.monotonic()
         spent = self.seconds
         while self.step < config.steps and not (config.patience and self.waited >= config.patience):
             if self._told_to_stop(stop):
                 return True
-            # Every process draws the whole batch, which costs next to nothing, and takes its share.
-            frames, foreground = (torch.from_numpy(a[mine]).to(self.fabric.device) for a in next(batches))
+            frames, foreground = (torch.from_numpy(a).to(self.fabric.device) for a in next(batches))
             with self._undone_if_it_fails():
                 row = self.take_step(frames, foreground)
             self.seconds = spent + time.monotonic() - begun

@@ -28,7 +28,7 @@ from latent_obs.progress import progress_bar, stop_on_signals
 from latent_obs.training.batch_norm import fold
 from latent_obs.training.checkpoint import remove_checkpoint
 from latent_obs.training.config import TrainConfig
-from latent_obs.training.distributed import choose_precision, launch, make_fabric
+from latent_obs.training.distributed import choose_precision, join, launch, make_fabric, read_once
 from latent_obs.training.held_out import evaluate_vae, latent_statistics
 from latent_obs.training.history import check_tensorboard
 from latent_obs.training.run import TrainingRun
@@ -50,8 +50,8 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     folder.
 
     With several ``devices`` or under ``torchrun``, each batch is shared out between processes, which
-    take the same steps as one process would. All of them read ``config.data``; only the first one
-    writes ``config.out``.
+    take the same steps as one process would. Each of them reads its part of ``config.data``. The first
+    one also opens the folder and draws samples, for all of them, and it alone writes ``config.out``.
 
     Args:
         config: Data, networks, objective and optimiser.
@@ -77,15 +77,15 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
         >>> config.vae
         VAEConfig(latent_dim=16, channels=(32, 64, 128))
     """
-    folder = FramesFolder(config.data)
-    folder.split(config.validation, config.seed)  # refuses what it cannot split before more is done
+    precision, because = choose_precision(config.precision)
+    fabric = make_fabric(config.devices, config.num_nodes, precision)
+    join(fabric)
+    folder = read_once(fabric, lambda: _open(config))
     run = Run(config=config.to_json(), data=folder.identity, init_from=_check_init(config, folder))
     if config.tensorboard:
         check_tensorboard()
     if (finished := _finished(config, run)) is not None:
         return finished
-    precision, because = choose_precision(config.precision)
-    fabric = make_fabric(config.devices, config.num_nodes, precision)
     config.out.mkdir(parents=True, exist_ok=True)
     # Of the processes that torchrun started, each comes here; the first one writes.
     writes = fabric.is_global_zero
@@ -109,6 +109,13 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
             stacklevel=2,
         )
     return result
+
+
+def _open(config: TrainConfig) -> FramesFolder:
+    """Open the frames folder and read its episode numbers; refuse what cannot be split."""
+    folder = FramesFolder(config.data)
+    folder.split(config.validation, config.seed)
+    return folder
 
 
 def _finished(config: TrainConfig, run: Run) -> EncoderConfig | None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +202,109 @@ def test_the_order_of_reading_and_the_order_of_drawing_are_independent(tmp_path:
     folder = FramesFolder(tmp_path)
     passes = [next(folder.batches(16, seed=seed))[:, 0, 0, 0] for seed in range(200)]
     assert 0.7 < np.mean([(one == np.arange(16)).sum() for one in passes]) < 1.3
+
+
+class Threads:
+    """A team of threads; they leave what they send on a table that all of them see."""
+
+    def __init__(self, rank: int, table: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.size, self._table, self._barrier = rank, len(table), table, barrier
+
+    def agree(self, error: Exception | None) -> None:
+        met = [other for other in self._all(error) if other is not None]
+        if met:
+            raise met[0]
+
+    def exchange(self, rows: Any, sent: Any, received: Any) -> Any:
+        parts = [each[self.rank] for each in self._all(np.split(rows, np.cumsum(sent)[:-1]))]
+        assert [len(part) for part in parts] == received.tolist()
+        return np.concatenate(parts)
+
+    def _all(self, mine: Any) -> list[Any]:
+        self._table[self.rank] = mine
+        self._barrier.wait(60)
+        found = list(self._table)
+        self._barrier.wait(60)
+        return found
+
+
+def in_team(size: int, function: Callable[[Threads], Any]) -> list[Any]:
+    table, barrier = [None] * size, threading.Barrier(size)
+    with ThreadPoolExecutor(size) as pool:
+        calls = [pool.submit(function, Threads(rank, table, barrier)) for rank in range(size)]
+        return [call.exception() or call.result() for call in calls]
+
+
+@pytest.mark.parametrize(("buffer_frames", "batches"), [(BUFFER, 30), (50_000, 6000 // BATCH + 3)])
+@pytest.mark.parametrize("size", [2, 5])
+def test_a_team_draws_the_batches_of_one_process(
+    long_folder: FramesFolder, size: int, buffer_frames: int, batches: int
+) -> None:
+    """Each takes its share of every batch, also of those that begin in one block or pass and end in another.
+
+    The episodes kept leave row groups without any frame, at the end of the folder too.
+    """
+    kept = [*range(20), *range(50, 90)]
+    options: dict[str, Any] = {"seed": 1, "buffer_frames": buffer_frames, "skip": 5}
+    medians = {"": np.zeros((64, 64, 3), np.uint8)}
+
+    def draw(team: Threads | None) -> list[Any]:
+        folder = FramesFolder(long_folder.path)
+        drawn = folder.batches_and_foreground(BATCH, medians, kept, team=team, **options)
+        return list(itertools.islice(drawn, batches))
+
+    alone, shares = draw(None), in_team(size, draw)
+    for step, whole in enumerate(alone):
+        for part in (0, 1):
+            np.testing.assert_array_equal(np.concatenate([mine[step][part] for mine in shares]), whole[part])
+    lengths = {len(mine[0][0]) for mine in shares}
+    assert max(lengths) - min(lengths) <= 1
+
+
+def test_each_process_of_a_team_reads_its_own_part(
+    long_folder: FramesFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a pass every row group is decoded by one of them, but for those where two parts meet."""
+    read: dict[int, list[Any]] = {}
+    plain = read_group
+
+    def recorded(file: Any, group: int) -> Any:
+        read.setdefault(threading.get_ident(), []).append(group)
+        return plain(file, group)
+
+    monkeypatch.setattr("latent_obs.data.shuffle.read_group", recorded)
+
+    def one_pass_of(team: Threads) -> int:
+        medians = {"": np.zeros((64, 64, 3), np.uint8)}
+        folder = FramesFolder(long_folder.path)
+        batches = folder.batches_and_foreground(BATCH, medians, buffer_frames=50_000, team=team)
+        for _ in range(FRAMES // BATCH):
+            next(batches)
+        return threading.get_ident()
+
+    threads = in_team(3, one_pass_of)
+    groups = [len(read[thread]) for thread in threads]
+    assert sum(groups) == sum(shard.row_groups for shard in long_folder.shards)
+    assert max(groups) - min(groups) <= 1
+
+
+def test_an_error_of_one_process_of_a_team_ends_all(
+    long_folder: FramesFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the others would wait for its rows."""
+    plain = read_group
+
+    def broken(file: Any, group: int) -> Any:
+        frames = plain(file, group)
+        if numbers(frames)[0] == 0:
+            raise OSError("the first row group is corrupt")
+        return frames
+
+    monkeypatch.setattr("latent_obs.data.shuffle.read_group", broken)
+    medians = {"": np.zeros((64, 64, 3), np.uint8)}
+
+    def draw(team: Threads) -> Any:
+        return next(FramesFolder(long_folder.path).batches_and_foreground(BATCH, medians, team=team))
+
+    errors = in_team(2, draw)
+    assert [str(error) for error in errors] == ["the first row group is corrupt"] * 2

@@ -161,6 +161,20 @@ MUTANTS = [
         SHUFFLE + "::test_passes_differ_from_each_other",
     ),
     Mutant(
+        "a process of a team keeps the rows that it receives in the order of their senders",
+        f"{DATA}/shuffle.py",
+        'by_sender = taken[np.argsort(owners[taken], kind="stable")]',
+        "by_sender = taken",
+        SHUFFLE + "::test_a_team_draws_the_batches_of_one_process",
+    ),
+    Mutant(
+        "an error of one process of a team stays its own",
+        f"{DATA}/shuffle.py",
+        "        team.agree(error)\n",
+        "        team.agree(None)\n",
+        SHUFFLE + "::test_an_error_of_one_process_of_a_team_ends_all",
+    ),
+    Mutant(
         "the foreground is that of another game",
         f"{DATA}/shuffle.py",
         "self._medians[shard.env_id]",

@@ -203,6 +203,13 @@ MUTANTS = [
         f"{WHOLE}::test_auto_takes_bfloat16_on_a_cpu_only_with_amx",
     ),
     Mutant(
+        "Every process reads samples of its own",
+        "latent_obs/training/distributed.py",
+        "    if fabric.world_size == 1 or not torch.distributed.is_initialized():\n",
+        "    if True:\n",
+        f"{WHOLE}::test_processes_read_only_their_shares_from_a_store",
+    ),
+    Mutant(
         "Nothing locks the encoder folder",
         TRAIN,
         "with locked(config.out) if writes else contextlib.nullcontext():",

@@ -30,6 +30,7 @@ from latent_obs.training.run import HELD_OUT, TrainingRun
 from latent_obs.training.train import train_vae
 from latent_obs.vae import load_vae, reconstruct
 from tests.conftest import save_encoder
+from tests.data.test_folder import write_shard
 
 # A test that takes a few steps may well end collapsed; that this is announced has its own test.
 pytestmark = pytest.mark.filterwarnings("ignore:.*(COLLAPSE|collapsed in training)")
@@ -403,6 +404,36 @@ def test_two_processes_take_the_steps_of_one(quick: TrainConfig, how: str) -> No
     for a, b in zip(history(one.out), history(two.out), strict=True):
         assert a == pytest.approx(b, rel=1e-4, nan_ok=True)
     weights = [np.concatenate([t.ravel() for t in tensors(c.out).values()]) for c in (one, two)]
+    assert np.mean(np.abs(weights[0] - weights[1]) > 1e-4) < 1e-3
+
+
+def test_processes_read_only_their_shares_from_a_store(tmp_path: Path) -> None:
+    """16 shards of noise, 12.3 MB, of which a pass reads nine tenths.
+
+    The first process also opens the folder and draws the samples. The second one reads half of the frames,
+    and the ends of the files that it opens.
+    """
+    rng, frames, counts = np.random.default_rng(0), tmp_path / "frames", dict[int, list[int]]()
+    frames.mkdir()
+    for shard in range(16):
+        noise = rng.integers(0, 256, (63, 64, 64, 3), dtype=np.uint8)
+        episodes = np.repeat(np.arange(9) + 9 * shard, 7).tolist()
+        write_shard(frames / f"part-000-{shard:05d}.parquet", episodes, noise, env_id="Noise-v0")
+    whole = FramesFolder(frames).num_bytes
+    options = "--steps 28 --batch-size 32 --channels 4 8 --precision float32 --no-batch-norm"
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        words = ["-m", "tests.counted_store", folder, "train", f"counted://here{frames}", *options.split()]
+        torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {processes}".split()
+        command = [sys.executable, *torchrun, *words, "--out", folder / "encoder"]
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+        counts[processes] = [int((folder / str(rank)).read_text()) for rank in range(processes)]
+    assert counts[1][0] > 1.5 * whole, "samples and a pass"
+    assert 0.4 * whole < counts[2][1] < 0.55 * whole
+    assert sum(counts[2]) < 1.1 * counts[1][0]
+    weights = [np.concatenate([t.ravel() for t in tensors(tmp_path / n / "encoder").values()]) for n in "12"]
     assert np.mean(np.abs(weights[0] - weights[1]) > 1e-4) < 1e-3
 
 

@@ -74,8 +74,8 @@ def play(
 ) -> Observed | None:
     """Play an environment at random and read its state behind each frame.
 
-    Read are, whichever there is first: the numbers in ``info["factors"]``; the annotated RAM of an ALE game; the
-    vector ``env.unwrapped.state``.
+    Read are, whichever there is first: the numbers in ``info["factors"]``; the annotated RAM of an ALE game;
+    the vector ``env.unwrapped.state``.
 
     Args:
         source: The environment.
@@ -183,8 +183,8 @@ def image_variables(frames: Frames) -> dict[str, Values]:
 
     Returns:
         For all that differs from the median frame, and for each of its four main colours, the x and y of its
-        centroid in pixels and its area in pixels; and brightness, red against green, and blue against yellow of the
-        whole picture in levels.
+        centroid in pixels and its area in pixels; and brightness, red against green, and blue against yellow
+        of the whole picture in levels.
 
     Example:
         >>> frames = np.zeros((400, 64, 64, 3), np.uint8)
@@ -219,7 +219,7 @@ def image_variables(frames: Frames) -> dict[str, Values]:
 
 
 def _colours(frames: Frames, median: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Return the main colours of what differs from the median frame, the most frequent first, shape (K, 3)."""
+    """Return the main colours of what differs from the median frame, the most frequent first; (K, 3)."""
     some = frames[np.linspace(0, len(frames) - 1, min(len(frames), 400)).astype(int)]
     pixels = some[(np.abs(some - median) > DIFFERENCE).any(-1)].astype(np.float32)
     if len(pixels) < 10 * COLOURS:
@@ -227,10 +227,15 @@ def _colours(frames: Frames, median: npt.NDArray[np.float64]) -> npt.NDArray[np.
     pixels = pixels[np.random.default_rng(0).permutation(len(pixels))[:20_000]]
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 0.5)
-    _, labels, centers = cv2.kmeans(pixels, COLOURS, None, stop, 3, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]
+    start: Any = None  # the stubs of OpenCV do not know that there may be no labels to begin with
+    _, labels, centers = cv2.kmeans(pixels, COLOURS, start, stop, 3, cv2.KMEANS_PP_CENTERS)
     counts = np.bincount(labels[:, 0], minlength=COLOURS)
-    kept: npt.NDArray[np.float32] = centers[np.argsort(-counts)]
-    return kept
+    kept: list[npt.NDArray[np.float32]] = []
+    for i in np.argsort(-counts):
+        apart = all(np.square(centers[i] - each).mean() > COLOUR_DISTANCE**2 for each in kept)
+        if counts[i] and apart:
+            kept.append(centers[i])
+    return np.stack(kept)
 
 
 def _colour_names(centers: npt.NDArray[np.float32]) -> list[str]:

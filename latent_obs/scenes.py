@@ -100,7 +100,7 @@ FACTORS = {
     "x": (21.0, 43.0, 12),
     "y": (26.0, 38.0, 9),
     "size": (18.0, 27.0, 6),
-    "hue": (0.0, 1 / 3, 8),
+    "hue": (0.0, 1 / 6, 8),
     "background": (0.5, 0.85, 8),
     "shape": (0.0, 2.0, 3),
 }
@@ -117,7 +117,7 @@ class ShapesEnv(gym.Env[Frame, np.int64]):
     - ``y``: the same downwards, nine values from 26 to 38.
     - ``size``: square root of the area in pixels, six values from 18 to 27, so that shapes of one size have
       one area.
-    - ``hue``: of the shape, eight values from 0 (red) to 1/3 (green).
+    - ``hue``: of the shape, eight values from 0 (red) to 1/6 (yellow).
     - ``background``: hue of the background, eight values from 0.5 (cyan) to 0.85 (magenta); it is darker and
       paler than the shape.
     - ``shape``: 0 (triangle), 1 (square) or 2 (disc).

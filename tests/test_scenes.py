@@ -78,7 +78,7 @@ def test_the_factors_are_independent_and_fill_their_ranges() -> None:
         "x": (21, 43, 12),
         "y": (26, 38, 9),
         "size": (18, 27, 6),
-        "hue": (0, 1 / 3, 8),
+        "hue": (0, 1 / 6, 8),
         "background": (0.5, 0.85, 8),
         "shape": (0, 2, 3),
     }

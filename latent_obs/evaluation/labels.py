@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latent_obs.encoders.folder import EncoderConfig, Latents
+from latent_obs.evaluation.report import FOLLOWS
 from latent_obs.evaluation.variables import Observed, Values
 from latent_obs.files import write_atomically
 
@@ -31,8 +32,6 @@ LABELS = "labels.json"
 BINS = 20
 # A variable with less data than this share of the frames is left out, and so is one that hardly changes.
 MIN_SHARE = 0.25
-# A dimension belongs to a variable that explains at least this share of its variance.
-LABELLED = 0.5
 # Below this share, moving a direction does not reliably move its variable.
 READABLE = 0.2
 DIRECTIONS, PRINCIPAL = 8, 4
@@ -67,6 +66,15 @@ class Label:
     explained: tuple[Explained, ...]
     exclusive: float
     change: float
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        if not self.visible:
+            return "nothing visible"
+        if self.explained and self.explained[0].r2 >= FOLLOWS:
+            return f"{self.explained[0].name}, R² {self.explained[0].r2:.2f}"
+        parts = [f"{each.name} {each.r2:.2f}" for each in self.explained[:2]]
+        return f"mixed: {', '.join(parts)}" if parts else "unknown"
 
     @property
     def visible(self) -> bool:
@@ -118,6 +126,16 @@ class Labels:
     distances: tuple[float, float, float]
     mean: tuple[float, ...]
     metrics: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a report card holds: how many dimensions are visible and how many follow a variable."""
+        seen = [label for label in self.dimensions if label.visible]
+        return {
+            "source": self.source,
+            "visible": len(seen),
+            "following": sum(any(each.r2 >= FOLLOWS for each in label.explained) for label in seen),
+            "metrics": self.to_json()["metrics"],
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``labels.json``."""

@@ -119,24 +119,28 @@ def play(
     return Observed(frames, variables, groups, where, factors=known)
 
 
-def observe(source: FrameSource, spec: FrameSpec, folders: Sequence[FramesFolder]) -> Observed | None:
+def observe(
+    source: FrameSource, spec: FrameSpec, folders: Sequence[FramesFolder], count: int = FRAMES
+) -> Observed | None:
     """Play an environment whose state is known, else take the statistics of recorded frames.
 
     Args:
         source: The environment.
         spec: How its observations become frames.
         folders: Where frames are recorded, if anywhere.
+        count: Number of frames.
 
     Returns:
         ``None`` where there is neither, or fewer than 500 frames are recorded.
     """
-    if (observed := play(source, spec)) is not None:
+    if (observed := play(source, spec, count)) is not None:
         return observed
     if sum(map(len, folders)) < MIN_FRAMES:
         return None
-    rng, images, groups, names = np.random.default_rng(0), [], [], []
+    rng, images, names = np.random.default_rng(0), [], []
+    groups: list[npt.NDArray[np.int64]] = []
     for folder in folders:
-        rows = np.sort(rng.permutation(len(folder))[: FRAMES // len(folders)])
+        rows = np.sort(rng.permutation(len(folder))[: count // len(folders)])
         images.append(folder.take(rows))
         # Episodes of another folder have other numbers.
         groups.append(folder.index.numbers(rows) + (int(groups[-1].max()) + 1 if groups else 0))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latent_obs.data.check import CheckConfig, InfoConfig
     from latent_obs.data.curate import MergeConfig, SplitConfig
     from latent_obs.data.folder import FramesFolder
+    from latent_obs.data.lerobot import ExportLerobotConfig
     from latent_obs.data.minari import ExportMinariConfig, ImportMinariConfig
     from latent_obs.data.show import ShowConfig
     from latent_obs.demo import DemoConfig
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from latent_obs.encoders.folder import EncoderConfig
     from latent_obs.encoders.hub import PullConfig
     from latent_obs.evaluation.evaluate import EvaluateConfig
-    from latent_obs.push import PushConfig
+    from latent_obs.push import PushConfig, PushFramesConfig
     from latent_obs.recipe import BuildConfig, MeasureConfig
     from latent_obs.training.config import TrainConfig
     from latent_obs.visualizer import VisualizeConfig
@@ -245,6 +246,23 @@ def _export_minari(config: ExportMinariConfig) -> None:
     _say(f"{line}, in {dataset.storage.data_path}")
 
 
+def _export_lerobot(config: ExportLerobotConfig) -> None:
+    from latent_obs.data.lerobot import export_lerobot
+
+    info = export_lerobot(config)
+    line = f"{config.out}: {info['total_episodes']:,} episodes, {info['total_frames']:,} steps"
+    _say(f"{line}, LeRobot {info['codebase_version']}")
+
+
+def _push_frames(config: PushFramesConfig) -> None:
+    from latent_obs.encoders.hub import HUB_PREFIX
+    from latent_obs.push import push_frames
+
+    url, commit = push_frames(config)
+    repo = config.repo.removeprefix(HUB_PREFIX)
+    _say(f"{url}\n{HUB_PREFIX}datasets/{repo}@{commit}/frames")
+
+
 def _recipe_build(config: BuildConfig) -> None:
     from latent_obs.recipe import build_recipe
 
@@ -379,7 +397,8 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         },
     ),
     "frames": (
-        "Work with frames folders: info, check, show, merge, split, import-minari, export-minari.",
+        "Work with frames folders: info, check, show, merge, split, import-minari, export-minari, "
+        "export-lerobot, push.",
         {
             "info": Command(
                 "Show what a frames folder holds and where its frames come from.",
@@ -417,6 +436,18 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
                 _export_minari,
                 "data.minari",
                 "ExportMinariConfig",
+            ),
+            "export-lerobot": Command(
+                "Turn a frames folder into a LeRobot dataset.",
+                _export_lerobot,
+                "data.lerobot",
+                "ExportLerobotConfig",
+            ),
+            "push": Command(
+                "Upload a frames folder to the Hugging Face Hub, as a dataset that its viewer opens.",
+                _push_frames,
+                "push",
+                "PushFramesConfig",
             ),
         },
     ),

@@ -21,7 +21,7 @@ from latent_obs import envs as _envs
 from latent_obs.extras import needs
 
 if TYPE_CHECKING:
-    from latent_obs.collecting.collect import CollectError, collect_frames
+    from latent_obs.collecting.collect import collect_frames
     from latent_obs.collecting.config import CollectConfig
     from latent_obs.collecting.encode import EncodeConfig, encode_frames
     from latent_obs.data.check import check_frames
@@ -82,7 +82,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "collecting.collect": ("CollectError", "collect_frames"),
+    "collecting.collect": ("collect_frames",),
+    "collecting.trial": ("CollectError",),
     "collecting.config": ("CollectConfig",),
     "collecting.encode": ("EncodeConfig", "encode_frames"),
     "data.check": ("check_frames",),

@@ -96,7 +96,7 @@ class DeadLeavesEnv(gym.Env[Frame, np.int64]):
 
 
 # What the factors of ShapesEnv are drawn from, all but the kind of shape.
-RANGES = {"x": (18, 46), "y": (18, 46), "size": (10, 20), "hue": (0, 0.75), "background": (0, 0.75)}
+RANGES = {"x": (21, 43), "y": (26, 38), "size": (18, 27), "hue": (0, 1 / 3), "background": (0.5, 0.85)}
 
 
 class ShapesEnv(gym.Env[Frame, np.int64]):
@@ -166,7 +166,7 @@ def draw_shape(x: float, y: float, size: float, hue: float, shape: int, backgrou
     points: npt.NDArray[np.int32] = ((outline + 0.5) * 4 * 256 - 128).round().astype(np.int32)
     cv2.fillPoly(large, [points], 255, shift=8)
     mask = cv2.resize(large, FRAME_SHAPE[:2], interpolation=cv2.INTER_AREA)
-    ground = np.array(colorsys.hsv_to_rgb(background, 0.6, 0.5))
+    ground = np.array(colorsys.hsv_to_rgb(background, 0.6, 0.45))
     colour = np.array(colorsys.hsv_to_rgb(hue, 0.85, 1.0))
     image = ground + (colour - ground) * (mask[..., None] / 255)
     frame: Frame = (image * 255).round().astype(np.uint8)

@@ -26,7 +26,7 @@ from latent_obs.files import write_atomically
 
 HUB_PREFIX = "hf://"
 REQUIRED = ("model.safetensors", "config.json")
-FILES = ("calibration.png", "history.csv", "reports.json", "card.png", "README.md", *REQUIRED)
+FILES = ("calibration.png", "history.csv", "labels.json", "reports.json", "card.png", "README.md", *REQUIRED)
 
 _REF = re.compile(r"([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
 _COMMIT = re.compile("[0-9a-f]{40}")

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Fewer active units than this means that the latent says next to nothing about the frame.
 COLLAPSED_BELOW = 2
 # The card that a recipe writes beside an encoder.
-CARD_FILES = ("README.md", "card.png", "reports.json")
+CARD_FILES = ("README.md", "card.png", "labels.json", "reports.json")
 
 
 def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:

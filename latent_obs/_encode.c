@@ -19,6 +19,7 @@
 
 #define SIDE 64                     /* width and height of a frame */
 #define FRAME (SIDE * SIDE * 3)     /* numbers in it */
+#define PADDED_FRAME (((SIDE + 2) * (SIDE + 2) * 3 * 2 + 63) / 64 * 64) /* bytes */
 #define MOST_LAYERS 6               /* a convolution halves the side */
 #define GROUP 16                    /* channels are padded to a multiple of this */
 #define HEAD_GROUP 32               /* and outputs of the head to a multiple of this */
@@ -96,6 +97,26 @@ requantised(int32_t sum, float multiplier, float top)
     return bits & 0xffff;
 }
 
+/* Turn the sums of GROUP channels, of which `channel` is the first, into outputs of `bytes` bytes each (of the
+ * last layer 2) and put them at the index `to`. */
+INLINE void
+requantise(const int32_t *sums, const Layer *layer, int channel, size_t bytes, void *out, int to)
+{
+    const float *multiplier = layer->multiplier + channel;
+    if (layer->last || bytes == 2)
+#if defined(__GNUC__)
+#pragma GCC unroll 1 /* unrolled, it is not vectorised */
+#endif
+        for (int c = 0; c < GROUP; c++)
+            ((int16_t *)out)[to + c] = (int16_t)requantised(sums[c], multiplier[c], layer->last ? HEAD_TOP : TOP);
+    else
+#if defined(__GNUC__)
+#pragma GCC unroll 1
+#endif
+        for (int c = 0; c < GROUP; c++)
+            ((uint8_t *)out)[to + c] = (uint8_t)requantised(sums[c], multiplier[c], TOP);
+}
+
 static int
 always(void)
 {
@@ -126,6 +147,7 @@ add_plain(Sixteen *sums, int16_t input, const int16_t *weight)
 #define Inputs int16_t
 #define ADD(sums, input, weight) add_plain(&(sums), input, weight)
 #define ADD_HEAD ADD
+#define REQUANTISE requantise
 #include "_encode_path.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -147,6 +169,7 @@ add_plain(Sixteen *sums, int16_t input, const int16_t *weight)
     ((sums) = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input), \
                                                        _mm256_loadu_si256((const void *)(weight)))))
 #define ADD_HEAD ADD
+#define REQUANTISE requantise
 #include "_encode_path.h"
 
 static int
@@ -159,6 +182,22 @@ has_avx2(void)
 /* VNNI multiplies uint8 and int8 in fours, exactly. */
 #define NAME(function) avx512_vnni_##function
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+
+/* What requantise() does, in a third of the instructions that compilers make of it. */
+TARGET INLINE void
+requantise_avx512(const int32_t *sums, const Layer *layer, int channel, size_t Py_UNUSED(bytes), void *out, int to)
+{
+    const float *multiplier = layer->multiplier + channel;
+    __m512 values = _mm512_cvtepi32_ps(_mm512_max_epi32(_mm512_loadu_si512(sums), _mm512_setzero_si512()));
+    values = _mm512_mul_ps(values, _mm512_loadu_ps(multiplier));
+    values = _mm512_min_ps(values, _mm512_set1_ps(layer->last ? HEAD_TOP : TOP));
+    __m512i rounded = _mm512_cvt_roundps_epi32(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    if (layer->last)
+        _mm256_storeu_si256((void *)((int16_t *)out + to), _mm512_cvtepi32_epi16(rounded));
+    else
+        _mm_storeu_si128((void *)((uint8_t *)out + to), _mm512_cvtepi32_epi8(rounded));
+}
+
 #define Input uint8_t
 #define Weight int8_t
 #define STEP 4
@@ -172,6 +211,7 @@ has_avx2(void)
 #define ADD_HEAD(sums, input, weight)                                         \
     ((sums) = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_set1_epi32(input), \
                                                        _mm512_loadu_si512((const void *)(weight)))))
+#define REQUANTISE requantise_avx512
 #include "_encode_path.h"
 
 static int
@@ -181,6 +221,87 @@ has_avx512_vnni(void)
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+
+/* AMX multiplies matrices: a row is what the kernel sees at an output, a column the weights of a channel. They lie
+ * in memory as they do for VNNI, and so all but the convolution is that path's. Linux lends a process the tile
+ * registers when it asks. */
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAVE_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512vnni")))
+
+static int
+has_amx_int8(void)
+{
+    enum { REQUEST = 0x1023, TILES = 18 }; /* Linux's ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA */
+    unsigned a, b, c, d;
+    return has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3 &&
+           syscall(SYS_arch_prctl, REQUEST, TILES) == 0;
+}
+
+/* Compute the outputs that are marked, and others. Four tiles of neighbours in a row use the weights together:
+ * registers 0 to 3 hold their sums, 4 holds weights, 5 inputs. */
+TARGET static void
+amx_int8_convolve(const Layer *layer, const void *in, void *out, const Mask *mask)
+{
+    const int wide = layer->side < 16 ? layer->side : 16; /* outputs in a tile */
+    const int run = 4 * layer->before, step = run < 64 ? run : 64, pitch = 2 * (layer->side + 1) * layer->before;
+    const int border = !layer->last, edge = layer->side + 2 * border;
+    struct {
+        uint8_t palette, zero[15];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shapes = {1, {0}, {64, 64, 64, 64, 64, (uint16_t)step}, {0}};
+    memset(shapes.rows, wide, 6);
+    shapes.rows[4] = (uint8_t)(step / 4);
+    __asm__ volatile("" : : "r"(&shapes) : "memory"); /* GCC believes that only 8 bytes of them are read */
+    _tile_loadconfig(&shapes);
+
+    struct {
+        int y, x;
+    } tile[SIDE];
+    int count = 0;
+    for (int y = 0; y < layer->side; y++)
+        for (int x = 0; x < layer->side; x += wide)
+            if (mask->row[y] >> x & ((1 << wide) - 1))
+                tile[count].y = y, tile[count++].x = x;
+
+    for (int first = 0; first < count; first += 4) {
+        const uint8_t *corner[4];
+        for (int t = 0; t < 4; t++) { /* the last four may be fewer, of which one is computed again */
+            int i = first + t < count ? first + t : count - 1;
+            corner[t] = (const uint8_t *)in + 2 * tile[i].y * pitch + 2 * tile[i].x * layer->before;
+        }
+        for (int channel = 0; channel < layer->after; channel += GROUP) {
+            const int8_t *weight = (const int8_t *)layer->weight + channel * 4;
+            int32_t sums[4][16][GROUP];
+#define EACH_TILE(DO) DO(0) DO(1) DO(2) DO(3) /* registers have no index */
+#define BIAS(t) _tile_loadd(t, layer->bias + channel, 0);
+#define ADD(t) _tile_loadd(5, corner[t] + k, 2 * layer->before); _tile_dpbusd(t, 5, 4);
+#define STORE(t) _tile_stored(t, sums[t], 64);
+            EACH_TILE(BIAS)
+            for (int row = 0; row < 4; row++)
+                for (int k = row * pitch; k < row * pitch + run; k += step, weight += step * layer->after) {
+                    _tile_loadd(4, weight, 4 * layer->after);
+                    EACH_TILE(ADD)
+                }
+            EACH_TILE(STORE)
+#undef EACH_TILE
+#undef BIAS
+#undef ADD
+#undef STORE
+            for (int t = 0; t < 4 && first + t < count; t++)
+                for (int p = 0; p < wide; p++) {
+                    int at = (tile[first + t].y + border) * edge + tile[first + t].x + p + border;
+                    requantise_avx512(sums[t][p], layer, channel, 1, out, at * layer->after + channel);
+                }
+        }
+    }
+    _tile_release(); /* so that what switches between threads need not save the tiles */
+}
+#undef TARGET
+#endif
 
 /* CPUs with AVX-VNNI but without AVX-512, such as Intel's since Alder Lake. */
 #if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11)
@@ -201,6 +322,7 @@ has_avx512_vnni(void)
 #define ADD_HEAD(sums, input, weight)                                         \
     ((sums) = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input), \
                                                        _mm256_loadu_si256((const void *)(weight)))))
+#define REQUANTISE requantise
 #include "_encode_path.h"
 
 static int
@@ -219,6 +341,9 @@ has_avx_vnni(void)
 /* The fastest first. */
 static const Path PATHS[] = {
 #if defined(__GNUC__) && defined(__x86_64__)
+#ifdef HAVE_AMX
+    {"amx_int8", has_amx_int8, 4, 1, 1, 2, avx512_vnni_pad_frame, amx_int8_convolve, avx512_vnni_head},
+#endif
     PATH(avx512_vnni, has_avx512_vnni, 4, uint8_t, 2),
 #ifdef HAVE_AVX_VNNI
     PATH(avx_vnni, has_avx_vnni, 4, uint8_t, 2),
@@ -233,17 +358,30 @@ static const Path PATHS[] = {
 static void
 compare(const uint8_t *frame, const uint8_t *background, Mask *mask)
 {
-    for (int y = 0; y < SIDE; y++) {
-        uint64_t row = 0;
-        for (int x = 0; x < SIDE; x += 4, frame += 12, background += 12) {
+    for (int y = 0; y < SIDE; y++, frame += SIDE * 3, background += SIDE * 3) {
+        mask->row[y] = 0;
+        if (memcmp(frame, background, SIDE * 3) == 0)
+            continue;
+        for (int x = 0; x < SIDE; x += 4) {
             uint64_t a, b;
             uint32_t c, d;
-            memcpy(&a, frame, 8), memcpy(&b, background, 8);
-            memcpy(&c, frame + 8, 4), memcpy(&d, background + 8, 4);
-            row |= (uint64_t)((a ^ b) != 0 || c != d) * 15 << x;
+            memcpy(&a, frame + 3 * x, 8), memcpy(&b, background + 3 * x, 8);
+            memcpy(&c, frame + 3 * x + 8, 4), memcpy(&d, background + 3 * x + 8, 4);
+            mask->row[y] |= (uint64_t)(((a ^ b) | (c ^ d)) != 0) * 15 << x;
         }
-        mask->row[y] = row;
     }
+}
+
+/* Move every second bit, beginning with the first, to the lower half; bits between them are lost. */
+static uint64_t
+every_second(uint64_t bits)
+{
+    bits &= 0x5555555555555555;
+    bits = (bits | bits >> 1) & 0x3333333333333333;
+    bits = (bits | bits >> 2) & 0x0f0f0f0f0f0f0f0f;
+    bits = (bits | bits >> 4) & 0x00ff00ff00ff00ff;
+    bits = (bits | bits >> 8) & 0x0000ffff0000ffff;
+    return (bits | bits >> 16) & 0xffffffff;
 }
 
 /* Mark the outputs of a convolution that see a marked input: (2y - 1 .. 2y + 2, 2x - 1 .. 2x + 2). */
@@ -251,14 +389,12 @@ static void
 spread(const Mask *in, int side, Mask *out)
 {
     for (int y = 0; y < side; y++) {
-        uint64_t seen = in->row[2 * y] | in->row[2 * y + 1], row = 0;
+        uint64_t seen = in->row[2 * y] | in->row[2 * y + 1];
         if (y > 0)
             seen |= in->row[2 * y - 1];
         if (y + 1 < side)
             seen |= in->row[2 * y + 2];
-        for (int x = 0; seen && x < side; x++)
-            row |= (uint64_t)(((x ? seen >> (2 * x - 1) : seen << 1) & 15) != 0) << x;
-        out->row[y] = row;
+        out->row[y] = every_second(seen << 1 | seen | seen >> 1 | seen >> 2);
     }
 }
 
@@ -282,7 +418,7 @@ static void
 encode_frame(const Network *network, const uint8_t *frame, void *scratch, float *latent)
 {
     void *output[MOST_LAYERS];
-    char *memory = (char *)scratch + (SIDE + 2) * (SIDE + 2) * 3 * sizeof(int16_t);
+    char *memory = (char *)scratch + PADDED_FRAME;
     Mask mask;
     for (int i = 0; i < network->depth; i++) {
         output[i] = memory;
@@ -321,6 +457,13 @@ take(char **memory, size_t *used, size_t bytes)
     void *taken = *memory ? *memory + *used : NULL;
     *used += (bytes + 63) / 64 * 64;
     return taken;
+}
+
+/* The first place in a block of memory at which a cache line begins: reading across lines takes twice as long. */
+static void *
+aligned(void *memory)
+{
+    return (void *)(((uintptr_t)memory + 63) / 64 * 64);
 }
 
 static int
@@ -364,7 +507,7 @@ static size_t
 lay_out(Network *network, const Given *given, char *memory)
 {
     const Path *path = network->path;
-    size_t used = 0, scratch = (SIDE + 2) * (SIDE + 2) * 3 * sizeof(int16_t);
+    size_t used = 0, scratch = PADDED_FRAME;
     const int8_t *weight = given->weight.buf;
     const int32_t *bias = given->bias.buf;
     const float *multiplier = given->multiplier.buf;
@@ -460,10 +603,8 @@ make_network(const Given *given, int depth, const Path *path)
     network->depth = depth;
     size_t bytes = lay_out(network, given, NULL);
     network->memory = calloc(1, bytes + 64);
-    if (network->memory != NULL) {
-        char *aligned = (char *)(((uintptr_t)network->memory + 63) / 64 * 64);
-        lay_out(network, given, aligned);
-    }
+    if (network->memory != NULL)
+        lay_out(network, given, aligned(network->memory));
     if (network->memory == NULL || !run_background(network)) {
         free(network->memory);
         free(network);
@@ -587,18 +728,18 @@ encode(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
         PyErr_SetString(PyExc_ValueError, "frames must be uint8 (N, 64, 64, 3), latents float32 (N, outputs).");
     }
     else {
-        void *scratch;
+        void *memory;
         Py_BEGIN_ALLOW_THREADS
-        scratch = malloc(network->scratch);
-        for (Py_ssize_t i = 0; scratch && i < count; i++) {
+        memory = malloc(network->scratch + 64);
+        for (Py_ssize_t i = 0; memory && i < count; i++) {
             if (i == 0) /* the border of the frame stays zero */
-                memset(scratch, 0, (SIDE + 2) * (SIDE + 2) * 3 * sizeof(int16_t));
-            encode_frame(network, (const uint8_t *)frames.buf + i * FRAME, scratch,
+                memset(aligned(memory), 0, PADDED_FRAME);
+            encode_frame(network, (const uint8_t *)frames.buf + i * FRAME, aligned(memory),
                          (float *)latents.buf + i * network->outputs);
         }
-        free(scratch);
+        free(memory);
         Py_END_ALLOW_THREADS
-        result = scratch ? Py_NewRef(Py_None) : PyErr_NoMemory();
+        result = memory ? Py_NewRef(Py_None) : PyErr_NoMemory();
     }
     PyBuffer_Release(&latents);
     PyBuffer_Release(&frames);

@@ -11,14 +11,16 @@
  *   REQUANTISE       requantise() or what does the same
  */
 
-/* Copy a frame into the middle of a picture whose border is zero. */
+/* Copy the marked rows of a frame into the middle of a picture whose border is zero. */
 TARGET static void
-NAME(pad_frame)(const uint8_t *frame, void *padded)
+NAME(pad)(const uint8_t *frame, const Mask *mask, void *padded)
 {
-    Input *to = padded;
-    for (int y = 0; y < SIDE; y++)
-        for (int x = 0; x < SIDE * 3; x++)
-            to[((y + 1) * (SIDE + 2) + 1) * 3 + x] = (Input)frame[y * SIDE * 3 + x];
+    for (int y = 0; y < SIDE; y++) {
+        Input *to = (Input *)padded + ((y + 1) * (SIDE + 2) + 1) * 3;
+        if (mask->row[y])
+            for (int x = 0; x < SIDE * 3; x++)
+                to[x] = (Input)frame[y * SIDE * 3 + x];
+    }
 }
 
 /* Compute `positions` neighbouring outputs of `vectors` * LANES channels. Both are constants where this is
@@ -68,7 +70,7 @@ NAME(convolve)(const Layer *layer, const void *in, void *out, const Mask *mask)
         positions /= 2;
     const int border = !layer->last, edge = layer->side + 2 * border, channels = vectors * LANES;
     for (int y = 0; y < layer->side; y++)
-        for (int x = 0; x < layer->side; x++) {
+        for (int x = 0; x < layer->side && mask->row[y] >> x; x++) {
             if (!(mask->row[y] >> x & 1))
                 continue;
             if (x > layer->side - positions)

@@ -115,16 +115,15 @@ resize_one(const uint8_t *src, Py_ssize_t row_stride, Py_ssize_t width, const Ax
            float scale, float bias, float *wide, uint8_t *dst)
 {
     float narrow[ROW + 1], sum[ROW];
-    Py_ssize_t done = -1; /* the input row in `narrow`: neighbours may share one */
+    const uint8_t *done = NULL; /* the input row in `narrow`: neighbours may share one, or be alike */
     for (int i = 0; i < SIDE; i++, dst += ROW) {
         memset(sum, 0, sizeof sum);
         for (Py_ssize_t k = 0; k < y->taps; k++) {
             float weight = y->weight[i * y->taps + k];
-            Py_ssize_t row = y->start[i] + k;
             if (weight == 0)
                 break;
-            if (row != done) {
-                const uint8_t *from = src + row * row_stride;
+            const uint8_t *from = src + (y->start[i] + k) * row_stride;
+            if (done == NULL || (from != done && memcmp(from, done, (size_t)width * 3) != 0)) {
                 for (Py_ssize_t j = 0; j < width * 3; j++)
                     wide[j] = from[j];
                 switch (x->taps) { /* loops of known length are twice as fast */
@@ -133,8 +132,8 @@ resize_one(const uint8_t *src, Py_ssize_t row_stride, Py_ssize_t width, const Ax
                 case 4: shrink_row(wide, x, 4, narrow); break;
                 default: shrink_row(wide, x, x->taps, narrow);
                 }
-                done = row;
             }
+            done = from;
             for (int j = 0; j < ROW; j++)
                 sum[j] += weight * narrow[j];
         }

@@ -189,8 +189,8 @@ def _fitted(encoder: EncoderLike, source: FrameSource, made: MadeBy, key: str | 
     if found is None:
         if not made.env_id:
             raise ValueError(
-                "encoder='fit' needs an environment that gymnasium.make made, so that it can be "
-                "made again to collect frames. Collect and train by hand: latent-obs collect, latent-obs train."
+                "encoder='fit' needs an environment that gymnasium.make made, so that it can be made again "
+                "to collect frames. Collect and train by hand: latent-obs collect, latent-obs train."
             )
         from latent_obs.fit import FitConfig, fit_encoder
 

@@ -299,7 +299,7 @@ def _steps_per_second(train: TrainConfig, frames: FramesFolder) -> float:
         seconds.append(time.monotonic())
         return row
 
-    run.take_step = timed_step  # type: ignore[method-assign]
+    run.take_step = timed_step  # type: ignore[assignment, method-assign]
     with progress_bar("", 1, "", False) as bar:
         run.train(bar, threading.Event())
     shutil.rmtree(scratch, ignore_errors=True)

@@ -7,6 +7,8 @@ decoder and the ELBO use them like all others.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -95,7 +97,7 @@ class ImageMoments:
     def _all(self, frames: Tensor) -> Tensor:
         """Return log mass, x and y of each colour, plain and weighted, shape (N, colours * 6)."""
         parts = []
-        for some in frames.split(256):
+        for some in torch.split(frames, 256):
             rows, pixels = self._moves(some).flatten(1).nonzero(as_tuple=True)
             color = self._color_of[color_bins(some.flatten(1, 2)[rows, pixels].int()[None])[0].long()]
             sums = torch.zeros(len(some) * self._colors, 6)
@@ -107,7 +109,7 @@ class ImageMoments:
         return torch.cat(parts)
 
 
-def _main_colors(frames: Frames, moves: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _main_colors(frames: Frames, moves: npt.NDArray[np.bool_]) -> npt.NDArray[np.floating[Any]]:
     """Cluster the colours of moving pixels with k-means; levels of the centres, shape (at most 5, 3)."""
     counts = np.bincount(color_bins(frames)[moves], minlength=512)
     seen = np.flatnonzero(counts > 1e-4 * counts.sum())
@@ -152,7 +154,7 @@ def _independent(values: Tensor, count: int) -> list[int]:
     return chosen
 
 
-def _name(column: int, centers: npt.NDArray[np.float64]) -> str:
+def _name(column: int, centers: npt.NDArray[np.floating[Any]]) -> str:
     color, which = divmod(column, 6)
     what = ("size", "x", "y")[which % 3]
     levels = ", ".join(f"{level:.0f}" for level in centers[color])

@@ -36,7 +36,7 @@ def test_muon_moves_every_direction_of_a_kernel_alike(vae: VAE) -> None:
     optimizer = Optimizer(vae, "muon", RATE)
     before = {name: parameter.detach().clone() for name, parameter in vae.named_parameters()}
     give_gradients(vae)
-    gradients = {name: parameter.grad for name, parameter in vae.named_parameters()}
+    gradients = {name: torch.as_tensor(parameter.grad) for name, parameter in vae.named_parameters()}
     optimizer.step(RATE)
     kernels = 0
     for name, parameter in vae.named_parameters():

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from latent_obs.encoders.folder import EncoderConfig
     from latent_obs.encoders.hub import PullConfig
     from latent_obs.evaluation.evaluate import EvaluateConfig
+    from latent_obs.fit import FitConfig
     from latent_obs.push import PushConfig, PushFramesConfig
     from latent_obs.recipe import BuildConfig, MeasureConfig
     from latent_obs.training.config import TrainConfig
@@ -82,6 +83,12 @@ def _demo(config: DemoConfig) -> None:
     from latent_obs.demo import run_demo
 
     run_demo(config)
+
+
+def _fit(config: FitConfig) -> None:
+    from latent_obs.fit import fit_encoder, say_fitted
+
+    say_fitted(fit_encoder(config))
 
 
 def _train(config: TrainConfig) -> None:
@@ -358,6 +365,12 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
                 _collect,
                 "collecting.config",
                 "CollectConfig",
+            ),
+            "fit": Command(
+                "Fit an encoder to an environment in a minute, where encoder='auto' finds it.",
+                _fit,
+                "fit",
+                "FitConfig",
             ),
             "train": Command("Train a VAE on a folder of frames.", _train, "training.config", "TrainConfig"),
             "evaluate": Command(

@@ -11,7 +11,6 @@ import numpy as np
 
 from latent_obs.adapter import (
     EncoderLike,
-    ImageEntries,
     Key,
     encode_images,
     is_trained_on_gray,
@@ -20,6 +19,7 @@ from latent_obs.adapter import (
 )
 from latent_obs.drift import INFO_KEY, Drift, newest
 from latent_obs.encoders.encoder import Encoder
+from latent_obs.entries import ImageEntries
 from latent_obs.extras import needs
 
 with needs("latent_obs.sb3", "sb3"):

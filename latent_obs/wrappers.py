@@ -7,7 +7,8 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 
-from latent_obs.adapter import EncoderLike, ImageEntries, Key, check_is_env
+from latent_obs.adapter import EncoderLike, Key, check_is_env
+from latent_obs.entries import ImageEntries
 
 
 class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):

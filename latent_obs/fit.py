@@ -46,6 +46,7 @@ COLLECT_SHARE, MEASURE_SHARE = 0.35, 0.15
 # More frames than this for each second do not pay: the trainer would see most of them once at the most.
 FRAMES_PER_SECOND = 330
 MIN_FRAMES, MIN_STEPS = 600, 100
+SHARD_ROWS = 1024  # an interrupted fit collects at most so many frames, and the rest of an episode, again
 # Workers each begin an episode, and held-out frames are whole episodes: there must be two.
 MIN_WORKERS = 2
 # A larger network pays where there is time for it.
@@ -248,14 +249,14 @@ def _collect_config(config: FitConfig, plan: Plan, work: Path) -> CollectConfig:
         config.env_id,
         work / "frames",
         frames=plan.frames,
-        workers=max(MIN_WORKERS, os.cpu_count() or 1),
+        workers=None if (work / "frames").exists() else max(MIN_WORKERS, os.cpu_count() or 1),
         policy=plan.policy,
         seed=config.seed,
         env_kwargs=config.env_kwargs,
         key=config.key,
         render=config.render,
         wrapper=config.wrapper,
-        shard_rows=max(256, min(8192, plan.frames // 8)),
+        shard_rows=SHARD_ROWS,
     )
 
 

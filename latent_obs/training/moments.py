@@ -109,7 +109,7 @@ class ImageMoments:
         return torch.cat(parts)
 
 
-def _main_colors(frames: Frames, moves: npt.NDArray[np.bool_]) -> npt.NDArray[np.floating[Any]]:
+def _main_colors(frames: Frames, moves: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     """Cluster the colours of moving pixels with k-means; levels of the centres, shape (at most 5, 3)."""
     counts = np.bincount(color_bins(frames)[moves], minlength=512)
     seen = np.flatnonzero(counts > 1e-4 * counts.sum())
@@ -132,8 +132,8 @@ def _main_colors(frames: Frames, moves: npt.NDArray[np.bool_]) -> npt.NDArray[np
     return centers
 
 
-def _levels(bins: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the middle of each colour bin as levels, shape (..., 3)."""
+def _levels(bins: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Return the middle of each colour bin as levels, float64 of shape (..., 3)."""
     return np.stack([bins // 64, bins // 8 % 8, bins % 8], -1) * 32.0 + 16
 
 
@@ -154,7 +154,7 @@ def _independent(values: Tensor, count: int) -> list[int]:
     return chosen
 
 
-def _name(column: int, centers: npt.NDArray[np.floating[Any]]) -> str:
+def _name(column: int, centers: npt.NDArray[Any]) -> str:
     color, which = divmod(column, 6)
     what = ("size", "x", "y")[which % 3]
     levels = ", ".join(f"{level:.0f}" for level in centers[color])

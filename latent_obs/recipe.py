@@ -137,8 +137,9 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
 def measure_recipe(config: MeasureConfig, *, progress: bool = True) -> EncoderConfig:
     """Measure an encoder on the fresh frames of its recipe, and write its card anew.
 
-    ``reports.json``, ``README.md``, ``card.png``, ``labels.json`` and the field ``metrics`` of ``config.json`` are written;
-    weights, calibration frames and the statistics of the latents stay as they are.
+    ``reports.json``, ``README.md``, ``card.png``, ``labels.json`` and the field ``metrics`` of
+    ``config.json`` are written; weights, calibration frames and the statistics of the latents stay as they
+    are.
 
     Args:
         config: Which recipe, and which encoder folder.

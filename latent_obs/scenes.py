@@ -95,21 +95,32 @@ class DeadLeavesEnv(gym.Env[Frame, np.int64]):
         return outline
 
 
-# What the factors of ShapesEnv are drawn from, all but the kind of shape.
-RANGES = {"x": (21, 43), "y": (26, 38), "size": (18, 27), "hue": (0, 1 / 3), "background": (0.5, 0.85)}
+# The values that each factor of ShapesEnv can have, evenly spaced: the least, the greatest, and how many.
+FACTORS = {
+    "x": (21.0, 43.0, 12),
+    "y": (26.0, 38.0, 9),
+    "size": (18.0, 27.0, 6),
+    "hue": (0.0, 1 / 6, 8),
+    "background": (0.5, 0.85, 8),
+    "shape": (0.0, 2.0, 3),
+}
 
 
 class ShapesEnv(gym.Env[Frame, np.int64]):
-    """One shape on a background, drawn anew at each step from six independent factors.
+    """One shape on a background, drawn from six independent factors, of which each step draws one anew.
 
     It is a scene for disentanglement, as dSprites and 3D Shapes are: an encoder does well if each of its
-    dimensions follows one factor. ``info["factors"]`` has their values, all drawn uniformly:
+    dimensions follows one factor. ``info["factors"]`` has their values, each one drawn from a few evenly
+    spaced ones, all as often:
 
-    - ``x``, ``y``: centroid of the shape in pixels, 18 to 46, downwards.
-    - ``size``: square root of the area in pixels, 10 to 20, so that shapes of one size have one area.
-    - ``hue``: of the shape, 0 (red) to 0.75 (violet). It does not come back to red, so hue is no circle.
+    - ``x``: of the shape's centroid in pixels, twelve values from 21 to 43.
+    - ``y``: the same downwards, nine values from 26 to 38.
+    - ``size``: square root of the area in pixels, six values from 18 to 27, so that shapes of one size have
+      one area.
+    - ``hue``: of the shape, eight values from 0 (red) to 1/6 (yellow).
+    - ``background``: hue of the background, eight values from 0.5 (cyan) to 0.85 (magenta); it is darker and
+      paler than the shape.
     - ``shape``: 0 (triangle), 1 (square) or 2 (disc).
-    - ``background``: hue of the background, 0 to 0.75. It is darker and paler than the shape.
 
     Every action does the same: nothing. The observation is ``uint8`` RGB of shape ``(64, 64, 3)``; an episode
     is truncated after 100 steps.
@@ -117,7 +128,7 @@ class ShapesEnv(gym.Env[Frame, np.int64]):
     Example:
         >>> obs, info = ShapesEnv().reset(seed=0)
         >>> obs.shape, list(info["factors"])
-        ((64, 64, 3), ['x', 'y', 'size', 'hue', 'shape', 'background'])
+        ((64, 64, 3), ['x', 'y', 'size', 'hue', 'background', 'shape'])
 
     Source: the factors are those of Matthey et al. (2017), "dSprites", without its rotation, and the hues of
     Burgess & Kim (2018), "3D Shapes".
@@ -132,31 +143,36 @@ class ShapesEnv(gym.Env[Frame, np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Frame, dict[str, Any]]:
-        """Draw the first scene of an episode."""
+        """Draw all factors anew."""
         super().reset(seed=seed)
         self._time = 0
-        return self._next()
+        self._places = {name: int(self.np_random.integers(each[2])) for name, each in FACTORS.items()}
+        return self._show()
 
     def step(self, action: np.int64) -> tuple[Frame, float, bool, bool, dict[str, Any]]:
-        """Draw another scene."""
+        """Give one factor another value."""
         self._time += 1
-        frame, info = self._next()
+        name = list(FACTORS)[int(self.np_random.integers(len(FACTORS)))]
+        count = FACTORS[name][2]
+        self._places[name] = (self._places[name] + 1 + int(self.np_random.integers(count - 1))) % count
+        frame, info = self._show()
         return frame, 0.0, False, self._time >= self.steps, info
 
-    def _next(self) -> tuple[Frame, dict[str, Any]]:
-        x, y, size, hue, background = (float(self.np_random.uniform(*each)) for each in RANGES.values())
-        shape = int(self.np_random.integers(3))
-        factors = {"x": x, "y": y, "size": size, "hue": hue, "shape": shape, "background": background}
-        return draw_shape(x, y, size, hue, shape, background), {"factors": factors}
+    def _show(self) -> tuple[Frame, dict[str, Any]]:
+        factors = {
+            name: low + (high - low) * self._places[name] / (count - 1)
+            for name, (low, high, count) in FACTORS.items()
+        }
+        return draw_shape(**factors), {"factors": factors}
 
 
-def draw_shape(x: float, y: float, size: float, hue: float, shape: int, background: float) -> Frame:
+def draw_shape(x: float, y: float, size: float, hue: float, background: float, shape: float) -> Frame:
     """Draw a scene of :class:`ShapesEnv`, which has the meaning of each factor.
 
     Returns:
         RGB image, ``uint8`` in [0, 255], shape ``(64, 64, 3)``.
     """
-    corners = (3, 4, 64)[shape]
+    corners = (3, 4, 64)[round(shape)]
     # A regular polygon of area 1 has this radius; its first side lies flat.
     radius = size / np.sqrt(corners / 2 * np.sin(2 * np.pi / corners))
     turn = np.pi / 2 + np.pi / corners * (1 + 2 * np.arange(corners))

@@ -1,7 +1,8 @@
 """How far each dimension of a code follows one factor, by the metrics of the field: MIG, DCI and SAP.
 
-All three need the factors behind each frame. They look at the means of the posterior, as is usual since Locatello
-et al. (2019), "Challenging common assumptions in the unsupervised learning of disentangled representations".
+All three need the factors behind each frame. They look at the means of the posterior, as is usual since
+Locatello et al. (2019), "Challenging common assumptions in the unsupervised learning of disentangled
+representations".
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from latent_obs.extras import needs
 Codes = npt.NDArray[np.float32]  # (N, D)
 Factors = Mapping[str, npt.NDArray[np.float64]]  # each (N,)
 
-# Continuous values are counted in so many bins of equal width.
-BINS = 20
+# Latents, and factors of more than MAX_VALUES values, are counted in so many bins of equal width.
+BINS, MAX_VALUES = 20, 64
 # A factor of whole numbers with at most so many values is a category.
 MAX_CATEGORIES = 10
 
@@ -73,7 +74,7 @@ def measure_disentanglement(codes: Codes, factors: Factors, seed: int = 0) -> Di
 def mutual_information(codes: Codes, factors: Factors) -> npt.NDArray[np.float64]:
     """Return the mutual information of each dimension and each factor in nats, shape (D, K).
 
-    Both are counted in 20 bins of equal width, a category by its values.
+    Codes are counted in 20 bins of equal width, factors by their values, or so too if these are many.
 
     Example:
         >>> codes = np.arange(4.0, dtype=np.float32)[:, None]
@@ -112,8 +113,8 @@ def importances(
     """Fit gradient-boosted trees that predict each factor from all dimensions.
 
     Returns:
-        The importance of each dimension for each factor, shape (D, K), each column of sum 1; and how well each
-        factor is predicted on the last third of the frames.
+        The importance of each dimension for each factor, shape (D, K), each column of sum 1; and how well
+        each factor is predicted on the last third of the frames.
 
     Raises:
         ImportError: If scikit-learn is not installed.
@@ -138,7 +139,7 @@ def disentanglement(importance: npt.NDArray[np.float64]) -> float:
     scores are averaged with the dimensions' importance over all factors as weights.
 
     Example:
-        >>> disentanglement(np.eye(3)), disentanglement(np.ones((3, 3)))
+        >>> disentanglement(np.eye(3)), round(disentanglement(np.ones((3, 3))), 6)
         (1.0, 0.0)
 
     Source: Eastwood & Williams (2018), "A framework for the quantitative evaluation of disentangled
@@ -194,8 +195,9 @@ def is_category(values: npt.NDArray[np.float64]) -> bool:
 
 
 def _discrete(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Number the values of a category, or the bins of continuous values."""
-    return np.unique(values, return_inverse=True)[1] if is_category(values) else _bins(values)
+    """Number the values of a factor, or the bins of continuous ones."""
+    kinds, numbers = np.unique(values, return_inverse=True)
+    return numbers if len(kinds) <= MAX_VALUES else _bins(values)
 
 
 def _bins(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:

@@ -1,8 +1,8 @@
 """What each dimension of a latent does, and directions in it that mean something.
 
-A dimension is labelled with the variable that explains most of it: a factor or state of the environment where it is
-known, else a statistic of the picture (:mod:`latent_obs.evaluation.variables`). Where variables are mixed in the
-dimensions, some can still be read along a direction.
+A dimension is labelled with the variable that explains most of it: a factor or state of the environment
+where it is known, else a statistic of the picture (:mod:`latent_obs.evaluation.variables`). Where variables
+are mixed in the dimensions, some can still be read along a direction.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from latent_obs.encoders.folder import EncoderConfig, Latents
+from latent_obs.evaluation.report import FOLLOWS
 from latent_obs.evaluation.variables import Observed, Values
 from latent_obs.files import write_atomically
 
@@ -26,16 +27,16 @@ if TYPE_CHECKING:
 FORMAT, VERSION = "latent_obs.labels", 1
 LABELS = "labels.json"
 
-# A variable's values are put into so many bins of equal counts; within a bin a dimension is predicted by its mean.
+# A variable's values are put into so many bins of equal counts; within a bin a dimension is predicted by its
+# mean.
 BINS = 20
 # A variable with less data than this share of the frames is left out, and so is one that hardly changes.
 MIN_SHARE = 0.25
-# A dimension belongs to a variable that explains at least this share of its variance.
-LABELLED = 0.5
 # Below this share, moving a direction does not reliably move its variable.
 READABLE = 0.2
 DIRECTIONS, PRINCIPAL = 8, 4
-# A dimension is visible if, moved from -2 to +2 standard deviations, it changes some pixel by this many levels.
+# A dimension is visible if, moved from -2 to +2 standard deviations, it changes some pixel by this many
+# levels.
 VISIBLE = 16
 
 
@@ -66,6 +67,15 @@ class Label:
     exclusive: float
     change: float
 
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        if not self.visible:
+            return "nothing visible"
+        if self.explained and self.explained[0].r2 >= FOLLOWS:
+            return f"{self.explained[0].name}, R² {self.explained[0].r2:.2f}"
+        parts = [f"{each.name} {each.r2:.2f}" for each in self.explained[:2]]
+        return f"mixed: {', '.join(parts)}" if parts else "unknown"
+
     @property
     def visible(self) -> bool:
         """Whether a person can see the dimension move."""
@@ -76,14 +86,14 @@ class Label:
 class Direction:
     """A straight line through the latent.
 
-    Moving a latent by ``moves`` changes its reading, ``reads`` times (latent - mean), by 1. Readings have mean 0
-    and standard deviation 1 over the data. Of all moves that do so, ``moves`` is the one that goes least
-    far from the data.
+    Moving a latent by ``moves`` changes its reading, ``reads`` times (latent - mean), by 1. Readings have
+    mean 0 and standard deviation 1 over the data. Of all moves that do so, ``moves`` is the one that goes
+    least far from the data.
 
     Attributes:
         name: The variable that is read along it, or ``"principal 1"``.
-        r2: How much of the variable is read along it, on episodes not fitted on; of a principal direction, its
-            share of the latents' variance.
+        r2: How much of the variable is read along it, on episodes not fitted on; of a principal direction,
+            its share of the latents' variance.
         reads: Shape (latent_dim,).
         moves: Shape (latent_dim,).
     """
@@ -102,8 +112,8 @@ class Labels:
         source: On which frames it was measured, as a part of a sentence.
         dimensions: A label for each dimension.
         directions: The variables that can be read, the best first, then the principal directions.
-        whitening: Matrix that turns (latent - mean) into numbers of unit covariance, so that their length is the
-            Mahalanobis distance from the data; shape (latent_dim, latent_dim).
+        whitening: Matrix that turns (latent - mean) into numbers of unit covariance, so that their length is
+            the Mahalanobis distance from the data; shape (latent_dim, latent_dim).
         distances: The 50th, 95th and 99th percentile of that distance over the data.
         mean: Mean of the latents, shape (latent_dim,).
         metrics: MIG, DCI and SAP where the factors are known, else empty.
@@ -116,6 +126,16 @@ class Labels:
     distances: tuple[float, float, float]
     mean: tuple[float, ...]
     metrics: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a report card holds: how many dimensions are visible and how many follow a variable."""
+        seen = [label for label in self.dimensions if label.visible]
+        return {
+            "source": self.source,
+            "visible": len(seen),
+            "following": sum(any(each.r2 >= FOLLOWS for each in label.explained) for label in seen),
+            "metrics": self.to_json()["metrics"],
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of ``labels.json``."""
@@ -143,7 +163,9 @@ class Labels:
                     for one in value["dimensions"]
                 ),
                 directions=tuple(
-                    Direction(str(one["name"]), float(one["r2"]), _floats(one["reads"]), _floats(one["moves"]))
+                    Direction(
+                        str(one["name"]), float(one["r2"]), _floats(one["reads"]), _floats(one["moves"])
+                    )
                     for one in value["directions"]
                 ),
                 whitening=tuple(_floats(row) for row in value["whitening"]),
@@ -278,7 +300,8 @@ def explained_by(
 
     Example:
         >>> x = np.random.default_rng(0).uniform(size=2000)
-        >>> best = explained_by(np.sin(6 * x).astype("float32"), {"x": x, "y": x[::-1]}, np.arange(2000) < 1000)[0]
+        >>> wave, fitted = np.sin(6 * x).astype(np.float32), np.arange(2000) < 1000
+        >>> best = explained_by(wave, {"x": x, "y": x[::-1]}, fitted)[0]
         >>> best.name, round(best.r2, 1)
         ('x', 1.0)
     """
@@ -309,8 +332,8 @@ def _label(explained: list[Explained], change: float) -> Label:
 def visible_change(vae: VAE, config: EncoderConfig, codes: Latents, seed: int = 0) -> npt.NDArray[np.float64]:
     """Return by how many levels each dimension changes the pixel that it changes most.
 
-    A dimension is moved from -2 to +2 standard deviations around its mean, in the latents of eight frames; the
-    mean over these.
+    A dimension is moved from -2 to +2 standard deviations around its mean, in the latents of eight frames;
+    the mean over these.
 
     Returns:
         Shape (latent_dim,), 0 to 255.

@@ -58,7 +58,7 @@ def reconstructions(vae: VAE, frames: Frames, path: Path) -> None:
 
 @torch.no_grad()
 def traversal_frames(
-    vae: VAE, config: EncoderConfig, frame: Frames, dims: int
+    vae: VAE, config: EncoderConfig, frame: Frames, dims: int, order: Sequence[int] | None = None
 ) -> Iterator[tuple[int, npt.NDArray[np.float64], Frames]]:
     """Move the most informative dimensions of a frame's latent, one at a time.
 
@@ -66,14 +66,16 @@ def traversal_frames(
         vae: The model.
         config: Its statistics order the dimensions by KL and give the range of each.
         frame: ``uint8``, shape (64, 64, 3), the starting point.
-        dims: How many dimensions, those of largest KL first.
+        dims: How many dimensions.
+        order: Dimensions, the first one first; ``None`` (default): those of largest KL first.
 
     Yields:
         The dimension, its offsets from its mean in standard deviations, and the decoded frames.
     """
     offsets = np.linspace(-3, 3, 9)
     latent = vae(torch.from_numpy(frame[None]))[0].numpy()
-    for dim in np.argsort(config.latents["kl"])[::-1][:dims]:
+    order = np.argsort(config.latents["kl"])[::-1] if order is None else order
+    for dim in order[:dims]:
         moved = np.repeat(latent[None], len(offsets), 0)
         moved[:, dim] = config.latents["mean"][dim] + offsets * config.latents["std"][dim]
         yield int(dim), offsets, to_frames(vae.decode(torch.from_numpy(moved)))

@@ -74,8 +74,8 @@ def play(
 ) -> Observed | None:
     """Play an environment at random and read its state behind each frame.
 
-    Read are, whichever there is first: the numbers in ``info["factors"]``; the annotated RAM of an ALE game; the
-    vector ``env.unwrapped.state``.
+    Read are, whichever there is first: the numbers in ``info["factors"]``; the annotated RAM of an ALE game;
+    the vector ``env.unwrapped.state``.
 
     Args:
         source: The environment.
@@ -119,24 +119,28 @@ def play(
     return Observed(frames, variables, groups, where, factors=known)
 
 
-def observe(source: FrameSource, spec: FrameSpec, folders: Sequence[FramesFolder]) -> Observed | None:
+def observe(
+    source: FrameSource, spec: FrameSpec, folders: Sequence[FramesFolder], count: int = FRAMES
+) -> Observed | None:
     """Play an environment whose state is known, else take the statistics of recorded frames.
 
     Args:
         source: The environment.
         spec: How its observations become frames.
         folders: Where frames are recorded, if anywhere.
+        count: Number of frames.
 
     Returns:
         ``None`` where there is neither, or fewer than 500 frames are recorded.
     """
-    if (observed := play(source, spec)) is not None:
+    if (observed := play(source, spec, count)) is not None:
         return observed
     if sum(map(len, folders)) < MIN_FRAMES:
         return None
-    rng, images, groups, names = np.random.default_rng(0), [], [], []
+    rng, images, names = np.random.default_rng(0), [], []
+    groups: list[npt.NDArray[np.int64]] = []
     for folder in folders:
-        rows = np.sort(rng.permutation(len(folder))[: FRAMES // len(folders)])
+        rows = np.sort(rng.permutation(len(folder))[: count // len(folders)])
         images.append(folder.take(rows))
         # Episodes of another folder have other numbers.
         groups.append(folder.index.numbers(rows) + (int(groups[-1].max()) + 1 if groups else 0))
@@ -183,8 +187,8 @@ def image_variables(frames: Frames) -> dict[str, Values]:
 
     Returns:
         For all that differs from the median frame, and for each of its four main colours, the x and y of its
-        centroid in pixels and its area in pixels; and brightness, red against green, and blue against yellow of the
-        whole picture in levels.
+        centroid in pixels and its area in pixels; and brightness, red against green, and blue against yellow
+        of the whole picture in levels.
 
     Example:
         >>> frames = np.zeros((400, 64, 64, 3), np.uint8)
@@ -219,7 +223,7 @@ def image_variables(frames: Frames) -> dict[str, Values]:
 
 
 def _colours(frames: Frames, median: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """Return the main colours of what differs from the median frame, the most frequent first, shape (K, 3)."""
+    """Return the main colours of what differs from the median frame, the most frequent first; (K, 3)."""
     some = frames[np.linspace(0, len(frames) - 1, min(len(frames), 400)).astype(int)]
     pixels = some[(np.abs(some - median) > DIFFERENCE).any(-1)].astype(np.float32)
     if len(pixels) < 10 * COLOURS:
@@ -227,10 +231,15 @@ def _colours(frames: Frames, median: npt.NDArray[np.float64]) -> npt.NDArray[np.
     pixels = pixels[np.random.default_rng(0).permutation(len(pixels))[:20_000]]
     cv2.setRNGSeed(0)
     stop = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 30, 0.5)
-    _, labels, centers = cv2.kmeans(pixels, COLOURS, None, stop, 3, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]
+    start: Any = None  # the stubs of OpenCV do not know that there may be no labels to begin with
+    _, labels, centers = cv2.kmeans(pixels, COLOURS, start, stop, 3, cv2.KMEANS_PP_CENTERS)
     counts = np.bincount(labels[:, 0], minlength=COLOURS)
-    kept: npt.NDArray[np.float32] = centers[np.argsort(-counts)]
-    return kept
+    kept: list[npt.NDArray[np.float32]] = []
+    for i in np.argsort(-counts):
+        apart = all(np.square(centers[i] - each).mean() > COLOUR_DISTANCE**2 for each in kept)
+        if counts[i] and apart:
+            kept.append(centers[i])
+    return np.stack(kept)
 
 
 def _colour_names(centers: npt.NDArray[np.float32]) -> list[str]:

@@ -42,8 +42,11 @@ class TrainConfig:
     kl_warmup: float = 0.2
     """fraction of the steps over which beta rises from zero, or goes from `beta_start` to `beta`"""
     beta_start: float = 0.0
-    """beta at the first step, above `beta`; it falls by a constant factor per step, so that dimensions become
-    active one after another, the one that saves most error first, which disentangles them; 0: from zero"""
+    """beta at the first step, above `beta`; it falls by a constant factor per step; 0: it rises from zero"""
+    pairs: bool = False
+    """draw pairs of consecutive frames, and let both frames of a pair share all dimensions but the one that
+    differs most; where each step of the environment changes one factor, a dimension then follows one factor
+    (Locatello et al. 2020); the frames are held in memory"""
     free_bits: float = 0.0
     """KL in nats that each latent dimension is always charged, so that none gains by saying less (Kingma et
     al. 2016); raise it against collapse"""
@@ -89,6 +92,11 @@ class TrainConfig:
         for name in (*weights, "kl_warmup", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.pairs and (self.batch_size % 2 or self.devices * self.num_nodes > 1):
+            raise ValueError(
+                f"pairs needs an even batch_size and one process, got a batch of {self.batch_size} and "
+                f"{self.devices * self.num_nodes} processes."
+            )
         if self.beta_start and not self.beta:
             raise ValueError(f"beta_start={self.beta_start} needs a beta above 0 to fall to, got 0.")
         if not 0 <= self.moments <= self.latent_dim:
@@ -114,7 +122,7 @@ class TrainConfig:
         for name in ("data", "out", "devices", "num_nodes", "tensorboard", "overwrite"):
             del fields[name]
         # An option that came later says nothing of itself at its default, so that older runs stay equal.
-        for name in ("optimizer", "moments", "beta_start"):
+        for name in ("optimizer", "moments", "beta_start", "pairs"):
             if fields[name] == type(self).__dataclass_fields__[name].default:
                 del fields[name]
         fields["init_from"] = None if self.init_from is None else str(self.init_from)

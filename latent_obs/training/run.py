@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -142,14 +144,7 @@ class TrainingRun:
     def train(self, bar: Bar, stop: threading.Event) -> bool:
         """Take the remaining steps; return whether some process was told to stop before."""
         config = self.config
-        batches = self.folder.batches_and_foreground(
-            config.batch_size,
-            self.medians,
-            self.episodes,
-            seed=config.seed,
-            skip=self.step,
-            team=Processes(self.fabric) if self.fabric.world_size > 1 else None,
-        )
+        batches = self._batches()
         saved = begun = time.monotonic()
         spent = self.seconds
         while self.step < config.steps and not (config.patience and self.waited >= config.patience):
@@ -177,6 +172,22 @@ class TrainingRun:
                 saved = time.monotonic()
         return False
 
+    def _batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
+        """Yield what is left of the batches to train on, with the masks of their foreground."""
+        config = self.config
+        if not config.pairs:
+            return self.folder.batches_and_foreground(
+                config.batch_size,
+                self.medians,
+                self.episodes,
+                seed=config.seed,
+                skip=self.step,
+                team=Processes(self.fabric) if self.fabric.world_size > 1 else None,
+            )
+        none = np.zeros((config.batch_size, 0, 64, 64), np.bool_)
+        pairs = self.folder.pairs(config.batch_size, self.episodes, seed=config.seed, skip=self.step)
+        return ((frames, none) for frames in pairs)
+
     def take_step(self, frames: Tensor, foreground: Tensor) -> Row:
         """Take one optimiser step and return its row of the history.
 
@@ -191,7 +202,8 @@ class TrainingRun:
         beta, rate = kl_weight(self.step, config), learning_rate(self.step, config)
 
         # Encode the frames, sample the posterior, decode: the error and the KL divergence of each frame.
-        parts = self._terms(frames, foreground, self._noise(config.batch_size, self.step))
+        noise = self._noise(config.batch_size, self.step)
+        parts = self._terms(frames, foreground, noise, config.pairs)
         means = self._means([parts], config.batch_size)
 
         # The decoder's variances follow the mean squared error, which is their optimum.
@@ -235,12 +247,12 @@ class TrainingRun:
         (median,) = self.medians.values()
         return ImageMoments(self.sample[:START_FRAMES], median, self.config.moments)
 
-    def _terms(self, frames: Tensor, foreground: Tensor, noise: Tensor) -> Terms:
+    def _terms(self, frames: Tensor, foreground: Tensor, noise: Tensor, pairs: bool = False) -> Terms:
         config = self.config
         rarity = self.rarity[color_bins(frames.int())]
         weights = pixel_weights(foreground, config.foreground_weight, rarity, config.rarity_weight)
         with self.fabric.autocast():
-            return terms(self.vae, frames, noise, weights)
+            return terms(self.vae, frames, noise, weights, pairs=pairs)
 
     def _noise(self, rows: int, seed: int) -> Tensor:
         """Return this process's share of standard normal noise for ``rows`` frames."""

@@ -81,7 +81,8 @@ def find_labels(encoder: EncoderFolder, frames: str | Path | None) -> Labels | N
 
     Args:
         encoder: The encoder.
-        frames: Frames folder. ``None``: without a known state nothing is measured; calibration frames are too few.
+        frames: Frames folder. ``None``: without a known state nothing is measured; calibration frames are
+            too few.
 
     Raises:
         ValueError: If ``labels.json`` is damaged.
@@ -107,8 +108,8 @@ def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
         frames: Frames folder. ``None``: the encoder's calibration frames, for both.
 
     Returns:
-        The frames; no episode where the encoder has no frames folder and its environment cannot be played, and
-        where frames that follow one another are no more alike than any others.
+        The frames; no episode where the encoder has no frames folder and its environment cannot be played,
+        and where frames that follow one another are no more alike than any others.
 
     Raises:
         ValueError: If the frames were made with a frame spec other than the encoder's, or ``frames`` is

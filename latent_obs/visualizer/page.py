@@ -44,8 +44,8 @@ class Shown:
 
     Args:
         gallery: Frames to choose from, ``uint8``, shape (N, 64, 64, 3).
-        episode: Frames that are played one after another, ``uint8``, shape (N, 64, 64, 3); none where there is no
-            order to play frames in.
+        episode: Frames that are played one after another, ``uint8``, shape (N, 64, 64, 3); none where there
+            is no order to play frames in.
         gallery_from: Sentences below the gallery that say where its frames come from.
         episode_from: Sentences below the player that say where the episode comes from.
         labels: What each dimension does, where it was measured.

@@ -142,7 +142,7 @@ class ImageEntries:
     def encode_one(self, obs: Any) -> list[Latents]:
         """Encode the images of one observation; each latent has shape (1, latent_dim)."""
         if len(self._paths) == 1:
-            return [self.encoder(self.frame(obs))[None]]
+            return [self.encoder(self.frame(obs)[None])]
         return self.encode([[image] for image in self.images(obs)])
 
     def encode(self, images: Sequence[Any]) -> list[Latents]:
@@ -286,6 +286,9 @@ class LatentStack:
         Returns:
             Their stacks, as :meth:`read` returns them.
         """
+        if self._latents.shape[1] == 1:  # nothing to shift and nothing to fill
+            self._latents[rows, 0] = latents
+            return latents.copy()
         self._latents[rows, :-1] = self._latents[rows, 1:]
         self._latents[rows, -1] = latents
         begins = self._begins[rows]

@@ -24,6 +24,7 @@
 #define HEAD_GROUP 32               /* and outputs of the head to a multiple of this */
 #define TOP 255                     /* the largest input of a convolution */
 #define HEAD_TOP 1023               /* and of the head */
+#define LITTLE (1 << 22)            /* multiplications of a call, below which it takes the light path */
 
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
@@ -61,7 +62,7 @@ typedef struct {
 typedef struct Path Path;
 
 typedef struct {
-    const Path *path;
+    const Path *path, *light;     /* for much and for little work */
     int depth, positions, features, outputs, padded_outputs; /* `features` at each of `positions` */
     Layer layer[MOST_LAYERS];
     const int16_t *head;
@@ -75,6 +76,7 @@ typedef struct {
 /* One way of computing. The functions come from _encode_path.h. */
 struct Path {
     const char *name;
+    const char *light;     /* the path that lays out memory alike and leaves the clock alone, or NULL */
     int (*supported)(void);
     int step;              /* inputs that are multiplied together */
     size_t input, weight;  /* bytes of an input and of a convolution's weight */
@@ -152,6 +154,7 @@ add_plain(Sixteen *sums, int16_t input, const int16_t *weight)
 #define HEAD_STEP 1
 #define LANES 16
 #define SUMS 2
+#define MOST_VECTORS 1
 #define Sums Sixteen
 #define Inputs int16_t
 #define ADD(sums, input, weight) add_plain(&(sums), input, weight)
@@ -172,6 +175,7 @@ add_plain(Sixteen *sums, int16_t input, const int16_t *weight)
 #define HEAD_STEP 2
 #define LANES 8
 #define SUMS 8
+#define MOST_VECTORS 2
 #define Sums __m256i
 #define Inputs int32_t
 #define ADD(sums, input, weight)                                              \
@@ -213,6 +217,7 @@ requantise_avx512(const int32_t *sums, const Layer *layer, int channel, size_t P
 #define HEAD_STEP 2
 #define LANES 16
 #define SUMS 16
+#define MOST_VECTORS 2
 #define Sums __m512i
 #define Inputs int32_t
 #define ADD(sums, input, weight) \
@@ -221,6 +226,43 @@ requantise_avx512(const int32_t *sums, const Layer *layer, int channel, size_t P
     ((sums) = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_set1_epi32(input), \
                                                        _mm512_loadu_si512((const void *)(weight)))))
 #define REQUANTISE requantise_avx512
+#include "_encode_path.h"
+
+/* The same in vectors of 256 bits. They lie in memory alike, so a network that has one path has the other. */
+#define NAME(function) avx512vl_vnni_##function
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,prefer-vector-width=256")))
+
+TARGET INLINE void
+requantise_avx512vl(const int32_t *sums, const Layer *layer, int channel, size_t Py_UNUSED(bytes), void *out, int to)
+{
+    for (int c = 0; c < GROUP; c += 8) {
+        const float *multiplier = layer->multiplier + channel + c;
+        __m256i positive = _mm256_max_epi32(_mm256_loadu_si256((const void *)(sums + c)), _mm256_setzero_si256());
+        __m256 values = _mm256_mul_ps(_mm256_cvtepi32_ps(positive), _mm256_loadu_ps(multiplier));
+        values = _mm256_min_ps(values, _mm256_set1_ps(layer->last ? HEAD_TOP : TOP));
+        values = _mm256_round_ps(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        if (layer->last)
+            _mm_storeu_si128((void *)((int16_t *)out + to + c), _mm256_cvtepi32_epi16(_mm256_cvttps_epi32(values)));
+        else
+            _mm_storel_epi64((void *)((uint8_t *)out + to + c), _mm256_cvtepi32_epi8(_mm256_cvttps_epi32(values)));
+    }
+}
+
+#define Input uint8_t
+#define Weight int8_t
+#define STEP 4
+#define HEAD_STEP 2
+#define LANES 8
+#define SUMS 16
+#define MOST_VECTORS 4
+#define Sums __m256i
+#define Inputs int32_t
+#define ADD(sums, input, weight) \
+    ((sums) = _mm256_dpbusd_epi32(sums, _mm256_set1_epi32(input), _mm256_loadu_si256((const void *)(weight))))
+#define ADD_HEAD(sums, input, weight)                                         \
+    ((sums) = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input), \
+                                                       _mm256_loadu_si256((const void *)(weight)))))
+#define REQUANTISE requantise_avx512vl
 #include "_encode_path.h"
 
 static int
@@ -239,6 +281,8 @@ has_avx512_vnni(void)
 #include <sys/syscall.h>
 #include <unistd.h>
 #define TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512vnni")))
+#define amx_int8_pad avx512_vnni_pad
+#define amx_int8_head avx512_vnni_head
 
 static int
 has_amx_int8(void)
@@ -325,6 +369,7 @@ amx_int8_convolve(const Layer *layer, const void *in, void *out, const Mask *mas
 #define HEAD_STEP 2
 #define LANES 8
 #define SUMS 8
+#define MOST_VECTORS 2
 #define Sums __m256i
 #define Inputs int32_t
 #define ADD(sums, input, weight)                                              \
@@ -345,23 +390,24 @@ has_avx_vnni(void)
 #endif
 #endif
 
-#define PATH(name, supported, step, input, head_step)                                \
-    {#name,     supported,         step,            sizeof(input), step == 4 ? 1 : 2, \
+#define PATH(name, light, supported, step, input, head_step)                                       \
+    {#name,     light,         supported,         step,        sizeof(input), step == 4 ? 1 : 2, \
      head_step, name##_pad, name##_convolve, name##_head}
 
 /* The fastest first. */
 static const Path PATHS[] = {
 #if defined(__GNUC__) && defined(__x86_64__)
 #ifdef HAVE_AMX
-    {"amx_int8", has_amx_int8, 4, 1, 1, 2, avx512_vnni_pad, amx_int8_convolve, avx512_vnni_head},
+    PATH(amx_int8, "avx512vl_vnni", has_amx_int8, 4, uint8_t, 2),
 #endif
-    PATH(avx512_vnni, has_avx512_vnni, 4, uint8_t, 2),
+    PATH(avx512_vnni, "avx512vl_vnni", has_avx512_vnni, 4, uint8_t, 2),
+    PATH(avx512vl_vnni, NULL, has_avx512_vnni, 4, uint8_t, 2),
 #ifdef HAVE_AVX_VNNI
-    PATH(avx_vnni, has_avx_vnni, 4, uint8_t, 2),
+    PATH(avx_vnni, NULL, has_avx_vnni, 4, uint8_t, 2),
 #endif
-    PATH(avx2, has_avx2, 2, int16_t, 2),
+    PATH(avx2, NULL, has_avx2, 2, int16_t, 2),
 #endif
-    PATH(plain, always, 1, int16_t, 1),
+    PATH(plain, NULL, always, 1, int16_t, 1),
 };
 #define NUM_PATHS ((int)(sizeof PATHS / sizeof PATHS[0]))
 
@@ -409,22 +455,49 @@ spread(const Mask *in, int side, Mask *out)
     }
 }
 
+static int
+count_bits(uint64_t bits)
+{
+    bits -= bits >> 1 & 0x5555555555555555;
+    bits = (bits & 0x3333333333333333) + (bits >> 2 & 0x3333333333333333);
+    bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0f;
+    return (int)(bits * 0x0101010101010101 >> 56);
+}
+
+/* Choose how to compute what is marked, when `frames` frames are like this one.
+ *
+ * 512-bit products and tiles make a CPU lower its clock for a millisecond. Between two steps of an environment it
+ * is cheaper to take twice as long over the little that has changed. */
+static const Path *
+choose_path(const Network *network, const Workspace *work, Py_ssize_t frames)
+{
+    if (network->light == network->path)
+        return network->path;
+    int64_t products = 0;
+    for (int i = 0; i < network->depth; i++) {
+        const Layer *layer = &network->layer[i];
+        int marked = 0;
+        for (int y = 0; y < layer->side; y++)
+            marked += count_bits(work->mask[i + 1].row[y]);
+        products += (int64_t)marked * 16 * layer->before * layer->after;
+    }
+    return products < LITTLE / frames ? network->light : network->path;
+}
+
 /* Compute the parts of the pictures that differ from the background's. */
 static void
-run_layers(const Network *network, const uint8_t *frame, Workspace *work)
+run_layers(const Network *network, const Path *path, const uint8_t *frame, Workspace *work)
 {
-    network->path->pad(frame, &work->mask[0], work->picture[0]);
-    for (int i = 0; i < network->depth; i++) {
-        spread(&work->mask[i], network->layer[i].side, &work->mask[i + 1]);
-        network->path->convolve(&network->layer[i], work->picture[i], work->picture[i + 1], &work->mask[i + 1]);
-    }
+    path->pad(frame, &work->mask[0], work->picture[0]);
+    for (int i = 0; i < network->depth; i++)
+        path->convolve(&network->layer[i], work->picture[i], work->picture[i + 1], &work->mask[i + 1]);
 }
 
 /* Make the pictures the background's again. */
 static void
 restore(const Network *network, Workspace *work)
 {
-    network->path->pad(network->background, &work->mask[0], work->picture[0]);
+    network->light->pad(network->background, &work->mask[0], work->picture[0]);
     for (int i = 0; i < network->depth; i++) {
         const Layer *layer = &network->layer[i];
         const int border = !layer->last;
@@ -439,10 +512,13 @@ restore(const Network *network, Workspace *work)
 }
 
 static void
-encode_frame(const Network *network, const uint8_t *frame, Workspace *work, float *latent)
+encode_frame(const Network *network, const uint8_t *frame, Py_ssize_t frames, Workspace *work, float *latent)
 {
     compare(frame, network->background, &work->mask[0]);
-    run_layers(network, frame, work);
+    for (int i = 0; i < network->depth; i++)
+        spread(&work->mask[i], network->layer[i].side, &work->mask[i + 1]);
+    const Path *path = choose_path(network, work, frames);
+    run_layers(network, path, frame, work);
 
     /* The head is linear: its sums are those of the background plus those of the differences. */
     const Layer *last = &network->layer[network->depth - 1];
@@ -458,7 +534,7 @@ encode_frame(const Network *network, const uint8_t *frame, Workspace *work, floa
         }
     }
     memcpy(work->sums, network->head_sums, (size_t)network->padded_outputs * sizeof *work->sums);
-    network->path->head(network, work->differences, work->where, count, work->sums);
+    path->head(network, work->differences, work->where, count, work->sums);
     for (int i = 0; i < network->outputs; i++) {
         double product = (double)work->sums[i] * network->scale[i]; /* hatch_build.py passes -ffp-contract=off */
         latent[i] = (float)(product + network->offset[i]);
@@ -621,7 +697,7 @@ run_background(Network *network)
     Workspace *work = network->spare = make_workspace(network);
     if (work == NULL)
         return 0;
-    run_layers(network, network->background, work);
+    run_layers(network, network->path, network->background, work);
     for (int i = 0; i < network->depth; i++)
         memcpy(network->layer[i].background, work->picture[i + 1], network->layer[i].bytes);
     for (int position = 0; position < network->positions; position++)
@@ -668,6 +744,16 @@ free_capsule(PyObject *capsule)
     free_network(PyCapsule_GetPointer(capsule, "latent_obs._encode.Network"));
 }
 
+static const Path *
+find_path(const char *name)
+{
+    for (int i = 0; i < NUM_PATHS; i++)
+        if (strcmp(name, PATHS[i].name) == 0 && PATHS[i].supported())
+            return &PATHS[i];
+    PyErr_Format(PyExc_ValueError, "This CPU or build has no path \"%s\".", name);
+    return NULL;
+}
+
 static PyObject *
 make_network(const Given *given, int depth, const Path *path)
 {
@@ -675,6 +761,7 @@ make_network(const Given *given, int depth, const Path *path)
     if (network == NULL)
         return PyErr_NoMemory();
     network->path = path;
+    network->light = path->light != NULL ? find_path(path->light) : path;
     network->depth = depth;
     size_t bytes = lay_out(network, given, NULL);
     network->memory = calloc(1, bytes + 64);
@@ -706,16 +793,6 @@ wrong_size(const Given *given, int depth)
            : given->scale.len != given->outputs * 8 ? "scale"
            : given->offset.len != given->outputs * 8 ? "offset"
            : given->background.len != FRAME ? "background" : NULL;
-}
-
-static const Path *
-find_path(const char *name)
-{
-    for (int i = 0; i < NUM_PATHS; i++)
-        if (strcmp(name, PATHS[i].name) == 0 && PATHS[i].supported())
-            return &PATHS[i];
-    PyErr_Format(PyExc_ValueError, "This CPU or build has no path \"%s\".", name);
-    return NULL;
 }
 
 PyDoc_STRVAR(prepare_doc,
@@ -804,7 +881,7 @@ encode(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
         if (work != NULL) {
             Py_BEGIN_ALLOW_THREADS
             for (Py_ssize_t i = 0; i < count; i++)
-                encode_frame(network, (const uint8_t *)frames.buf + i * FRAME, work,
+                encode_frame(network, (const uint8_t *)frames.buf + i * FRAME, count, work,
                              (float *)latents.buf + i * network->outputs);
             Py_END_ALLOW_THREADS
             return_workspace(network, work);

@@ -6,6 +6,7 @@
  *   STEP, HEAD_STEP  inputs that one instruction multiplies and adds up
  *   Sums, LANES      a vector of int32 sums, and how many there are in it
  *   SUMS             how many such vectors fit the registers
+ *   MOST_VECTORS     how many of them, at most, are one output's
  *   Inputs           STEP inputs, read as one number
  *   ADD, ADD_HEAD    sums += inputs * weights, for a convolution and for the head
  *   REQUANTISE       requantise() or what does the same
@@ -63,8 +64,9 @@ NAME(block)(const Layer *layer, const Input *in, int channel, int32_t *result, c
 TARGET static void
 NAME(convolve)(const Layer *layer, const void *in, void *out, const Mask *mask)
 {
-    /* Many positions for few channels: weights come from farther away than inputs. */
-    const int vectors = SUMS >= 8 && layer->after % (2 * LANES) == 0 ? 2 : 1;
+    int vectors = MOST_VECTORS;
+    while (layer->after % (vectors * LANES))
+        vectors /= 2;
     int positions = SUMS / vectors < 8 ? SUMS / vectors : 8;
     while (positions > layer->side)
         positions /= 2;
@@ -86,6 +88,9 @@ NAME(convolve)(const Layer *layer, const void *in, void *out, const Mask *mask)
                     (vectors) <= SUMS ? (vectors) : 1);                                    \
         break
                 switch (vectors * 16 + positions) {
+                    BLOCK(4, 4);
+                    BLOCK(2, 4);
+                    BLOCK(1, 4);
                     BLOCK(8, 2);
                     BLOCK(4, 2);
                     BLOCK(2, 2);
@@ -139,6 +144,7 @@ NAME(head)(const Network *network, const int16_t *differences, const int *where,
 #undef HEAD_STEP
 #undef LANES
 #undef SUMS
+#undef MOST_VECTORS
 #undef Sums
 #undef Inputs
 #undef ADD

@@ -104,6 +104,9 @@ class LatentStack:
         Returns:
             Their stacks, as :meth:`read` returns them.
         """
+        if self._latents.shape[1] == 1:  # nothing to shift and nothing to fill
+            self._latents[rows, 0] = latents
+            return latents.copy()
         self._latents[rows, :-1] = self._latents[rows, 1:]
         self._latents[rows, -1] = latents
         begins = self._begins[rows]

@@ -143,7 +143,7 @@ class ImageEntries:
     def encode_one(self, obs: Any) -> list[Latents]:
         """Encode the images of one observation; each latent has shape (1, latent_dim)."""
         if len(self._paths) == 1:
-            return [self.encoder(self.frame(obs))[None]]
+            return [self.encoder(self.frame(obs)[None])]
         return self.encode([[image] for image in self.images(obs)])
 
     def encode(self, images: Sequence[Any]) -> list[Latents]:

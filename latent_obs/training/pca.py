@@ -54,19 +54,19 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
     components = right[:, :latent_dim]
 
     layers = vae.state_dict()
-    # Each output channel c * 4 + 2 * dy + dx of a convolution is the pixel (dy, dx) of the input's 2x2 blocks;
-    # the kernel of 4x4 with a padding of 1 has it at (dy + 1, dx + 1).
+    # The output channel 4 * c + 2 * dy + dx of a convolution is the pixel (dy, dx) of its input's 2x2 blocks; the
+    # kernel of 4x4 with a padding of 1 has it at (dy + 1, dx + 1).
     for layer, inputs in enumerate((3, 12, 48)):
         for channel in range(4 * inputs):
             c, place = divmod(channel, 4)
-            at = (place // 2 + 1, place % 2 + 1)
-            layers[f"encoder.conv{layer}.weight"][channel, c, *at] = 1
+            y, x = place // 2 + 1, place % 2 + 1
+            layers[f"encoder.conv{layer}.weight"][channel, c, y, x] = 1
             if layer == 1:
-                layers["decoder.conv1.weight"][channel, c :: 12, *at] = 1
+                layers["decoder.conv1.weight"][channel, c::12, y, x] = 1
             elif layer == 2:
-                layers["decoder.conv0.weight"][channel, c, *at] = 1
+                layers["decoder.conv0.weight"][channel, c, y, x] = 1
             else:
-                layers["decoder.conv2.weight"][channel::12, c, *at] = torch.tensor(_bends()[1])
+                layers["decoder.conv2.weight"][channel::12, c, y, x] = torch.tensor(_bends()[1])
     layers["decoder.conv1.bias"].copy_(-torch.tensor(_bends()[0]).repeat_interleave(12))
     layers["output_bias"].fill_(_logit(KNOTS[0]))
     layers["mean.weight"].copy_((components / deviation).T)

@@ -411,7 +411,8 @@ def say_fitted(encoder: EncoderFolder) -> None:
     run = encoder.config.provenance.run
     if run is not None and run.config["objective"] == OF_PCA:
         console.print(
-            "PCA kept more than the VAE in this time, so the encoder is PCA. Give the VAE more: --seconds 600.",
+            "PCA kept more than the VAE in this time, so the encoder is PCA. Give the VAE more time, such as "
+            "--seconds 600.",
             soft_wrap=True,
         )
     for name in ("card.png", "card.html"):

@@ -35,9 +35,9 @@ VERSION = 3
 
 # The largest value between two layers, and the largest that the head reads.
 TOP, HEAD_TOP = 255, 1023
-# A channel of a convolution is divided by its range to a power: 0 keeps the ranges as they are, 1 makes them all
-# alike. Of these pairs, the power of the first convolution and that of the ones between it and the last, the
-# pair with the smallest error on the frames fitted to is taken.
+# A channel of a convolution is divided by its range to a power: 0 keeps the ranges as they are, 1 makes them
+# all alike. Of these pairs, the power of the first convolution and that of those between it and the last, the
+# one with the smallest error on the frames fitted to is taken.
 EQUALISE = ((0.5, 0.0), (0.75, 0.0), (0.5, 0.5), (0.5, 1.0))
 # An int8 sum of 16 x 1024 products is below 2^29, and a bias is kept below 2^28.
 MOST_CHANNELS = 1024

@@ -1,7 +1,8 @@
 """PCA in the shape of an encoder, for environments of which a VAE keeps less than PCA does.
 
 Three convolutions that only rearrange pixels, followed by a linear layer, are principal component analysis
-exactly. The decoder rearranges back, and its last two layers approximate the logit whose sigmoid is the pixel.
+exactly. The decoder rearranges back, and its last two layers approximate the logit, whose sigmoid is the
+pixel.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
     Example:
         >>> frames = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
         >>> vae = pca_vae(frames, latent_dim=39)  # 40 points span 39 dimensions
-        >>> float((vae.decode(vae(torch.from_numpy(frames))) * 255 - torch.from_numpy(frames)).abs().mean()) < 1
+        >>> decoded = vae.decode(vae(torch.from_numpy(frames))) * 255
+        >>> float((decoded - torch.from_numpy(frames)).abs().mean()) < 1
         True
 
     Source: Pearson (1901); the singular vectors by Halko et al. (2011).
@@ -54,8 +56,8 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
     components = right[:, :latent_dim]
 
     layers = vae.state_dict()
-    # The output channel 4 * c + 2 * dy + dx of a convolution is the pixel (dy, dx) of its input's 2x2 blocks; the
-    # kernel of 4x4 with a padding of 1 has it at (dy + 1, dx + 1).
+    # The output channel 4 * c + 2 * dy + dx of a convolution is the pixel (dy, dx) of its input's 2x2 blocks;
+    # a kernel of 4x4 with a padding of 1 has it at (dy + 1, dx + 1).
     for layer, inputs in enumerate((3, 12, 48)):
         for channel in range(4 * inputs):
             c, place = divmod(channel, 4)

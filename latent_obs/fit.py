@@ -323,7 +323,7 @@ def _fit_pca(train: TrainConfig, frames: FramesFolder, out: Path) -> Path:
     lost = read_config(train.out)
     images = frames.sample(PCA_FRAMES, frames.split(train.validation, train.seed)[0], train.seed)
     vae = pca_vae(images, train.latent_dim)
-    how = {"objective": OF_PCA, "validation": train.validation, "seed": train.seed}
+    how = {**train.to_json(), "objective": OF_PCA, "channels": list(vae.config.channels)}
     config = replace(
         lost,
         vae=vae.config,

@@ -14,8 +14,8 @@ from latent_obs.encoders.folder import VAEConfig
 from latent_obs.frames import Frames
 from latent_obs.vae import VAE
 
-# The decoder's logit is linear between the logits of these levels. Sigmoids are steep near black and white.
-KNOTS = (0.004, 0.02, 0.06, 0.2, 0.5, 0.8, 0.94, 0.98, 0.996)
+# The decoder's logit is linear between these levels: closer together where the logit bends more.
+KNOTS = (0.004, 0.02, 0.05, 0.1, 0.2, 0.37, 0.63, 0.8, 0.9, 0.95, 0.98, 0.996)
 # A quarter of the image's height and width goes into the channels with each convolution: 3, 12, 48, 192.
 CHANNELS = (12 * len(KNOTS), 48, 192)
 # A linear code has no posterior; this is that of a latent that is known to a tenth of its deviation.
@@ -55,7 +55,7 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
     deviation = (values[:latent_dim] / len(pixels) ** 0.5).clamp(min=1e-6)
     components = right[:, :latent_dim]
 
-    layers = vae.state_dict()
+    layers, (first, bends) = vae.state_dict(), _logit()
     # The output channel 4 * c + 2 * dy + dx of a convolution is the pixel (dy, dx) of its input's 2x2 blocks;
     # a kernel of 4x4 with a padding of 1 has it at (dy + 1, dx + 1).
     for layer, inputs in enumerate((3, 12, 48)):
@@ -68,9 +68,9 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
             elif layer == 2:
                 layers["decoder.conv0.weight"][channel, c, y, x] = 1
             else:
-                layers["decoder.conv2.weight"][channel::12, c, y, x] = torch.tensor(_bends()[1])
-    layers["decoder.conv1.bias"].copy_(-torch.tensor(_bends()[0]).repeat_interleave(12))
-    layers["output_bias"].fill_(_logit(KNOTS[0]))
+                layers["decoder.conv2.weight"][channel::12, c, y, x] = bends
+    layers["decoder.conv1.bias"].copy_(-torch.tensor(KNOTS).repeat_interleave(12))
+    layers["output_bias"].fill_(first)
     layers["mean.weight"].copy_((components / deviation).T)
     layers["mean.bias"].copy_(-(average @ components) / deviation)
     layers["log_variance.bias"].fill_(2 * float(np.log(DEVIATION)))
@@ -88,13 +88,11 @@ def _unshuffled(images: torch.Tensor) -> torch.Tensor:
     return images.flatten(1)
 
 
-def _bends() -> tuple[list[float], list[float]]:
-    """Return where the logit's piecewise linear curve bends, and by how much its slope changes there."""
-    knots = np.array(KNOTS)
-    slopes = np.diff(_logit(knots)) / np.diff(knots)
-    changes = np.diff(slopes, prepend=0.0, append=0.0)
-    return knots.astype(np.float32).tolist(), changes.astype(np.float32).tolist()
-
-
-def _logit(level: float | np.ndarray) -> np.ndarray:
-    return np.log(level) - np.log1p(-np.asarray(level))
+def _logit() -> tuple[float, torch.Tensor]:
+    """Return the logit as a constant and the change of its slope at each knot, fitted in units of pixels."""
+    levels = np.linspace(KNOTS[0], KNOTS[-1], 2000)
+    logits, weights = np.log(levels / (1 - levels)), levels * (1 - levels)  # the sigmoid's slope
+    hinges = np.maximum(levels[:, None] - np.array(KNOTS[:-1]), 0)
+    basis = np.hstack([np.ones((len(levels), 1)), hinges])
+    first, *bends = np.linalg.lstsq(basis * weights[:, None], logits * weights, rcond=None)[0]
+    return float(first), torch.tensor([*bends, -sum(bends)], dtype=torch.float32)  # flat above the last knot

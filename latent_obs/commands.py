@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ListConfig:
-    """List the bundled encoders and those below a folder."""
+    """List the bundled encoders, the fitted ones, and those below a folder."""
 
     folder: Path = Path(".")
     """folder to search"""
@@ -310,10 +310,10 @@ def _say_frames(folder: FramesFolder) -> None:
 
 def _list(config: ListConfig) -> None:
     from latent_obs.encoders.folder import read_config
-    from latent_obs.encoders.resolve import PRETRAINED, list_encoders
+    from latent_obs.encoders.resolve import PRETRAINED, list_encoders, list_fitted
     from latent_obs.evaluation.report import BRIEF
 
-    found: dict[str, EncoderConfig] = dict(list_encoders())
+    found: dict[str, EncoderConfig] = list_encoders() | list_fitted()
     if not config.folder.is_dir():
         raise FileNotFoundError(f"There is no folder {config.folder} to search for encoders.")
     for root, folders, files in os.walk(config.folder):
@@ -399,7 +399,10 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
                 "Fetch an encoder from the Hugging Face Hub.", _pull, "encoders.hub", "PullConfig"
             ),
             "list": Command(
-                "List the bundled encoders and those below a folder.", _list, "commands", "ListConfig"
+                "List the bundled encoders, the fitted ones, and those below a folder.",
+                _list,
+                "commands",
+                "ListConfig",
             ),
             "card": Command(
                 "Show the card of an encoder: its figures, how it was made, and what it gets wrong.",

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +20,12 @@ import pytest
 from latent_obs import LatentObservationWrapper
 from latent_obs.cli import main
 from latent_obs.data.folder import FramesFolder
+from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import read_config, read_tensors
 from latent_obs.encoders.resolve import find_fitted, resolve
-from latent_obs.fit import FitConfig, Plan, _plan, fit_encoder
-from latent_obs.frames import FrameSource, frame_source
+from latent_obs.evaluation.report import ReportCard
+from latent_obs.fit import FitConfig, Plan, _plan, fit_encoder, say_fitted
+from latent_obs.frames import FrameSource, FrameSpec, frame_source, preprocess
 from latent_obs.vector import LatentObservationWrapper as VectorWrapper
 from tests.conftest import FrameEnv, save_encoder
 
@@ -106,8 +110,6 @@ def test_the_same_fit_again_is_finished(fitted: Path) -> None:
 def test_a_worse_encoder_never_replaces_a_better_one(
     fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     out = tmp_path / "boxing"
     shutil.copytree(fitted, out)
     before = read_tensors(out, read_config(out))
@@ -121,6 +123,25 @@ def test_a_worse_encoder_never_replaces_a_better_one(
     assert any(
         not np.array_equal(value, before[name]) for name, value in read_tensors(out, read_config(out)).items()
     )
+
+
+def test_where_pca_wins_pca_is_the_encoder(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "boxing"
+    shutil.copytree(fitted / ".fit", out / ".fit")
+    monkeypatch.setattr("latent_obs.fit._steps_per_second", lambda *_: 0.0)
+    monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    encoder = fit_encoder(replace(QUICK, out=out), progress=False)
+    say_fitted(encoder)
+    assert "PCA kept more than the VAE in this time" in " ".join(capsys.readouterr().out.split())
+    card = ReportCard.from_json(json.loads((out / "card.json").read_text()))
+    assert card.moving_r2 == pytest.approx(card.baselines["pca"].moving_r2, abs=0.03)
+    with gym.make("ALE/Boxing-v5") as env, LatentObservationWrapper(env, out) as wrapped:
+        obs, _ = wrapped.reset(seed=0)
+        frame = preprocess(env.reset(seed=0)[0], FrameSpec())
+    exact = load_encoder(out, precision="float32", backend="torch")(frame)
+    np.testing.assert_allclose(obs, exact, atol=0.1)
 
 
 @pytest.mark.parametrize("after", [0.5, 4.0])
@@ -146,8 +167,6 @@ def test_an_interrupted_fit_goes_on_with_its_plan(tmp_path: Path, after: float) 
 
 
 def test_a_longer_fit_collects_more_to_what_is_there(fitted: Path, tmp_path: Path) -> None:
-    import shutil
-
     work = tmp_path / "boxing" / ".fit"
     shutil.copytree(fitted / ".fit", work)
     few = len(FramesFolder(work / "frames"))

@@ -91,15 +91,23 @@ def find_fitted(source: FrameSource, key: str | None = None) -> EncoderFolder | 
             the game and all settings of the emulator are that change what a pixel shows.
         key: The entry of ``Dict`` observations that is encoded.
     """
-    found = []
-    for path in sorted(cache_folder().glob(f"{FITTED}/*/config.json")):
+    found = [
+        EncoderFolder(path, Path(path), config)
+        for path, config in list_fitted().items()
+        if _is_same(config.source, source)
+        and config.provenance.run is not None
+        and config.provenance.run.data.get("key") == key
+    ]
+    return max(found, key=lambda each: each.config.provenance.created or "", default=None)
+
+
+def list_fitted() -> dict[str, EncoderConfig]:
+    """Return the encoders that ``latent-obs fit`` made on this machine, by path."""
+    fitted = {}
+    for path in sorted(cache_folder().absolute().glob(f"{FITTED}/*/config.json")):
         with contextlib.suppress(ValueError, OSError):  # damaged, or of a later version
-            config = read_config(path.parent)
-            run = config.provenance.run
-            if _is_same(config.source, source) and run is not None and run.data.get("key") == key:
-                created = config.provenance.created or ""
-                found.append((created, EncoderFolder(str(path.parent), path.parent, config)))
-    return max(found, key=lambda each: each[0])[1] if found else None
+            fitted[str(path.parent)] = read_config(path.parent)
+    return fitted
 
 
 def _is_same(fitted: FrameSource, wrapped: FrameSource) -> bool:

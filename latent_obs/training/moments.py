@@ -28,7 +28,7 @@ MIN_VARIANCE = 0.2
 # A moment over all pixels alike is exact, so it is preferred to a weighted one that tells a little more.
 PREFERENCE = 1.3
 # Standard deviation of the target around the posterior mean, in standard deviations of the moment.
-DEVIATION = 0.1
+DEVIATION = 0.15
 LIMIT = 4.0  # standard deviations beyond which a moment is an outlier
 
 

@@ -63,7 +63,7 @@ def test_the_likelihood_is_that_of_a_normal_distribution() -> None:
     frames = torch.from_numpy(squares(20, 0)[0])
     moments = ImageMoments(squares(300, 0)[0], GRAY, count=4)
     mean = torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
-    normal = torch.distributions.Normal(mean[:, :4], 0.1)
+    normal = torch.distributions.Normal(mean[:, :4], 0.15)
     at_mean, at_moments = normal.log_prob(mean[:, :4]), normal.log_prob(moments(frames))  # type: ignore[no-untyped-call]
     expected = (at_mean - at_moments).sum(1)
     torch.testing.assert_close(moments.nll(mean, frames), expected, rtol=1e-4, atol=1e-3)

@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,11 +28,10 @@ from latent_obs.progress import plain_console
 with needs("Fitting an encoder", "make"):
     from latent_obs.collecting.collect import collect_frames
     from latent_obs.collecting.config import CollectConfig
-    from latent_obs.collecting.policies import make_policy
+    from latent_obs.collecting.rate import frames_per_second
     from latent_obs.collecting.sources import open_env
     from latent_obs.data.folder import FramesFolder
     from latent_obs.data.storage import locked
-    from latent_obs.frames import preprocess
 
 if TYPE_CHECKING:
     from latent_obs.evaluation.evaluate import Evaluation
@@ -53,8 +51,6 @@ MIN_WORKERS = 2
 SMALL, LARGE, LARGE_FROM_SECONDS = (16, 32, 64), (32, 64, 128), 300.0
 MOMENTS = 14
 EVALUATED_FRAMES = 1024
-# PCA is fitted to so many frames, and this is its name as an objective.
-PCA_FRAMES, OF_PCA = 4096, "pca"
 
 
 @dataclass(frozen=True)
@@ -151,9 +147,13 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
         >>> fit_encoder(FitConfig("ALE/Tennis-v5")).config.vae.latent_dim  # doctest: +SKIP
         32
     """
-    from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate
-
     begun, out = time.monotonic(), config.folder
+    # Imported here, so that the workers do not wait for torch.
+    from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate
+    from latent_obs.training import rate
+    from latent_obs.training.pca import write_pca
+    from latent_obs.training.train import train_vae
+
     work = out / WORK
     work.mkdir(parents=True, exist_ok=True)
     with locked(work):
@@ -165,18 +165,18 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
             frames = collect_frames(collect, progress=progress, in_process=False)
             train = _train_config(config, plan, work)
             if plan.steps is None:
+                speed = rate.steps_per_second(train, frames)
                 left = config.seconds * (1 - MEASURE_SHARE) - plan.seconds - (time.monotonic() - begun)
-                plan.steps = max(MIN_STEPS, int(left * _steps_per_second(train, frames)))
+                plan.steps = max(MIN_STEPS, int(left * speed))
                 _write(plan, work)
                 train = replace(train, steps=plan.steps)
-            from latent_obs.training.train import train_vae
-
             train_vae(train, progress=progress)
             limit = EVALUATED_FRAMES
             made = train.out
             new = evaluate(EvaluateConfig(made, train.data, limit=limit))
             if score(new.card) < score(new.card.baselines["pca"]):
-                made = _fit_pca(train, frames, work / "pca")
+                made = work / "pca"
+                write_pca(train, frames, made)
                 new = evaluate(EvaluateConfig(made, train.data, limit=limit))
             old = evaluate(EvaluateConfig(out, train.data, limit=limit)) if _is_encoder(out) else None
             if old is None or score(new.card) >= score(old.card):
@@ -217,10 +217,10 @@ def _plan(config: FitConfig, work: Path) -> Plan:
         continuous = isinstance(env.action_space, gym.spaces.Box)
         # Independent continuous actions cancel each other out; a random walk through them does not.
         policy = config.policy or ("brownian" if continuous else "random")
-        rate = _frames_per_second(env, policy, min(2.0, config.seconds / 30))
+        speed = frames_per_second(env, policy, min(2.0, config.seconds / 30))
     finally:
         env.close()
-    wanted = rate * (os.cpu_count() or 1) * COLLECT_SHARE * config.seconds
+    wanted = speed * (os.cpu_count() or 1) * COLLECT_SHARE * config.seconds
     frames = int(max(MIN_FRAMES, min(FRAMES_PER_SECOND * config.seconds, wanted)))
     collected = work / "frames"
     if collected.exists():
@@ -231,24 +231,6 @@ def _plan(config: FitConfig, work: Path) -> Plan:
     plan = Plan(_json(config), policy, frames)
     _write(plan, work)
     return plan
-
-
-def _frames_per_second(env: gym.Env[Any, Any], policy: str, seconds: float) -> float:
-    """Measure at which rate one process collects frames."""
-    from latent_obs.frames import FrameSpec, check_frame_space
-
-    check_frame_space(env.observation_space, "latent-obs fit", env)
-    actor, spec = make_policy(policy, env), FrameSpec()
-    actor.reset(0)
-    obs, _ = env.reset(seed=0)
-    begun, count = time.monotonic(), 0
-    while time.monotonic() - begun < seconds:
-        obs, _, terminated, truncated, _ = env.step(actor.act(obs))
-        preprocess(obs, spec)
-        count += 1
-        if terminated or truncated:
-            obs, _ = env.reset()
-    return max(1.0, count / (time.monotonic() - begun))
 
 
 def _collect_config(config: FitConfig, plan: Plan, work: Path) -> CollectConfig:
@@ -284,54 +266,6 @@ def _train_config(config: FitConfig, plan: Plan, work: Path) -> TrainConfig:
         evaluate_every=10**6,  # once, at the end
         seed=config.seed,
     )
-
-
-def _steps_per_second(train: TrainConfig, frames: FramesFolder) -> float:
-    """Measure how fast this machine trains, by some steps of a run that is thrown away."""
-    from latent_obs.encoders.provenance import Run
-    from latent_obs.progress import progress_bar
-    from latent_obs.training.distributed import choose_precision, make_fabric
-    from latent_obs.training.run import TrainingRun
-
-    fabric = make_fabric(1, 1, choose_precision(train.precision)[0])
-    scratch = train.out.with_name("measured")
-    scratch.mkdir(exist_ok=True)
-    warm, timed = 5, 15
-    trial = replace(train, out=scratch, steps=warm + timed)
-    run = TrainingRun(fabric, trial, frames, Run(config={}, data={}, init_from=None))
-    seconds: list[float] = []
-    take_step = run.take_step
-
-    def timed_step(*arguments: Any) -> Any:
-        row = take_step(*arguments)
-        seconds.append(time.monotonic())
-        return row
-
-    run.take_step = timed_step  # type: ignore[assignment, method-assign]
-    with progress_bar("", 1, "", False) as bar:
-        run.train(bar, threading.Event())
-    shutil.rmtree(scratch, ignore_errors=True)
-    return timed / (seconds[-1] - seconds[warm - 1])
-
-
-def _fit_pca(train: TrainConfig, frames: FramesFolder, out: Path) -> Path:
-    """Write PCA on the training episodes as an encoder folder, beside the one that lost to it."""
-    from latent_obs.encoders.provenance import Run
-    from latent_obs.training.held_out import latent_statistics
-    from latent_obs.training.pca import pca_vae
-
-    lost = read_config(train.out)
-    images = frames.sample(PCA_FRAMES, frames.split(train.validation, train.seed)[0], train.seed)
-    vae = pca_vae(images, train.latent_dim)
-    how = {**train.to_json(), "objective": OF_PCA, "channels": list(vae.config.channels)}
-    config = replace(
-        lost,
-        vae=vae.config,
-        latents=latent_statistics(vae, images),
-        provenance=replace(lost.provenance, run=Run(how, frames.identity, None), steps=0, kept_step=0),
-    )
-    write_encoder_folder(out, config, vae.tensors(), read_calibration(train.out))
-    return out
 
 
 def _publish(out: Path, trained: Path, evaluation: Evaluation) -> None:
@@ -409,7 +343,7 @@ def say_fitted(encoder: EncoderFolder) -> None:
         if own is not None and other is not None:
             console.print(f"{name:>22}  {own:.3f}   (PCA with {card.latent_dim} components {other:.3f})")
     run = encoder.config.provenance.run
-    if run is not None and run.config["objective"] == OF_PCA:
+    if run is not None and run.config["objective"] == "pca":
         console.print(
             "PCA kept more than the VAE in this time, so the encoder is PCA. Give the VAE more time, such as "
             "--seconds 600.",

@@ -113,7 +113,7 @@ def test_a_worse_encoder_never_replaces_a_better_one(
     out = tmp_path / "boxing"
     shutil.copytree(fitted, out)
     before = read_tensors(out, read_config(out))
-    monkeypatch.setattr("latent_obs.fit._steps_per_second", lambda *_: 0.0)
+    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 0.0)
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
     fit_encoder(replace(QUICK, out=out, seconds=6), progress=False)
     after = read_tensors(out, read_config(out))
@@ -130,7 +130,7 @@ def test_where_pca_wins_pca_is_the_encoder(
 ) -> None:
     out = tmp_path / "boxing"
     shutil.copytree(fitted / ".fit", out / ".fit")
-    monkeypatch.setattr("latent_obs.fit._steps_per_second", lambda *_: 0.0)
+    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 0.0)
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
     encoder = fit_encoder(replace(QUICK, out=out), progress=False)
     say_fitted(encoder)

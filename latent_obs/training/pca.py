@@ -7,11 +7,18 @@ pixel.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from latent_obs.encoders.folder import VAEConfig
+from latent_obs.data.folder import FramesFolder
+from latent_obs.encoders.folder import VAEConfig, read_calibration, read_config, write_encoder_folder
+from latent_obs.encoders.provenance import Run
 from latent_obs.frames import Frames
+from latent_obs.training.config import TrainConfig
+from latent_obs.training.held_out import latent_statistics
 from latent_obs.vae import VAE
 
 # The decoder's logit is linear between these levels: closer together where the logit bends more.
@@ -20,6 +27,25 @@ KNOTS = (0.004, 0.02, 0.05, 0.1, 0.2, 0.37, 0.63, 0.8, 0.9, 0.95, 0.98, 0.996)
 CHANNELS = (12 * len(KNOTS), 48, 192)
 # A linear code has no posterior; this is that of a latent that is known to a tenth of its deviation.
 DEVIATION = 0.1
+# PCA is fitted to so many frames, and this is its name as an objective.
+PCA_FRAMES, OBJECTIVE = 4096, "pca"
+
+
+def write_pca(train: TrainConfig, frames: FramesFolder, out: Path) -> None:
+    """Write PCA on the training episodes as an encoder folder, in the place of the VAE of this training.
+
+    Args:
+        train: The training; its encoder folder is there.
+        frames: Its frames.
+        out: The encoder folder to write.
+    """
+    trained = read_config(train.out)
+    images = frames.sample(PCA_FRAMES, frames.split(train.validation, train.seed)[0], train.seed)
+    vae = pca_vae(images, train.latent_dim)
+    how = {**train.to_json(), "objective": OBJECTIVE, "channels": list(CHANNELS)}
+    provenance = replace(trained.provenance, run=Run(how, frames.identity, None), steps=0, kept_step=0)
+    config = replace(trained, vae=vae.config, latents=latent_statistics(vae, images), provenance=provenance)
+    write_encoder_folder(out, config, vae.tensors(), read_calibration(train.out))
 
 
 @torch.no_grad()

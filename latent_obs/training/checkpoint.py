@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def write_checkpoint(folder: Path, run: Run, tensors: Mapping[str, Tensor], prog
                 f"{folder} is kept. Lower --learning-rate or use --precision float32."
             )
     metadata = {"run": json.dumps(run.to_json()), "progress": json.dumps(progress.to_json(), allow_nan=False)}
-    data = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(whole, {**metadata, "sha256": _digest(metadata, whole)})
     write_atomically(folder / CHECKPOINT, data)
 
 
@@ -83,6 +85,9 @@ def read_checkpoint(folder: Path, run: Run, overwrite: bool) -> tuple[dict[str, 
                 if name not in metadata:
                     raise ValueError(f"{name} is missing")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        digest = _digest({name: metadata[name] for name in ("run", "progress")}, tensors)
+        if metadata.get("sha256", digest) != digest:
+            raise ValueError("it holds something else than was written")
         written = Run.from_json(json.loads(metadata["run"]))
         progress = Progress.from_json(json.loads(metadata["progress"]))
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
@@ -95,6 +100,15 @@ def read_checkpoint(folder: Path, run: Run, overwrite: bool) -> tuple[dict[str, 
             "command to finish it, choose another --out, or --overwrite it."
         )
     return tensors, progress
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what a checkpoint holds; safetensors would not notice a bit that flipped."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def remove_checkpoint(folder: Path, run: Run) -> None:

@@ -171,8 +171,8 @@ MUTANTS = [
     Mutant(
         "the order of reading and of drawing share a stream",
         f"{DATA}/shuffle.py",
-        "_stream(seed, epoch, 1 + block)",
-        "_stream(seed, epoch, block)",
+        "_stream(seed, epoch, 1 + number)",
+        "_stream(seed, epoch, number)",
         SHUFFLE + "::test_the_order_of_reading_and_the_order_of_drawing_are_independent",
     ),
     Mutant(
@@ -343,7 +343,7 @@ MUTANTS = [
     # Latents.
     Mutant(
         "mean and log-variance change places",
-        "latent_obs/collecting/encode.py",
+        "latent_obs/collecting/encode_shard.py",
         'zip(("mean", "log_variance"), zip(',
         'zip(("log_variance", "mean"), zip(',
         ENCODE + "::test_latents_and_steps_come_back_as_episodes",

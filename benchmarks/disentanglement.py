@@ -39,7 +39,7 @@ class Args:
     encoders: tuple[Path, ...] = ()
     """encoder folders to measure instead of training"""
     seeds: int = 5
-    frames: int = 6000
+    frames: int = 3000
     """scenes to measure on"""
     smallest: bool = False
     """the smallest form, which CI runs, in seconds"""
@@ -69,9 +69,10 @@ def main(args: Args) -> None:
     print(f"{'':24} {'  '.join(('MIG  ', 'DCI D', 'DCI C', 'DCI I', 'SAP  '))}   gap of each factor")
     show("the factors themselves", perfect)
     if args.encoders:
-        found = [measure(load_vae(path)[0], observed) for path in args.encoders]
-        for path, measured in zip(args.encoders, found, strict=True):
-            show(path.name, measured)
+        found = []
+        for path in args.encoders:
+            found.append(measure(load_vae(path)[0], observed))
+            show(path.name, found[-1])
     else:
         found = trained(args, observed)
     if len(found) > 1:

@@ -163,7 +163,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluation:
             backend: encode_time(load_encoder(found, backend=backend), frames[0])
             for backend in installed_backends()
         },
-        labels=labels and labels.summary(),
+        labels=None if labels is None else labels.summary(),
         provenance=encoder.provenance.to_json(),
         created=datetime.now(timezone.utc).date().isoformat(),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,12 +96,15 @@ class Direction:
             its share of the latents' variance.
         reads: Shape (latent_dim,).
         moves: Shape (latent_dim,).
+        follows: How far the picture follows: a latent is moved by one standard deviation either way, decoded
+            and encoded again, and this is the share of the way that its reading has then gone.
     """
 
     name: str
     r2: float
     reads: tuple[float, ...]
     moves: tuple[float, ...]
+    follows: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,11 @@ class Labels:
                 ),
                 directions=tuple(
                     Direction(
-                        str(one["name"]), float(one["r2"]), _floats(one["reads"]), _floats(one["moves"])
+                        str(one["name"]),
+                        float(one["r2"]),
+                        _floats(one["reads"]),
+                        _floats(one["moves"]),
+                        float(one["follows"]),
                     )
                     for one in value["directions"]
                 ),
@@ -249,7 +256,13 @@ def measure_labels(vae: VAE, config: EncoderConfig, observed: Observed, seed: in
             _label(explained_by(codes[:, dim], variables, fitted), float(changes[dim]))
             for dim in range(codes.shape[1])
         ),
-        directions=(*_readings(codes, whitened, whitening, variables, fitted), *_principal(codes, mean)),
+        directions=tuple(
+            replace(each, follows=_follows(vae, codes, each, seed))
+            for each in (
+                *_readings(codes, whitened, whitening, variables, fitted),
+                *_principal(codes, mean),
+            )
+        ),
         whitening=tuple(map(_floats, whitening)),
         distances=_three(np.percentile(distances, (50, 95, 99))),
         mean=_floats(mean),
@@ -388,6 +401,20 @@ def _readings(
         unit = weights / length
         found.append(Direction(name, r2, _floats(unit @ whitening), _floats(back @ unit)))
     return sorted(found, key=lambda each: -each.r2)[:DIRECTIONS]
+
+
+def _follows(vae: VAE, codes: Latents, direction: Direction, seed: int) -> float:
+    """Return :attr:`Direction.follows`, the mean over 64 latents."""
+    import torch
+
+    from latent_obs.vae import latents, to_frames
+
+    some = codes[np.random.default_rng(seed).permutation(len(codes))[:64]]
+    step = np.array(direction.moves, np.float32)
+    with torch.no_grad():
+        ends = [to_frames(vae.decode(torch.from_numpy(some + sign * step))) for sign in (-1, 1)]
+    low, high = (latents(vae, end) @ np.array(direction.reads) for end in ends)
+    return float((high - low).mean() / 2)
 
 
 def _principal(codes: Latents, mean: npt.NDArray[np.float64]) -> list[Direction]:

@@ -74,8 +74,8 @@ def traversal_frames(
     """
     offsets = np.linspace(-3, 3, 9)
     latent = vae(torch.from_numpy(frame[None]))[0].numpy()
-    order = np.argsort(config.latents["kl"])[::-1] if order is None else order
-    for dim in order[:dims]:
+    chosen = np.argsort(config.latents["kl"])[::-1].tolist() if order is None else order
+    for dim in chosen[:dims]:
         moved = np.repeat(latent[None], len(offsets), 0)
         moved[:, dim] = config.latents["mean"][dim] + offsets * config.latents["std"][dim]
         yield int(dim), offsets, to_frames(vae.decode(torch.from_numpy(moved)))

@@ -68,7 +68,7 @@ function noteOf({ explained, exclusive }, dim) {
 
 /** The axes of an encoder's directions. */
 function directionAxes({ labels }) {
-  return (labels?.directions ?? []).map(({ name, r2, reads, moves }) => {
+  return (labels?.directions ?? []).map(({ name, r2, reads, moves, follows }) => {
     const principal = name.startsWith("principal ");
     const read = (latent) => reads.reduce((sum, weight, d) => sum + weight * (latent[d] - labels.mean[d]), 0);
     const move = (latent, position) => {
@@ -78,8 +78,9 @@ function directionAxes({ labels }) {
     return {
       name, active: true, visible: true, read, move,
       title: name,
-      note: principal ? `${Math.round(100 * r2)}% of the latents' variance` : `read along it: R² ${r2.toFixed(2)}`,
-      share: r2,
+      note: `${principal ? `${Math.round(100 * r2)}% of the latents' variance` : `R² ${r2.toFixed(2)}`}, the picture ` +
+        `follows ${Math.round(100 * Math.max(0, Math.min(follows, 1)))}%`,
+      share: Math.max(0, Math.min(follows, 1)),
       value: (latent) => read(latent).toFixed(2),
       set: move,
     };

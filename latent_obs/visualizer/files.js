@@ -91,7 +91,7 @@ function parseLabels(text) {
     && Array.isArray(whitening) && whitening.length === size && whitening.every((row) => numbers(row, size))
     && Array.isArray(dimensions) && dimensions.length === size && dimensions.every(isLabel)
     && Array.isArray(directions) && directions.every((one) => typeof one?.name === "string"
-      && Number.isFinite(one.r2) && numbers(one.reads, size) && numbers(one.moves, size));
+      && Number.isFinite(one.r2) && Number.isFinite(one.follows) && numbers(one.reads, size) && numbers(one.moves, size));
   if (!right) throw new Error("labels.json does not describe the dimensions of an encoder.");
   return labels;
 }

@@ -12,6 +12,7 @@ import pytest
 from latent_obs.encoders.folder import EncoderConfig, VAEConfig
 from latent_obs.evaluation import labels as module
 from latent_obs.evaluation.labels import (
+    Direction,
     Labels,
     explained_by,
     measure_labels,
@@ -83,6 +84,26 @@ def test_a_direction_moves_its_variable_and_nothing_else_that_is_read(
     shares = [each.r2 for each in found.directions if each.name.startswith("principal")]
     variances = np.linalg.eigvalsh(np.cov(mixed.T))[::-1]
     assert shares == pytest.approx(list(variances / variances.sum()), abs=1e-6)
+
+
+def test_the_picture_follows_as_far_as_it_is_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that shows the first dimension and not the second; its pictures are encoded by brightness."""
+
+    class Shows:
+        def decode(self, z: Any) -> Any:
+            return (0.5 + 0.1 * z[:, :1, None, None]).expand(-1, 64, 64, 3)
+
+    monkeypatch.setattr(
+        "latent_obs.vae.latents",
+        lambda _, frames: np.stack([(frames.mean((1, 2, 3)) / 255 - 0.5) / 0.1, np.zeros(len(frames))], 1),
+    )
+    codes = np.random.default_rng(0).uniform(-1, 1, (200, 2)).astype(np.float32)
+    shown, hidden = (
+        module._follows(Shows(), codes, Direction("", 1, tuple(unit), tuple(unit)), 0)  # type: ignore[arg-type]
+        for unit in np.eye(2)
+    )
+    assert shown == pytest.approx(1, abs=0.03)
+    assert hidden == 0
 
 
 def test_the_distance_is_mahalanobis(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:

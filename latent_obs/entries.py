@@ -88,7 +88,7 @@ class ImageEntries:
         for name, one in zip(self._keys, given, strict=True):
             if id(one) not in loaded:
                 loaded[id(one)] = open_encoder(
-                    _fitted(one, self.source, made, name),
+                    fitted_encoder(one, self.source, made, name),
                     self.source,
                     normalize,
                     fingerprint=prints.get(name),
@@ -175,8 +175,16 @@ class ImageEntries:
         return latents
 
 
-def _fitted(encoder: EncoderLike, source: FrameSource, made: MadeBy, key: str | None) -> EncoderLike:
+def fitted_encoder(
+    encoder: EncoderLike, source: FrameSource, made: MadeBy, key: str | None = None
+) -> EncoderLike:
     """Return the encoder folder in the place of ``"fit"``: the fitted one, or one that is fitted now.
+
+    Args:
+        encoder: As :class:`latent_obs.LatentObservationWrapper` takes it; what is not ``"fit"`` is returned.
+        source: Where the observations come from.
+        made: How the environment was made.
+        key: The entry of ``Dict`` observations that is encoded.
 
     Raises:
         ValueError: If it is not known how the environment was made.

@@ -50,7 +50,7 @@ MIN_WORKERS = 2
 # A larger network pays where there is time for it.
 SMALL, LARGE, LARGE_FROM_SECONDS = (16, 32, 64), (32, 64, 128), 300.0
 MOMENTS = 14
-EVALUATED_FRAMES = 1024
+EVALUATED_FRAMES = 768
 
 
 @dataclass(frozen=True)
@@ -171,14 +171,18 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
                 _write(plan, work)
                 train = replace(train, steps=plan.steps)
             train_vae(train, progress=progress)
-            limit = EVALUATED_FRAMES
+
+            def measured(encoder: Path) -> Evaluation:
+                config = EvaluateConfig(encoder, train.data, limit=EVALUATED_FRAMES)
+                return evaluate(config, brief=True)
+
             made = train.out
-            new = evaluate(EvaluateConfig(made, train.data, limit=limit))
+            new = measured(made)
             if score(new.card) < score(new.card.baselines["pca"]):
                 made = work / "pca"
                 write_pca(train, frames, made)
-                new = evaluate(EvaluateConfig(made, train.data, limit=limit))
-            old = evaluate(EvaluateConfig(out, train.data, limit=limit)) if _is_encoder(out) else None
+                new = measured(made)
+            old = measured(out) if _is_encoder(out) else None
             if old is None or score(new.card) >= score(old.card):
                 _publish(out, made, new)
         write_atomically(work / "finished.json", (work / "plan.json").read_bytes())

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import read_config, read_tensors
 from latent_obs.encoders.resolve import find_fitted, resolve
 from latent_obs.evaluation.report import ReportCard
+from latent_obs.files import write_atomically
 from latent_obs.fit import FitConfig, Plan, _plan, fit_encoder, say_fitted
 from latent_obs.frames import FrameSource, FrameSpec, frame_source, preprocess
 from latent_obs.vector import LatentObservationWrapper as VectorWrapper
@@ -61,9 +62,18 @@ def test_a_fit_is_an_encoder_folder_with_card_and_calibration(fitted: Path) -> N
         assert wrapped.reset(seed=0)[0].shape == (32,)
 
 
-def test_a_fit_keeps_to_its_time(fitted: Path) -> None:
-    assert read_config(fitted).provenance.seconds < 5  # type: ignore[operator]
-    assert 600 <= len(FramesFolder(fitted / ".fit" / "frames")) <= 330 * 5
+def test_the_steps_are_those_that_fit_into_what_is_left_of_the_time(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "boxing" / ".fit"
+    shutil.copytree(fitted / ".fit", work)
+    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 2.0)
+    monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    config = replace(QUICK, out=work.parent, seconds=9)
+    plan = _plan(config, work)
+    plan.seconds = 3.0  # spent before an interruption
+    write_atomically(work / "plan.json", json.dumps(asdict(plan)).encode())
+    assert 1 <= fit_encoder(config, progress=False).config.provenance.steps <= 2 * (9 - 3)  # type: ignore[operator]
 
 
 def test_auto_takes_the_fitted_encoder_of_this_environment_and_of_no_other(fitted: Path, cache: Path) -> None:

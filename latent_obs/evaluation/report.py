@@ -190,8 +190,10 @@ class ReportCard(Scores):
         """Return the table of all figures: label, then the encoder's, PCA's and the untrained network's."""
         rows = []
         for figure in FIGURES:
+            known = CODES if figure.baselines else ("encoder",)
             cells = [
-                figure.shown(self.of(code)) if figure.baselines or code == "encoder" else "" for code in CODES
+                figure.shown(self.of(code)) if code in known and code in ("encoder", *self.baselines) else ""
+                for code in CODES
             ]
             if cells[0]:
                 rows.append((figure.label, *cells))

@@ -155,9 +155,9 @@ def watch(
             print(f"first file after {time.monotonic() - begun:.1f} s")
         if held and staging.exists():  # until it is renamed
             seen.append((done, *held))
-        if files == done:
+        if done >= files:
             break
-        time.sleep(0.05)
+        time.sleep(0.05 if files < 100 else 1)  # listing many files takes time too
     return process, seen
 
 

@@ -21,7 +21,7 @@ from latent_obs import envs as _envs
 from latent_obs.extras import needs
 
 if TYPE_CHECKING:
-    from latent_obs.collecting.collect import CollectError, collect_frames
+    from latent_obs.collecting.collect import collect_frames
     from latent_obs.collecting.config import CollectConfig
     from latent_obs.collecting.encode import EncodeConfig, encode_frames
     from latent_obs.data.check import check_frames
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from latent_obs.encoders.hub import PullConfig, pull_encoder
     from latent_obs.encoders.resolve import list_encoders
     from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
+    from latent_obs.fit import FitConfig, fit_encoder
     from latent_obs.frames import FrameSpec, preprocess
     from latent_obs.push import PushConfig, push_encoder
     from latent_obs.training.config import TrainConfig
@@ -53,6 +54,7 @@ __all__ = [
     "Encoder",
     "EvaluateConfig",
     "ExportConfig",
+    "FitConfig",
     "FrameSpec",
     "FramesFolder",
     "LatentDriftMonitor",
@@ -70,6 +72,7 @@ __all__ = [
     "encode_frames",
     "evaluate_encoder",
     "export_encoder",
+    "fit_encoder",
     "list_encoders",
     "load_encoder",
     "merge_frames",
@@ -82,7 +85,8 @@ __all__ = [
 ]
 
 _HOME = {
-    "collecting.collect": ("CollectError", "collect_frames"),
+    "collecting.collect": ("collect_frames",),
+    "collecting.trial": ("CollectError",),
     "collecting.config": ("CollectConfig",),
     "collecting.encode": ("EncodeConfig", "encode_frames"),
     "data.check": ("check_frames",),
@@ -96,6 +100,7 @@ _HOME = {
     "encoders.hub": ("PullConfig", "pull_encoder"),
     "encoders.resolve": ("list_encoders",),
     "evaluation.evaluate": ("EvaluateConfig", "evaluate_encoder"),
+    "fit": ("FitConfig", "fit_encoder"),
     "frames": ("FrameSpec", "preprocess"),
     "push": ("PushConfig", "push_encoder"),
     "training.config": ("TrainConfig",),

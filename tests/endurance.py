@@ -1,7 +1,7 @@
 """Kills and long runs, for as many kills or minutes as you like; nothing here is timed.
 
 $ python -m tests.endurance collect --kills 200     # about 4 s a kill on two cores
-$ python -m tests.endurance train --kills 100       # about 8 s a kill
+$ python -m tests.endurance train --kills 100       # about 5 s a kill
 $ python -m tests.endurance memory --minutes 60
 
 The first two end processes with SIGKILL at random moments, run the same command again, and compare what
@@ -30,7 +30,15 @@ import tyro
 ROOT = Path(__file__).parents[1]
 COLLECT = ["collect", "tests.quick_env:Quick-v0", "--frames", "6000", "--workers", "2", "--shard-rows", "500"]
 COLLECT += ["--env-kwargs", json.dumps({"pause": 0.0002})]
-TRAIN = ["--steps", "300", "--channels", "4", "8", "--batch-size", "32", "--evaluate-every", "30"]
+TRAIN = ["--steps", "100", "--channels", "4", "8", "--batch-size", "32", "--evaluate-every", "10"]
+# A checkpoint a fifth of a second, so that many kills hit one and most runs go on from one.
+SAVED_OFTEN = """
+import sys
+import latent_obs.training.run
+from latent_obs.cli import main
+latent_obs.training.run.CHECKPOINT_SECONDS = 0.2
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,8 @@ class Memory:
 
 def start(words: list[str]) -> subprocess.Popen[bytes]:
     """Run ``latent-obs`` in a session of its own."""
-    command = [sys.executable, "-m", "latent_obs", *words]
+    program = ["-c", SAVED_OFTEN] if words[0] == "train" else ["-m", "latent_obs"]
+    command = [sys.executable, *program, *words]
     return subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
@@ -180,7 +189,7 @@ def kill_trainings(args: Train) -> int:
     """Return how many kills changed the weights or the config."""
     with tempfile.TemporaryDirectory() as root:
         frames = Path(root) / "frames"
-        if complaint := finish([*COLLECT, "--out", str(frames)]):
+        if complaint := finish([*COLLECT, "--frames", "1200", "--out", str(frames)]):
             raise SystemExit(complaint)
 
         def faults(out: Path, straight: Path, finished: bool) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
+import subprocess
 import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -19,7 +22,9 @@ class QuickEnv(gym.Env[Any, Any]):
 
     In the step of a number given as ``..._after`` it sleeps for long, holds the interpreter's lock for
     long, raises an error, calls ``sys.exit(0)``, ends its process with status 0, or starts a thread that
-    keeps its process alive.
+    keeps its process alive. ``hang_in`` and ``hold_in`` name the call, ``"constructor"`` or ``"reset"``, that
+    sleeps or holds the lock. ``server`` names a file: a process is started, as games do, and its number
+    added to the file; with ``"multiprocessing:"`` before the name, multiprocessing starts it.
     """
 
     observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
@@ -34,15 +39,22 @@ class QuickEnv(gym.Env[Any, Any]):
         exit_after: int | None = None,
         vanish_after: int | None = None,
         linger_after: int | None = None,
+        hang_in: str | None = None,
+        hold_in: str | None = None,
+        server: str | None = None,
     ) -> None:
+        self.hang_in, self.hold_in = hang_in, hold_in
         self.pause, self.steps = pause, 0
         self.hang_after, self.hold_after, self.break_after = hang_after, hold_after, break_after
         self.exit_after, self.vanish_after, self.linger_after = exit_after, vanish_after, linger_after
+        self.server_ended = (lambda: None) if server is None else start_server(server)
+        self._trouble("constructor")
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
+        self._trouble("reset")
         self.left = int(self.np_random.integers(5, 41))
         return self._image(0), {}
 
@@ -51,7 +63,7 @@ class QuickEnv(gym.Env[Any, Any]):
         if self.steps == self.hang_after:
             time.sleep(1000)
         if self.steps == self.hold_after:
-            deque(itertools.repeat(0, 10**11), maxlen=0)  # minutes in C, which never looks for signals
+            hold()
         if self.steps == self.exit_after:
             sys.exit(0)
         if self.steps == self.vanish_after:
@@ -60,16 +72,43 @@ class QuickEnv(gym.Env[Any, Any]):
             threading.Thread(target=time.sleep, args=(1000,)).start()
         if self.steps == self.break_after:
             raise RuntimeError("the cable came off")
+        if self.server_ended() is not None:
+            raise RuntimeError("the server is gone")
         if self.pause:
             time.sleep(self.pause)
         self.left -= 1
         return self._image(int(action)), float(action), self.left == 0, False, {}
+
+    def _trouble(self, call: str) -> None:
+        if self.hang_in == call:
+            time.sleep(1000)
+        if self.hold_in == call:
+            hold()
 
     def _image(self, action: int) -> Any:
         image = np.full((64, 64, 3), 10 * action, np.uint8)
         y, x = self.np_random.integers(0, 64, 2)
         image[y, x] = 255
         return image
+
+
+def hold() -> None:
+    """Spend minutes in C, which never looks for signals."""
+    deque(itertools.repeat(0, 10**11), maxlen=0)
+
+
+def start_server(file: str) -> Callable[[], int | None]:
+    """Start a process that nobody ends, and add its number to a file; return what tells how it ended."""
+    kind, _, name = file.rpartition(":")
+    if kind:
+        process: Any = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(120,))
+        process.start()
+    else:
+        code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(120)"
+        process = subprocess.Popen([sys.executable, "-c", code])
+    with open(name, "a") as listed:
+        print(process.pid, file=listed)
+    return (lambda: process.exitcode) if kind else process.poll
 
 
 gym.register("Quick-v0", "tests.quick_env:QuickEnv", disable_env_checker=True)

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import tracemalloc
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ import pytest
 
 from latent_obs.collecting.collect import CollectError, collect_frames
 from latent_obs.collecting.config import CollectConfig
+from latent_obs.collecting.processes import run_processes
 from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, look_again
 from latent_obs.data import storage
 from latent_obs.data.folder import FramesFolder
@@ -216,9 +218,128 @@ def test_a_step_that_takes_too_long_is_ended_and_reported(trouble: str, workers:
     config = replace(QUICK, out=tmp_path, workers=workers, env_kwargs={trouble: 700}, step_timeout=3)
     with pytest.raises(CollectError) as failure:
         collect_frames(config, progress=False)
-    assert "worker 0 (part-000-00001.parquet) was ended: its environment took longer" in str(failure.value)
-    assert "than 3 s" in str(failure.value)
+    assert "worker 0 (part-000-00001.parquet) was ended: its environment's step took" in str(failure.value)
+    assert "longer than the 3 s of --step-timeout" in str(failure.value)
     assert len(contents(tmp_path)) == workers
+
+
+@pytest.mark.parametrize("trouble", ["hang_in", "hold_in"])
+@pytest.mark.parametrize("call", ["constructor", "reset"])
+def test_an_env_that_hangs_from_the_start_is_ended_and_the_call_named(
+    call: str, trouble: str, tmp_path: Path
+) -> None:
+    """It hangs when it is tried out, before any worker starts."""
+    config = replace(QUICK, out=tmp_path / "frames", env_kwargs={trouble: call}, step_timeout=3)
+    with pytest.raises(CollectError, match=f"its {call} took longer than the 3 s of --step-timeout"):
+        collect_frames(config, progress=False)
+    assert not config.out.exists()
+
+
+@pytest.mark.parametrize("call", ["constructor", "reset"])
+def test_a_worker_whose_env_hangs_from_the_start_is_ended(call: str, tmp_path: Path) -> None:
+    config = replace(QUICK, out=tmp_path, env_kwargs={"hang_in": call}, step_timeout=3)
+    plan = Plan(config, collection_of(config), tmp_path, 0, 3000, {})
+    (failure,) = run_processes([plan], lambda *_: None, threading.Event())
+    assert failure.startswith("worker 0 (")
+    assert f"its environment's {call} took longer than the 3 s of --step-timeout" in failure
+
+
+@pytest.mark.parametrize("trouble", ["hang_in", "hold_in"])
+@pytest.mark.parametrize("call", ["constructor", "reset"])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_an_env_that_hangs_from_the_start(
+    how: signal.Signals, call: str, trouble: str, tmp_path: Path
+) -> None:
+    told, server = tmp_path / "told", tmp_path / "server"
+    config = replace(QUICK, out=tmp_path / "frames", env_kwargs={trouble: call, "server": str(server)})
+    with told.open("w") as stderr:
+        process = command(config, stderr=stderr)
+    wait_for(lambda: server.exists() and server.read_text().endswith("\n"))
+    time.sleep(1)
+    process.send_signal(how)
+    assert process.wait(timeout=10) == 130
+    messages = told.read_text()
+    assert re.search(rf"being tried out.* its {call} has not returned for \d+ s", messages)
+    assert "Traceback" not in messages
+    wait_for(lambda: not alive(int(server.read_text())), 5)
+
+
+def test_what_is_wrong_with_an_env_is_said_as_it_was_in_the_calling_process(tmp_path: Path) -> None:
+    """Errors and warnings of the process that tries it out arrive."""
+    config = replace(QUICK, out=tmp_path / "frames", step_timeout=60)
+    with pytest.raises(ValueError, match="refuses env_kwargs"):
+        collect_frames(replace(config, env_kwargs={"no": 1}), progress=False)
+    with pytest.raises(CollectError, match=r"OddError: 3 and 4 \(in .*test_robustness.py, line \d+\)"):
+        collect_frames(replace(config, wrapper="tests.test_robustness:odd"), progress=False)
+    with pytest.raises(CollectError, match="ended the program with sys\\.exit"):
+        collect_frames(replace(config, wrapper="sys:exit"), progress=False)
+    with pytest.raises(CollectError, match="died with exit code 3"):
+        collect_frames(replace(config, wrapper="tests.test_robustness:vanishing"), progress=False)
+    with pytest.warns(UserWarning, match="it is odd"):
+        collect_frames(replace(config, frames=20, wrapper="tests.test_robustness:warning"), progress=False)
+
+
+class OddError(Exception):
+    """One that cannot be unpickled."""
+
+    def __init__(self, one: int, other: int) -> None:
+        super().__init__(f"{one} and {other}")
+
+
+def odd(_: Any) -> Any:
+    raise OddError(3, 4)
+
+
+def vanishing(_: Any) -> Any:
+    os._exit(3)
+
+
+def warning(env: Any) -> Any:
+    warnings.warn("it is odd", UserWarning, stacklevel=2)
+    return env
+
+
+@pytest.mark.parametrize("started_by", ["", "multiprocessing:"])
+@pytest.mark.parametrize("how", ["limit", "signals", "kill", "orphan", "worker", "end"])
+def test_what_an_env_started_ends_with_its_worker(how: str, started_by: str, tmp_path: Path) -> None:
+    """A game's server must not outlive the collection, however that ends."""
+    servers, out = tmp_path / "servers", tmp_path / "frames"
+    kwargs: dict[str, Any] = {"server": f"{started_by}{servers}"}
+    if how == "orphan":
+        kwargs["pause"] = 0.005
+    elif how != "end":
+        kwargs["hang_after"] = 700
+    config = replace(QUICK, out=out, frames=1500, workers=1, env_kwargs=kwargs)
+    if how == "limit":
+        config = replace(config, step_timeout=3)
+    process = command(config, stderr=subprocess.DEVNULL)
+    if how in ("signals", "kill", "orphan", "worker"):
+        wait_for(lambda: contents(out))
+        time.sleep(1)
+        if how == "signals":
+            process.send_signal(signal.SIGINT)
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+        else:
+            os.kill(children(process.pid)[0] if how == "worker" else process.pid, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert len(servers.read_text().split()) == 2, "of the trial and of the worker"
+    wait_for(lambda: not any(alive(int(pid)) for pid in servers.read_text().split()), 10)
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_collection_alone(tmp_path: Path) -> None:
+    """A game's server that it ended too would leave the worker with half a shard."""
+    servers, out = tmp_path / "servers", tmp_path / "frames"
+    kwargs = {"server": str(servers), "pause": 0.002}
+    config = replace(QUICK, out=out, frames=4000, workers=1, env_kwargs=kwargs)
+    process = command(config, stderr=subprocess.DEVNULL, start_new_session=True)
+    wait_for(lambda: contents(out))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(timeout=60) == 130, "the server went on"
+    shards = [read_shard(path) for path in sorted(out.glob("*.parquet"))]
+    assert not shards[-1].complete
+    assert shards[-1].rows, "what was begun is kept"
+    wait_for(lambda: not any(alive(int(pid)) for pid in servers.read_text().split()), 10)
 
 
 def test_a_time_limit_on_steps_is_none_on_the_whole(tmp_path: Path) -> None:

@@ -17,21 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from latent_obs.collecting.config import MAX_SHARDS, CollectConfig
-from latent_obs.collecting.models import warn_of_pickles
-from latent_obs.collecting.policies import make_policy, parse_mix, policy_files
 from latent_obs.collecting.processes import run_processes
-from latent_obs.collecting.sources import open_env
+from latent_obs.collecting.trial import CollectError, Files, try_out, try_out_in_process
 from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, describe, found_shards
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.provenance import Collection
-from latent_obs.data.shards import Shard, action_type, read_shard
+from latent_obs.data.shards import Shard, read_shard
 from latent_obs.data.storage import Location, list_files, locked, make_folder, parse_location, shown
-from latent_obs.frames import check_frame_space, preprocess
 from latent_obs.progress import Bar, progress_bar, stop_on_signals
-
-
-class CollectError(RuntimeError):
-    """A worker failed; the message says why, and committed shards are intact."""
 
 
 def collect_frames(config: CollectConfig, *, progress: bool = True, in_process: bool = True) -> FramesFolder:
@@ -43,9 +36,9 @@ def collect_frames(config: CollectConfig, *, progress: bool = True, in_process: 
     Args:
         config: What to collect.
         progress: Show a progress bar on standard error.
-        in_process: Run a single worker in the calling process, where it finds the environments that
-            the program registered. An environment that hangs in compiled code cannot be ended there;
-            ``False``, or a ``step_timeout``, gives the single worker a process of its own too.
+        in_process: Try the environment out, and run a single worker, in the calling process, where they find
+            the environments that the program registered. An environment that hangs in compiled code cannot
+            be ended there; ``False``, or a ``step_timeout``, gives both processes of their own.
 
     Returns:
         The folder, holding exactly ``config.frames`` frames.
@@ -63,7 +56,8 @@ def collect_frames(config: CollectConfig, *, progress: bool = True, in_process: 
         >>> len(collect_frames(CollectConfig("ALE/Pong-v5", out, frames=20, workers=1), progress=False))
         20
     """
-    files = _try_out(config)
+    in_process = in_process and config.step_timeout is None
+    files = try_out(config, Pulse()) if in_process else try_out_in_process(config)
     out = parse_location(config.out)
     out = out.absolute() if isinstance(out, Path) else out
     make_folder(out)
@@ -73,40 +67,13 @@ def collect_frames(config: CollectConfig, *, progress: bool = True, in_process: 
                 plans = _plan(config, out, files)  # again: another run may have ended while we waited
                 todo = sum(plan.todo for plan in plans)
                 with progress_bar("collect", config.frames, "frames", progress, config.frames - todo) as bar:
-                    _run(plans, _Board(bar), lock, in_process and config.step_timeout is None)
+                    _run(plans, _Board(bar), lock, in_process)
     folder = FramesFolder(parse_location(config.out))
     assert len(folder) == config.frames
     return folder
 
 
-def _try_out(config: CollectConfig) -> dict[str, str] | None:
-    """Find a wrong id, space or policy here, in one process, before any worker starts.
-
-    Returns:
-        A digest of each file that the policy uses.
-    """
-    try:
-        env = open_env(
-            config.env_id, config.env_kwargs, config.key, render=config.render, wrapper=config.wrapper
-        )
-        try:
-            check_frame_space(env.observation_space, "latent-obs collect", env)
-            action_type(env.action_space)
-            for name, _ in parse_mix(config.policy):
-                if name.endswith(".zip"):
-                    warn_of_pickles(name)
-            make_policy(config.policy, env, config.policy_encoder, config.policy_normalize)
-            files = policy_files(config.policy, env, config.policy_encoder)
-            obs, _ = env.reset(seed=config.seed)
-            preprocess(obs, config.frame_spec)
-        finally:
-            env.close()
-    except SystemExit as error:
-        raise CollectError(f"Nothing was collected from {config.env_id}: {describe(error)}.") from error
-    return files
-
-
-def _plan(config: CollectConfig, out: Location, files: dict[str, str] | None) -> list[Plan]:
+def _plan(config: CollectConfig, out: Location, files: Files) -> list[Plan]:
     """Return what is left to collect, by worker, having checked that it may go into this folder."""
     done = [read_shard(path) for path in list_files(out, ".parquet")]
     workers = config.workers or (done and done[0].metadata.get("workers")) or _cores(config)

@@ -52,8 +52,8 @@ class CollectConfig:
     shard_rows: int = 8192
     """rows after which a shard is committed, at the end of an episode"""
     step_timeout: float | None = None
-    """seconds that one step, reset or close of the environment may take, the policy's choice of the action
-    included; a worker that takes longer is ended and reported; default: no limit"""
+    """seconds that the environment's constructor, a reset, a step (with the policy's choice of the action) or
+    its close may take; a worker that takes longer is ended and reported; default: no limit"""
     ray: bool = False
     """run the workers as Ray tasks, on all machines of the cluster; `out` must be reachable from each"""
 

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
-from typing import Any
+from typing import Any, NoReturn
 
 from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, describe, one_thread
 from latent_obs.progress import say, stop_on_signals
 
-# Seconds in which a worker may finish its shard after its parent died, and end after it said that it is done.
-_GRACE_SECONDS = 5.0
+# Seconds in which a worker may end after it said that it is done, and finish its shard after its parent died,
+# which must be less than the five of _die_after_parent.
+GRACE_SECONDS = 4.0
 # Seconds between two lines about workers that do not end when asked to.
 _PATIENCE = 10.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -57,12 +58,6 @@ class _Worker:
     def where(self) -> str:
         return self.plan.where(self.pulse)
 
-    @property
-    def call_seconds(self) -> float:
-        """How long the present call of the environment has taken; 0 outside of calls."""
-        since = self.pulse.since
-        return time.monotonic() - since if since else 0.0
-
     def failure(self, asked: bool) -> str | None:
         """Return what went wrong, if anything did, once the process has ended.
 
@@ -71,7 +66,8 @@ class _Worker:
         """
         if self.late:
             limit = self.plan.config.step_timeout
-            return f"{self.where} was ended: its environment took longer than {limit:g} s"
+            call = f"its environment's {self.pulse.call}"
+            return f"{self.where} was ended: {call} took longer than the {limit:g} s of --step-timeout"
         if self.ended is None:
             code = self.process.exitcode
             if asked and code == -signal.SIGTERM:
@@ -113,16 +109,16 @@ def run_processes(
             pulse = context.RawValue(Pulse)
             pulse.shard = -1
             arguments = (plan, sender, pulse, sys.path, None if lock is None else _Lock(lock))
-            process: BaseProcess = context.Process(target=_process_main, args=arguments, daemon=True)
+            process: BaseProcess = context.Process(target=_process_main, args=arguments)
             workers[receiver] = _Worker(plan, process, pulse)
-            with _ctrl_c_ignored():  # inherited: Ctrl-C reaches workers through this process
+            with ctrl_c_ignored():
                 process.start()
             sender.close()
         _listen(dict(workers), update, stop, failures)
     finally:
         for worker in workers.values():
             if worker.process.pid is not None:
-                worker.process.kill()
+                end_group(worker.process)
                 worker.process.join()
     return failures
 
@@ -153,16 +149,17 @@ def _listen(
                 del pipes[pipe]
         for worker in over:  # their pipes are empty now
             running.remove(worker)
+            end_group(worker.process)
             if failure := worker.failure(asked):
                 failures.append(failure)
         for worker in running:
             limit = worker.plan.config.step_timeout
-            if limit is not None and worker.call_seconds > limit:
+            if limit is not None and worker.pulse.seconds > limit:
                 worker.late = True
-                worker.process.kill()
+                end_group(worker.process)
             # Threads that the environment started may keep a process alive that has done its work.
-            if worker.ended is not None and time.monotonic() - worker.ended_at > _GRACE_SECONDS:
-                worker.process.kill()
+            if worker.ended is not None and time.monotonic() - worker.ended_at > GRACE_SECONDS:
+                end_group(worker.process)
         if (stop.is_set() or failures) and not asked:
             asked, told = True, time.monotonic()
             for worker in running:
@@ -171,8 +168,8 @@ def _listen(
             told = time.monotonic()
             for worker in running:
                 state = "it is finishing its shard"
-                if worker.call_seconds >= 1:
-                    state = f"its environment has not answered for {worker.call_seconds:.0f} s"
+                if (seconds := worker.pulse.seconds) >= 1:
+                    state = f"its environment's {worker.pulse.call} has not returned for {seconds:.0f} s"
                 keys = "Ctrl-C ends" if stop.is_set() else "Ctrl-C, pressed twice, ends"
                 say(f"Still waiting for {worker.where}: {state}. {keys} it at once.")
 
@@ -181,13 +178,8 @@ def _process_main(
     plan: Plan, pipe: Connection, pulse: Pulse, user_path: list[str], lock: _Lock | None
 ) -> None:
     """Run one worker process, which holds the folder's lock too; it ends when the parent does."""
-    sys.path[:] = user_path
-    one_thread()
     # The next run waits for the lock, so an orphan that holds it may finish its shard.
-    seconds = 0.0 if lock is None else _GRACE_SECONDS
-    _die_after_parent(at_once=seconds == 0)
-    with stop_on_signals(signal.SIGTERM, worker=True) as stop:
-        threading.Thread(target=_end_with_parent, args=(stop, seconds), daemon=True).start()
+    with begin_worker(user_path, 0.0 if lock is None else GRACE_SECONDS) as stop:
 
         def report(tally: Tally) -> None:
             try:
@@ -204,18 +196,60 @@ def _process_main(
             pipe.send(Ended(failure, stop.is_set()))
 
 
-def _end_with_parent(stop: threading.Event, seconds: float) -> None:
-    """Stop once the parent is dead, however it died, and end soon after even if the environment hangs."""
+@contextlib.contextmanager
+def begin_worker(user_path: list[str], seconds: float) -> Iterator[threading.Event]:
+    """Make this process a worker: it leads a session of its own, and ends when its parent does.
+
+    In that session is whatever the environment starts, such as a game's server, so that it can be
+    ended with the worker, and that Ctrl-C in the terminal does not reach it.
+
+    Args:
+        user_path: The parent's ``sys.path``.
+        seconds: How long it may go on without its parent.
+
+    Yields:
+        What SIGTERM and the parent's death set.
+    """
+    sys.path[:] = user_path
+    if sys.platform != "win32":
+        os.setsid()
+    one_thread()
+    _die_after_parent()
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])
+    with stop_on_signals(signal.SIGTERM, worker=True) as stop:
+        threading.Thread(target=_end_with_parent, args=(parent.sentinel, stop, seconds), daemon=True).start()
+        yield stop
+    if wait([parent.sentinel], 0):
+        _end_session()
+
+
+def end_group(process: BaseProcess) -> None:
+    """Kill a worker and whatever it started, which may outlive it."""
+    assert process.pid is not None
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):  # it has not begun its session yet, or all of it has ended
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
+def _end_with_parent(sentinel: int, stop: threading.Event, seconds: float) -> None:
+    """Stop once the parent is dead, however it died, and end soon after even if the environment hangs."""
+    wait([sentinel])
     stop.set()
     time.sleep(seconds)
+    _end_session()
+
+
+def _end_session() -> NoReturn:
+    """End this process and whatever the environment started, for nobody else will."""
+    if sys.platform != "win32":
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
 
-def _die_after_parent(at_once: bool) -> None:
-    """Let the kernel end this process when its parent is dead, at once or in five seconds, on Linux.
+def _die_after_parent() -> None:
+    """Let the kernel end this process five seconds after its parent, on Linux.
 
     The thread of ``_end_with_parent`` cannot run while the environment holds the interpreter's lock; this
     does. Five seconds come about so: the parent's death sends SIGTRAP, whose number is 5, and its handler
@@ -228,9 +262,8 @@ def _die_after_parent(at_once: bool) -> None:
         libc = ctypes.CDLL(None)
         libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
         libc.signal.restype = ctypes.c_void_p
-        if not at_once:
-            libc.signal(signal.SIGTRAP, ctypes.cast(libc.alarm, ctypes.c_void_p))
-        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL if at_once else signal.SIGTRAP), 0, 0, 0)
+        libc.signal(signal.SIGTRAP, ctypes.cast(libc.alarm, ctypes.c_void_p))
+        libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTRAP), 0, 0, 0)
 
 
 class _Lock:
@@ -247,7 +280,8 @@ class _Lock:
 
 
 @contextlib.contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
+def ctrl_c_ignored() -> Iterator[None]:
+    """Let processes that are started meanwhile ignore Ctrl-C, which reaches them through this one."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

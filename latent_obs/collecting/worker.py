@@ -6,11 +6,12 @@ same function runs in the calling process, in a process that ``processes.py`` st
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 # ends cannot keep its frames uncommitted for ever.
 _MAX_EPISODE_SHARDS = 8
 _REPORT_ROWS = 64
+# What an environment may be doing.
+CALLS = ("constructor", "reset", "step", "close")
 
 
 class Tally(NamedTuple):
@@ -58,14 +61,36 @@ class Pulse(ctypes.Structure):
     Attributes:
         shard: Number of the shard being collected; -1 before the first.
         since: ``time.monotonic()`` when the environment's present call began; 0 outside of calls.
+        number: Which of ``CALLS`` that is, or was.
     """
 
-    _fields_ = (("shard", ctypes.c_int64), ("since", ctypes.c_double))
+    _fields_ = (("shard", ctypes.c_int64), ("since", ctypes.c_double), ("number", ctypes.c_int64))
     shard: int
     since: float
+    number: int
 
     def __init__(self) -> None:
-        super().__init__(-1, 0.0)
+        super().__init__(-1, 0.0, 0)
+
+    @property
+    def call(self) -> str:
+        """Name of the present call, or of the last one."""
+        return CALLS[self.number]
+
+    @property
+    def seconds(self) -> float:
+        """How long the present call has taken; 0 outside of calls."""
+        since = self.since
+        return time.monotonic() - since if since else 0.0
+
+    @contextlib.contextmanager
+    def during(self, call: str) -> Iterator[None]:
+        """Say that the environment is in a call."""
+        self.number, self.since = CALLS.index(call), time.monotonic()
+        try:
+            yield
+        finally:
+            self.since = 0.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +155,10 @@ def collect_share(plan: Plan, stop: threading.Event, report: Report, pulse: Puls
     """
     config = plan.config
     remove_unfinished(plan.out, plan.prefix)
-    env = open_env(config.env_id, config.env_kwargs, config.key, render=config.render, wrapper=config.wrapper)
+    with pulse.during("constructor"):
+        env = open_env(
+            config.env_id, config.env_kwargs, config.key, render=config.render, wrapper=config.wrapper
+        )
     try:
         policy = make_policy(config.policy, env, config.policy_encoder, config.policy_normalize)
         column = action_type(env.action_space)
@@ -164,9 +192,8 @@ def collect_share(plan: Plan, stop: threading.Event, report: Report, pulse: Puls
             tally = tally.plus(writer, shard.episodes)
             report(tally)
     finally:
-        pulse.since = time.monotonic()
-        env.close()
-        pulse.since = 0.0
+        with pulse.during("close"):
+            env.close()
 
 
 class _OpenShard:
@@ -208,9 +235,9 @@ class _OpenShard:
         """Append one episode, or what the limit leaves of it; return whether it ended."""
         episode, step = self.first_episode + self.episodes, 0
         self.episodes += 1
-        self.pulse.since = time.monotonic()
-        obs, _ = env.reset(seed=self.env_seed)
-        self.pulse.since = 0.0
+        with self.pulse.during("reset"):
+            obs, _ = env.reset(seed=self.env_seed)
+        self.pulse.number = CALLS.index("step")
         self.env_seed = None
         policy.reset(int(self.policy_seeds.integers(2**32)))
         shape = env.observation_space.shape

@@ -296,10 +296,15 @@ def read_calibration(folder: Path) -> npt.NDArray[np.uint8] | None:
     """Read the calibration frames, ``uint8`` (64, 64, 64, 3); ``None`` when there are none.
 
     Raises:
-        ValueError: If ``calibration.png`` is empty, damaged or of another size.
+        ValueError: If ``calibration.png`` is empty, damaged, of another size or no regular file.
     """
     path = folder / "calibration.png"
     if not path.is_file():
+        if path.is_symlink() or path.exists():
+            raise ValueError(
+                f"{path} is no regular file, so it holds no calibration frames. "
+                "Fetch or train the encoder again."
+            )
         return None
     # The size stands in the first 24 bytes. A decoder that believed a huge one would fill the memory.
     with open(path, "rb") as file:

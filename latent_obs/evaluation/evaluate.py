@@ -107,12 +107,14 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> Repor
     return evaluate(config, progress=progress).card
 
 
-def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluation:
+def evaluate(config: EvaluateConfig, *, progress: bool = False, brief: bool = False) -> Evaluation:
     """Measure as :func:`evaluate_encoder` does, and keep what the card's page shows.
 
     Args:
         config: Encoder, frames and how many of them.
         progress: Show the probe's progress on standard error.
+        brief: Leave out what takes longest: the untrained network, what each dimension does, and how long
+            encoding takes.
 
     Raises:
         FileNotFoundError: As :func:`evaluate_encoder` raises it, like the next.
@@ -128,13 +130,13 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluation:
     fitted, measured = evaluation_split(found, folder)
     selection = select_frames(folder, fitted, measured, config.limit, config.seed)
     frames, foreground = selection.frames, Foreground.of(selection.frames)
-    codes = fit_baselines(selection.others, encoder.vae)
+    codes = fit_baselines(selection.others, encoder.vae, ("pca",) if brief else ("pca", "random"))
     encodings = {"encoder": partial(latents, vae)} | {name: code.encode for name, code in codes.items()}
     positions = position_r2(selection.others, frames, encodings)
     decode = partial(reconstruct, vae)
     residuals = Residuals.of(frames, decode, foreground)
     changes = changing_residuals(selection.stretches, decode)
-    labels = _labels(found, vae, folder)
+    labels = None if brief else _labels(found, vae, folder)
     dimensions, drift = compare_latents(encoder.latents, latent_statistics(vae, frames))
     card = ReportCard(
         encoder=str(config.encoder),
@@ -161,7 +163,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluation:
         drift=drift,
         encode_us={
             backend: encode_time(load_encoder(found, backend=backend), frames[0])
-            for backend in installed_backends()
+            for backend in (() if brief else installed_backends())
         },
         labels=None if labels is None else labels.summary(),
         provenance=encoder.provenance.to_json(),

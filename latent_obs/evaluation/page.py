@@ -117,7 +117,7 @@ def _summary(card: ReportCard) -> str:
     headline = FIGURES[0]
     rows = [
         (CODES[code], getattr(card.of(code), headline.key), "own" if code == "encoder" else "baseline")
-        for code in CODES
+        for code in card.codes
     ]
     chart = bars(rows, 1.0, headline.form, f"{headline.label} of this encoder and its baselines")
     spread = card.spread(headline)
@@ -131,8 +131,8 @@ def _summary(card: ReportCard) -> str:
 no better than the median frame would. It is 1 - residual energy / energy over the pixels that differ from the
 per-pixel median frame, {card.foreground:.1%} of all pixels here. PSNR hides a lost ball; this R² shows it,
 unless larger things such as a score outweigh the ball. Then the R² of what changes shows it, and under a
-moving camera the R² of rare colours. The baselines are PCA with as many dimensions and the same network
-without training: an encoder that does not beat them was not worth training.</p>
+moving camera the R² of rare colours. PCA has as many dimensions, and the untrained network is the same one
+before training: an encoder that does not beat them was not worth training.</p>
 </section>
 """
 
@@ -141,9 +141,9 @@ def _figures(card: ReportCard) -> str:
     """Lay out the table of all figures, those of the baselines beside them."""
     return section(
         "Figures",
-        f"PCA and the untrained network's linear decoder were fitted on {card.data.baseline_episodes} other "
-        "episodes of the same folder. By episode: the mean over the episodes, the lowest and the highest.",
-        table(("", *CODES.values()), card.rows()),
+        f"The baselines were fitted on {card.data.baseline_episodes} other episodes of the same folder. By "
+        "episode: the mean over the episodes, the lowest and the highest.",
+        table(("", *card.codes.values()), [row[: 1 + len(card.codes)] for row in card.rows()]),
     )
 
 

@@ -186,13 +186,17 @@ class ReportCard(Scores):
         value = (self.labels or {}).get("metrics", {}).get(name)
         return None if value is None else float(value)
 
+    @property
+    def codes(self) -> dict[str, str]:
+        """What was measured, with the name that people read: the encoder, then its baselines."""
+        return {code: name for code, name in CODES.items() if code == "encoder" or code in self.baselines}
+
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Return the table of all figures: label, then the encoder's, PCA's and the untrained network's."""
         rows = []
         for figure in FIGURES:
-            cells = [
-                figure.shown(self.of(code)) if figure.baselines or code == "encoder" else "" for code in CODES
-            ]
+            known = self.codes if figure.baselines else ("encoder",)
+            cells = [figure.shown(self.of(code)) if code in known else "" for code in CODES]
             if cells[0]:
                 rows.append((figure.label, *cells))
             if spread := self.spread(figure):

@@ -191,8 +191,10 @@ def read_recipe(ref: str) -> Recipe:
     try:
         text = path.read_text(encoding="utf-8")
         return Recipe.from_json(path.stem, json.loads(text, object_pairs_hook=_once))
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is no recipe: {str(error).rstrip('.')}.") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is no recipe: it is nested too deeply.") from error
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

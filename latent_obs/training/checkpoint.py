@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latent_obs.encoders.provenance import Record, Run
 from latent_obs.files import write_atomically
@@ -59,7 +60,8 @@ def write_checkpoint(folder: Path, run: Run, tensors: Mapping[str, Tensor], prog
                 f"{folder} is kept. Lower --learning-rate or use --precision float32."
             )
     metadata = {"run": json.dumps(run.to_json()), "progress": json.dumps(progress.to_json(), allow_nan=False)}
-    data = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()}, metadata)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = safetensors.torch.save(whole, {**metadata, "sha256": _digest(metadata, whole)})
     write_atomically(folder / CHECKPOINT, data)
 
 
@@ -84,6 +86,9 @@ def read_checkpoint(folder: Path, run: Run, overwrite: bool) -> tuple[dict[str, 
                 if name not in metadata:
                     raise ValueError(f"{name} is missing")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
+        digest = _digest({name: metadata[name] for name in ("run", "progress")}, tensors)
+        if metadata.get("sha256", digest) != digest:
+            raise ValueError("it holds something else than was written")
         written = Run.from_json(json.loads(metadata["run"]))
         progress = Progress.from_json(json.loads(metadata["progress"]))
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
@@ -98,6 +103,15 @@ def read_checkpoint(folder: Path, run: Run, overwrite: bool) -> tuple[dict[str, 
     return tensors, progress
 
 
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what a checkpoint holds; safetensors would not notice a bit that flipped."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
 def remove_checkpoint(folder: Path, run: Run) -> None:
     """Remove the checkpoint of a run whose encoder is written; another run's or a damaged one is left."""
     try:
@@ -110,31 +124,3 @@ def remove_checkpoint(folder: Path, run: Run) -> None:
 def damaged(folder: Path, error: Exception) -> ValueError:
     """Return the error for a checkpoint that cannot be used."""
     return ValueError(f"{folder / CHECKPOINT} is damaged ({error}); delete it to start again.")
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """Return Adam's moments and step counts under the names of their parameters."""
-    return {
-        f"adam.{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def load_optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]
-) -> None:
-    """Restore what :func:`optimizer_tensors` returned after at least one step.
-
-    Raises:
-        KeyError, RuntimeError: If a tensor is missing or has another shape than its parameter.
-    """
-    state = optimizer.state_dict()
-    for index, (name, parameter) in enumerate(model.named_parameters()):
-        # The fused optimiser walks through memory, so moments must lie as their parameter does.
-        moments = {
-            key: torch.empty_like(parameter).copy_(tensors[f"adam.{name}.{key}"])
-            for key in ("exp_avg", "exp_avg_sq")
-        }
-        state["state"][index] = {"step": tensors[f"adam.{name}.step"], **moments}
-    optimizer.load_state_dict(state)

@@ -24,8 +24,6 @@ from latent_obs.training.checkpoint import (
     CHECKPOINT,
     Progress,
     damaged,
-    load_optimizer_tensors,
-    optimizer_tensors,
     read_checkpoint,
     write_checkpoint,
 )
@@ -37,6 +35,7 @@ from latent_obs.training.distributed import (
     sum_over_processes,
 )
 from latent_obs.training.history import Monitor, Row
+from latent_obs.training.moments import ImageMoments
 from latent_obs.training.objective import (
     Means,
     Terms,
@@ -48,6 +47,7 @@ from latent_obs.training.objective import (
     pixel_weights,
     terms,
 )
+from latent_obs.training.optimizer import Optimizer
 from latent_obs.vae import VAE, load_vae, reconstruct
 
 if TYPE_CHECKING:
@@ -122,9 +122,10 @@ class TrainingRun:
             keep_freed_memory()
         # The same values in another order of memory, in which convolutions are faster.
         self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
+        self.optimizer = Optimizer(self.vae, config.optimizer, config.learning_rate)
         self.generator = torch.Generator(device)
         self.medians = read_once(fabric, folder.medians)
+        self.moments = self._image_moments() if config.moments else None
         self.rarity = torch.from_numpy(color_rarity(start)).to(device)
         # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
         count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))
@@ -212,6 +213,8 @@ class TrainingRun:
         # The loss is the negative ELBO, in nats per frame, averaged over the batch.
         _, losses = negative_elbo(parts, means, weighted_variance, beta, config)
         self.optimizer.zero_grad()
+        if self.moments is not None:
+            losses = losses + self.moments.nll(parts.mean, frames)
         (losses.sum() / config.batch_size).backward()  # type: ignore[no-untyped-call]
         self._sum_gradients()
 
@@ -220,9 +223,7 @@ class TrainingRun:
         self._check_finite(loss, norm)
         self._limit_gradient(norm)
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        self.optimizer.step(rate)
         vae.decoder_variance.copy_(variance)
         self.weighted_variance.copy_(weighted_variance)
         self.step += 1
@@ -236,6 +237,15 @@ class TrainingRun:
             "squared_error": float(means.squared_error),
             "learning_rate": rate,
         }
+
+    def _image_moments(self) -> ImageMoments:
+        if len(self.medians) > 1:
+            raise ValueError(
+                f"moments={self.config.moments} needs frames of one environment; {self.folder} has those of "
+                f"{', '.join(self.medians)}. Train with moments=0 (--moments 0)."
+            )
+        (median,) = self.medians.values()
+        return ImageMoments(self.sample[:START_FRAMES], median, self.config.moments)
 
     def _terms(self, frames: Tensor, foreground: Tensor, noise: Tensor, pairs: bool = False) -> Terms:
         config = self.config
@@ -347,7 +357,7 @@ class TrainingRun:
         assert self.monitor is not None
         tensors = dict(self.vae.state_dict())
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        tensors |= optimizer_tensors(self.vae, self.optimizer)
+        tensors |= self.optimizer.tensors()
         tensors |= {"weighted_variance": self.weighted_variance, "gradient_norm": self.gradient_norm}
         progress = Progress(
             step=self.step,
@@ -373,7 +383,7 @@ class TrainingRun:
         try:
             self.vae.load_state_dict({name: tensors[name] for name in self.vae.state_dict()})
             if progress.step:
-                load_optimizer_tensors(self.vae, self.optimizer, tensors)
+                self.optimizer.load(tensors)
             self.weighted_variance.copy_(tensors["weighted_variance"])
             self.gradient_norm.copy_(tensors["gradient_norm"])
         except (KeyError, RuntimeError) as error:

@@ -189,13 +189,13 @@ def _write_encoder(training: TrainingRun, precision: tuple[str, str]) -> Encoder
     )
     training.monitor.write_history()
     training.monitor.close()
-    _remove_card(config.out)
+    remove_card(config.out)
     result = write_encoder_folder(config.out, result, vae.tensors(), training.sample[:CALIBRATION_FRAMES])
     remove_checkpoint(config.out, training.run)
     return result
 
 
-def _remove_card(out: Path) -> None:
+def remove_card(out: Path) -> None:
     """Remove the card of an encoder that is about to be replaced: its figures are not the new one's."""
     if not (out / "config.json").exists():
         return

@@ -6,6 +6,7 @@ from tests.mutants import Mutant
 
 COLLECT, WORKER = "latent_obs/collecting/collect.py", "latent_obs/collecting/worker.py"
 PROCESSES, MODELS = "latent_obs/collecting/processes.py", "latent_obs/collecting/models.py"
+TRIAL = "latent_obs/collecting/trial.py"
 POLICIES, PROGRESS = "latent_obs/collecting/policies.py", "latent_obs/progress.py"
 TEST, ROBUST = "tests/collecting/test_collect.py", "tests/test_robustness.py"
 ACTING = "tests/collecting/test_policies.py"
@@ -98,7 +99,7 @@ MUTANTS = [
     Mutant(
         "the second signal leaves the workers alive",
         PROCESSES,
-        "                worker.process.kill()\n                worker.process.join()\n",
+        "                end_group(worker.process)\n                worker.process.join()\n",
         "                pass\n",
         f"{ROBUST} -k second_signal",
     ),
@@ -112,9 +113,51 @@ MUTANTS = [
     Mutant(
         "an orphan whose environment sleeps lives on",
         PROCESSES,
-        "    _die_after_parent(at_once=seconds == 0)\n",
+        "    _die_after_parent()\n",
         "",
         f"{ROBUST} -k parent_is_killed_even",
+    ),
+    Mutant(
+        "what an environment started outlives its worker",
+        PROCESSES,
+        "            os.killpg(process.pid, signal.SIGKILL)\n",
+        "            pass\n",
+        f"{ROBUST}::test_what_an_env_started_ends_with_its_worker[limit-]",
+    ),
+    Mutant(
+        "what an environment started outlives the collection",
+        PROCESSES,
+        "    if wait([parent.sentinel], 0):\n",
+        "    if False:\n",
+        f"{ROBUST}::test_what_an_env_started_ends_with_its_worker[orphan-]",
+    ),
+    Mutant(
+        "an environment cannot start processes by multiprocessing",
+        PROCESSES,
+        "args=arguments)",
+        "args=arguments, daemon=True)",
+        f"{ROBUST}::test_what_an_env_started_ends_with_its_worker[end-multiprocessing:]",
+    ),
+    Mutant(
+        "Ctrl-C in a terminal reaches what an environment started",
+        PROCESSES,
+        "        os.setsid()\n",
+        "        pass\n",
+        f"{ROBUST}::test_ctrl_c_in_a_terminal_reaches_the_collection_alone",
+    ),
+    Mutant(
+        "a constructor that hangs when the environment is tried out has no limit",
+        TRIAL,
+        "and pulse.seconds > config.step_timeout:",
+        "and False:",
+        f"{ROBUST} -k hangs_from_the_start_is_ended_and",
+    ),
+    Mutant(
+        "a worker's constructor has no limit",
+        WORKER,
+        '    with pulse.during("constructor"):\n',
+        "    with contextlib.nullcontext():\n",
+        f"{ROBUST} -k whose_env_hangs_from_the_start",
     ),
     Mutant(
         "a worker that ends without a word has done its work",
@@ -148,7 +191,7 @@ MUTANTS = [
     Mutant(
         "a step that takes too long is not ended",
         PROCESSES,
-        "and worker.call_seconds > limit:",
+        "and worker.pulse.seconds > limit:",
         "and False:",
         f"{ROBUST} -k takes_too_long",
     ),
@@ -168,7 +211,7 @@ MUTANTS = [
     ),
     Mutant(
         "the time limit on a step is one on the whole collection",
-        PROCESSES,
+        WORKER,
         "return time.monotonic() - since if since else 0.0",
         "return time.monotonic() - vars(self).setdefault('begun', time.monotonic())",
         f"{ROBUST} -k none_on_the_whole",
@@ -231,7 +274,7 @@ MUTANTS = [
     ),
     Mutant(
         "pickles are loaded without a word",
-        COLLECT,
+        TRIAL,
         "                    warn_of_pickles(name)",
         "                    pass",
         f"{TEST} -k pickles",

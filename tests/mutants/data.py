@@ -16,6 +16,28 @@ STORAGE = "tests/data/test_storage.py::test_a_link_under_a_temporary_name_is_not
 FORCED = "tests/data/test_storage.py::test_a_file_is_forced_to_disk_before_it_gets_its_name"
 
 MUTANTS = [
+    # LeRobot datasets, and frames on the Hub.
+    Mutant(
+        "a LeRobot dataset shows what came of an action and not what was seen before",
+        f"{DATA}/lerobot.py",
+        "slice(start, end - 1), slice(start + 1, end)",
+        "slice(start + 1, end), slice(start + 1, end)",
+        "tests/data/test_lerobot.py",
+    ),
+    Mutant(
+        "the images of a LeRobot dataset are JPEG",
+        f"{DATA}/lerobot.py",
+        'cv2.imencode(".png"',
+        'cv2.imencode(".jpg"',
+        "tests/data/test_lerobot.py",
+    ),
+    Mutant(
+        "frames pushed again lie beside those that are gone",
+        "latent_obs/push.py",
+        "if name.startswith(_DATASET_FOLDERS):",
+        "if name.startswith(()):",
+        "tests/data/test_push.py",
+    ),
     # What identifies a collection.
     Mutant(
         "the digests of a policy's files are no part of a collection's identity",
@@ -149,8 +171,8 @@ MUTANTS = [
     Mutant(
         "the order of reading and of drawing share a stream",
         f"{DATA}/shuffle.py",
-        "_stream(seed, epoch, 1 + block)",
-        "_stream(seed, epoch, block)",
+        "_stream(seed, epoch, 1 + number)",
+        "_stream(seed, epoch, number)",
         SHUFFLE + "::test_the_order_of_reading_and_the_order_of_drawing_are_independent",
     ),
     Mutant(
@@ -321,7 +343,7 @@ MUTANTS = [
     # Latents.
     Mutant(
         "mean and log-variance change places",
-        "latent_obs/collecting/encode.py",
+        "latent_obs/collecting/encode_shard.py",
         'zip(("mean", "log_variance"), zip(',
         'zip(("log_variance", "mean"), zip(',
         ENCODE + "::test_latents_and_steps_come_back_as_episodes",

@@ -34,6 +34,18 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert torch.equal(found[0][name], tensor)
 
 
+def test_a_bit_that_flipped_is_noticed(tmp_path: Path) -> None:
+    """In a tensor, whose numbers may all be right, and in what is said of the run."""
+    write_checkpoint(tmp_path, RUN, {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor(2)}, PROGRESS)
+    data = (tmp_path / CHECKPOINT).read_bytes()
+    step = data.index(b'\\"step\\": 7') + 10
+    for place in (len(data) - 1, step):
+        flipped = bytes([data[place] ^ 1])
+        (tmp_path / CHECKPOINT).write_bytes(data[:place] + flipped + data[place + 1 :])
+        with pytest.raises(ValueError, match="something else than was written"):
+            read_checkpoint(tmp_path, RUN, overwrite=False)
+
+
 def test_a_state_that_is_not_finite_never_replaces_a_good_one(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, RUN, {"a": torch.ones(2)}, PROGRESS)
     before = (tmp_path / CHECKPOINT).read_bytes()

@@ -148,7 +148,7 @@ class CameraEnv(gym.Env[Any, Any]):
     action_space = gym.spaces.Discrete(2)
     camera: int | None = None
 
-    def __init__(self, render_mode: str = "rgb_array") -> None:
+    def __init__(self, **options: Any) -> None:
         self.state = 0
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:

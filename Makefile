@@ -40,11 +40,11 @@ rllib zoo libraries tianshou: %: .venv/%/installed
 
 TESTS_rllib := tests/test_rllib.py tests/test_examples.py -k rllib
 TESTS_zoo := tests/test_rl_zoo.py
-TESTS_libraries := tests/test_examples.py -k "recurrent or sbx or skrl"
+TESTS_libraries := tests/test_examples.py tests/test_rendered.py -k "recurrent or sbx or skrl or jax or rendered"
 TESTS_tianshou := tests/test_examples.py -k tianshou
 NEEDS_rllib := '.[make,rllib]'
 NEEDS_zoo := '.[box2d,make,sb3]' rl_zoo3 requests
-NEEDS_libraries := '.[make,sb3]' sb3-contrib sbx-rl skrl pygame
+NEEDS_libraries := '.[make,sb3]' sb3-contrib sbx-rl skrl pygame 'gymnasium[mujoco]' highway-env minigrid
 NEEDS_tianshou := '.[make]' tianshou
 
 .venv/rllib/installed .venv/zoo/installed .venv/libraries/installed .venv/tianshou/installed: pyproject.toml constraints.txt

@@ -66,14 +66,14 @@ def eager(num_threads: int | None) -> Any:
     return EagerWrapper(bare(), ENCODER)
 
 
-def native(num_envs: int, size: int = 64) -> Any:
+def native(num_envs: int, height: int = 210, width: int = 160) -> Any:
     gym.register_envs(ale_py)
     return gym.make_vec(
         "ALE/Pong-v5",
         num_envs=num_envs,
         vectorization_mode="vector_entry_point",
-        img_height=size,
-        img_width=size,
+        img_height=height,
+        img_width=width,
         grayscale=False,
         stack_num=1,
         maxpool=False,
@@ -140,10 +140,10 @@ def added_cost(many: int, rounds: int) -> None:
 
     torch.set_num_threads(1)
     vae, encode = load_vae(ENCODER)[0], load_encoder(ENCODER, normalize=True)
-    env = native(many)
+    env = native(many, 64, 64)
     obs, _ = env.reset(seed=0)
     times: dict[str, list[float]] = {"bare": [], "eager": [], "ours": []}
-    wrapped = vector.LatentObservationWrapper(native(many), encode)
+    wrapped = vector.LatentObservationWrapper(native(many, 64, 64), encode)
     wrapped.reset(seed=0)
     warm_up = 20
     for turn in range(warm_up + rounds * 30):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from latent_obs.encoders.hub import PullConfig, pull_encoder
     from latent_obs.encoders.resolve import list_encoders
     from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
+    from latent_obs.fit import FitConfig, fit_encoder
     from latent_obs.frames import FrameSpec, preprocess
     from latent_obs.push import PushConfig, push_encoder
     from latent_obs.training.config import TrainConfig
@@ -53,6 +54,7 @@ __all__ = [
     "Encoder",
     "EvaluateConfig",
     "ExportConfig",
+    "FitConfig",
     "FrameSpec",
     "FramesFolder",
     "LatentDriftMonitor",
@@ -70,6 +72,7 @@ __all__ = [
     "encode_frames",
     "evaluate_encoder",
     "export_encoder",
+    "fit_encoder",
     "list_encoders",
     "load_encoder",
     "merge_frames",
@@ -97,6 +100,7 @@ _HOME = {
     "encoders.hub": ("PullConfig", "pull_encoder"),
     "encoders.resolve": ("list_encoders",),
     "evaluation.evaluate": ("EvaluateConfig", "evaluate_encoder"),
+    "fit": ("FitConfig", "fit_encoder"),
     "frames": ("FrameSpec", "preprocess"),
     "push": ("PushConfig", "push_encoder"),
     "training.config": ("TrainConfig",),

@@ -16,9 +16,10 @@
 #define SIDE 64         /* width and height of the output */
 #define ROW (SIDE * 3)  /* numbers in one row of it */
 
-/* One compiled copy for each x86 generation, chosen when the module loads; needs glibc's ifunc. */
+/* One compiled copy for each x86 generation, chosen when the module loads; needs glibc's ifunc. Products of 512 bits
+ * would make the clock slower for a while, and with it the environment's step. */
 #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
-#define EACH_CPU __attribute__((target_clones("avx512f", "avx2", "default")))
+#define EACH_CPU __attribute__((target_clones("avx2", "default")))
 #else
 #define EACH_CPU
 #endif
@@ -115,16 +116,15 @@ resize_one(const uint8_t *src, Py_ssize_t row_stride, Py_ssize_t width, const Ax
            float scale, float bias, float *wide, uint8_t *dst)
 {
     float narrow[ROW + 1], sum[ROW];
-    Py_ssize_t done = -1; /* the input row in `narrow`: neighbours may share one */
+    const uint8_t *done = NULL; /* the input row in `narrow`: neighbours may share one, or be alike */
     for (int i = 0; i < SIDE; i++, dst += ROW) {
         memset(sum, 0, sizeof sum);
         for (Py_ssize_t k = 0; k < y->taps; k++) {
             float weight = y->weight[i * y->taps + k];
-            Py_ssize_t row = y->start[i] + k;
             if (weight == 0)
                 break;
-            if (row != done) {
-                const uint8_t *from = src + row * row_stride;
+            const uint8_t *from = src + (y->start[i] + k) * row_stride;
+            if (done == NULL || (from != done && memcmp(from, done, (size_t)width * 3) != 0)) {
                 for (Py_ssize_t j = 0; j < width * 3; j++)
                     wide[j] = from[j];
                 switch (x->taps) { /* loops of known length are twice as fast */
@@ -133,8 +133,8 @@ resize_one(const uint8_t *src, Py_ssize_t row_stride, Py_ssize_t width, const Ax
                 case 4: shrink_row(wide, x, 4, narrow); break;
                 default: shrink_row(wide, x, x->taps, narrow);
                 }
-                done = row;
             }
+            done = from;
             for (int j = 0; j < ROW; j++)
                 sum[j] += weight * narrow[j];
         }

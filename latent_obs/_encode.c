@@ -24,6 +24,7 @@
 #define HEAD_GROUP 32               /* and outputs of the head to a multiple of this */
 #define TOP 255                     /* the largest input of a convolution */
 #define HEAD_TOP 1023               /* and of the head */
+#define LITTLE (1 << 22)            /* multiplications of a call, below which it takes the light path */
 
 #if defined(__GNUC__)
 #define INLINE static inline __attribute__((always_inline))
@@ -43,33 +44,44 @@ typedef struct {
     size_t bytes;                 /* of its output */
 } Layer;
 
+/* Which inputs or outputs of a layer differ from the background's: a bit for each column, a word for each row. */
+typedef struct {
+    uint64_t row[SIDE];
+} Mask;
+
+/* What a call writes on. Between frames pictures are the background's, of which a frame changes only what differs. */
+typedef struct {
+    Mask mask[MOST_LAYERS + 1];     /* of the frame and of each layer's output */
+    void *picture[MOST_LAYERS + 1]; /* these themselves */
+    int16_t *differences;           /* from the background in what the head reads, position after position */
+    int *where;                     /* these positions */
+    int32_t *sums;                  /* of the head */
+    void *memory;
+} Workspace;
+
 typedef struct Path Path;
 
 typedef struct {
-    const Path *path;
+    const Path *path, *light;     /* for much and for little work */
     int depth, positions, features, outputs, padded_outputs; /* `features` at each of `positions` */
     Layer layer[MOST_LAYERS];
     const int16_t *head;
     int32_t *head_sums;           /* those of the background frame */
     const double *scale, *offset; /* sums to latents */
     const uint8_t *background;    /* the frame */
-    size_t scratch;               /* bytes that a call needs */
+    Workspace *spare;             /* for the next call; NULL while one has it */
     void *memory;
 } Network;
-
-/* Which outputs of a layer differ from the background's: a bit for each column, a word for each row. */
-typedef struct {
-    uint64_t row[SIDE];
-} Mask;
 
 /* One way of computing. The functions come from _encode_path.h. */
 struct Path {
     const char *name;
+    const char *light;     /* the path that lays out memory alike and leaves the clock alone, or NULL */
     int (*supported)(void);
     int step;              /* inputs that are multiplied together */
     size_t input, weight;  /* bytes of an input and of a convolution's weight */
     int head_step;
-    void (*pad_frame)(const uint8_t *frame, void *padded);
+    void (*pad)(const uint8_t *frame, const Mask *mask, void *padded);
     void (*convolve)(const Layer *layer, const void *in, void *out, const Mask *mask);
     void (*head)(const Network *network, const int16_t *differences, const int *where, int count,
                  int32_t *sums);
@@ -94,6 +106,26 @@ requantised(int32_t sum, float multiplier, float top)
     value += 8388608.0f;
     memcpy(&bits, &value, sizeof bits);
     return bits & 0xffff;
+}
+
+/* Turn the sums of GROUP channels, of which `channel` is the first, into outputs of `bytes` bytes each (of the
+ * last layer 2) and put them at the index `to`. */
+INLINE void
+requantise(const int32_t *sums, const Layer *layer, int channel, size_t bytes, void *out, int to)
+{
+    const float *multiplier = layer->multiplier + channel;
+    if (layer->last || bytes == 2)
+#if defined(__GNUC__)
+#pragma GCC unroll 1 /* unrolled, it is not vectorised */
+#endif
+        for (int c = 0; c < GROUP; c++)
+            ((int16_t *)out)[to + c] = (int16_t)requantised(sums[c], multiplier[c], layer->last ? HEAD_TOP : TOP);
+    else
+#if defined(__GNUC__)
+#pragma GCC unroll 1
+#endif
+        for (int c = 0; c < GROUP; c++)
+            ((uint8_t *)out)[to + c] = (uint8_t)requantised(sums[c], multiplier[c], TOP);
 }
 
 static int
@@ -122,10 +154,12 @@ add_plain(Sixteen *sums, int16_t input, const int16_t *weight)
 #define HEAD_STEP 1
 #define LANES 16
 #define SUMS 2
+#define MOST_VECTORS 1
 #define Sums Sixteen
 #define Inputs int16_t
 #define ADD(sums, input, weight) add_plain(&(sums), input, weight)
 #define ADD_HEAD ADD
+#define REQUANTISE requantise
 #include "_encode_path.h"
 
 #if defined(__GNUC__) && defined(__x86_64__)
@@ -141,12 +175,14 @@ add_plain(Sixteen *sums, int16_t input, const int16_t *weight)
 #define HEAD_STEP 2
 #define LANES 8
 #define SUMS 8
+#define MOST_VECTORS 2
 #define Sums __m256i
 #define Inputs int32_t
 #define ADD(sums, input, weight)                                              \
     ((sums) = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input), \
                                                        _mm256_loadu_si256((const void *)(weight)))))
 #define ADD_HEAD ADD
+#define REQUANTISE requantise
 #include "_encode_path.h"
 
 static int
@@ -159,12 +195,29 @@ has_avx2(void)
 /* VNNI multiplies uint8 and int8 in fours, exactly. */
 #define NAME(function) avx512_vnni_##function
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni")))
+
+/* What requantise() does, in a third of the instructions that compilers make of it. */
+TARGET INLINE void
+requantise_avx512(const int32_t *sums, const Layer *layer, int channel, size_t Py_UNUSED(bytes), void *out, int to)
+{
+    const float *multiplier = layer->multiplier + channel;
+    __m512 values = _mm512_cvtepi32_ps(_mm512_max_epi32(_mm512_loadu_si512(sums), _mm512_setzero_si512()));
+    values = _mm512_mul_ps(values, _mm512_loadu_ps(multiplier));
+    values = _mm512_min_ps(values, _mm512_set1_ps(layer->last ? HEAD_TOP : TOP));
+    __m512i rounded = _mm512_cvt_roundps_epi32(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    if (layer->last)
+        _mm256_storeu_si256((void *)((int16_t *)out + to), _mm512_cvtepi32_epi16(rounded));
+    else
+        _mm_storeu_si128((void *)((uint8_t *)out + to), _mm512_cvtepi32_epi8(rounded));
+}
+
 #define Input uint8_t
 #define Weight int8_t
 #define STEP 4
 #define HEAD_STEP 2
 #define LANES 16
 #define SUMS 16
+#define MOST_VECTORS 2
 #define Sums __m512i
 #define Inputs int32_t
 #define ADD(sums, input, weight) \
@@ -172,6 +225,44 @@ has_avx2(void)
 #define ADD_HEAD(sums, input, weight)                                         \
     ((sums) = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_set1_epi32(input), \
                                                        _mm512_loadu_si512((const void *)(weight)))))
+#define REQUANTISE requantise_avx512
+#include "_encode_path.h"
+
+/* The same in vectors of 256 bits. They lie in memory alike, so a network that has one path has the other. */
+#define NAME(function) avx512vl_vnni_##function
+#define TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,prefer-vector-width=256")))
+
+TARGET INLINE void
+requantise_avx512vl(const int32_t *sums, const Layer *layer, int channel, size_t Py_UNUSED(bytes), void *out, int to)
+{
+    for (int c = 0; c < GROUP; c += 8) {
+        const float *multiplier = layer->multiplier + channel + c;
+        __m256i positive = _mm256_max_epi32(_mm256_loadu_si256((const void *)(sums + c)), _mm256_setzero_si256());
+        __m256 values = _mm256_mul_ps(_mm256_cvtepi32_ps(positive), _mm256_loadu_ps(multiplier));
+        values = _mm256_min_ps(values, _mm256_set1_ps(layer->last ? HEAD_TOP : TOP));
+        values = _mm256_round_ps(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        if (layer->last)
+            _mm_storeu_si128((void *)((int16_t *)out + to + c), _mm256_cvtepi32_epi16(_mm256_cvttps_epi32(values)));
+        else
+            _mm_storel_epi64((void *)((uint8_t *)out + to + c), _mm256_cvtepi32_epi8(_mm256_cvttps_epi32(values)));
+    }
+}
+
+#define Input uint8_t
+#define Weight int8_t
+#define STEP 4
+#define HEAD_STEP 2
+#define LANES 8
+#define SUMS 16
+#define MOST_VECTORS 4
+#define Sums __m256i
+#define Inputs int32_t
+#define ADD(sums, input, weight) \
+    ((sums) = _mm256_dpbusd_epi32(sums, _mm256_set1_epi32(input), _mm256_loadu_si256((const void *)(weight))))
+#define ADD_HEAD(sums, input, weight)                                         \
+    ((sums) = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input), \
+                                                       _mm256_loadu_si256((const void *)(weight)))))
+#define REQUANTISE requantise_avx512vl
 #include "_encode_path.h"
 
 static int
@@ -181,6 +272,91 @@ has_avx512_vnni(void)
     return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512vnni");
 }
+
+/* AMX multiplies matrices: a row is what the kernel sees at an output, a column the weights of a channel. They lie
+ * in memory as they do for VNNI, and so all but the convolution is that path's. Linux lends a process the tile
+ * registers when it asks. */
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAVE_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#define TARGET __attribute__((target("amx-tile,amx-int8,avx512f,avx512bw,avx512vl,avx512vnni")))
+#define amx_int8_pad avx512_vnni_pad
+#define amx_int8_head avx512_vnni_head
+
+static int
+has_amx_int8(void)
+{
+    enum { REQUEST = 0x1023, TILES = 18 }; /* Linux's ARCH_REQ_XCOMP_PERM and XFEATURE_XTILEDATA */
+    unsigned a, b, c, d;
+    return has_avx512_vnni() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 24 & 3) == 3 &&
+           syscall(SYS_arch_prctl, REQUEST, TILES) == 0;
+}
+
+/* Compute the outputs that are marked, and others. Four tiles of neighbours in a row use the weights together:
+ * registers 0 to 3 hold their sums, 4 holds weights, 5 inputs. */
+TARGET static void
+amx_int8_convolve(const Layer *layer, const void *in, void *out, const Mask *mask)
+{
+    const int wide = layer->side < 16 ? layer->side : 16; /* outputs in a tile */
+    const int run = 4 * layer->before, step = run < 64 ? run : 64, pitch = 2 * (layer->side + 1) * layer->before;
+    const int border = !layer->last, edge = layer->side + 2 * border;
+    struct {
+        int y, x;
+    } tile[SIDE];
+    int count = 0;
+    for (int y = 0; y < layer->side; y++)
+        for (int x = 0; x < layer->side; x += wide)
+            if (mask->row[y] >> x & ((1 << wide) - 1))
+                tile[count].y = y, tile[count++].x = x;
+    if (count == 0)
+        return;
+
+    struct {
+        uint8_t palette, zero[15];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } shapes = {1, {0}, {64, 64, 64, 64, 64, (uint16_t)step}, {0}};
+    memset(shapes.rows, wide, 6);
+    shapes.rows[4] = (uint8_t)(step / 4);
+    __asm__ volatile("" : : "r"(&shapes) : "memory"); /* GCC believes that only 8 bytes of them are read */
+    _tile_loadconfig(&shapes);
+
+    for (int first = 0; first < count; first += 4) {
+        const uint8_t *corner[4];
+        for (int t = 0; t < 4; t++) { /* the last four may be fewer, of which one is computed again */
+            int i = first + t < count ? first + t : count - 1;
+            corner[t] = (const uint8_t *)in + 2 * tile[i].y * pitch + 2 * tile[i].x * layer->before;
+        }
+        for (int channel = 0; channel < layer->after; channel += GROUP) {
+            const int8_t *weight = (const int8_t *)layer->weight + channel * 4;
+            int32_t sums[4][16][GROUP];
+#define EACH_TILE(DO) DO(0) DO(1) DO(2) DO(3) /* registers have no index */
+#define BIAS(t) _tile_loadd(t, layer->bias + channel, 0);
+#define ADD(t) _tile_loadd(5, corner[t] + k, 2 * layer->before); _tile_dpbusd(t, 5, 4);
+#define STORE(t) _tile_stored(t, sums[t], 64);
+            EACH_TILE(BIAS)
+            for (int row = 0; row < 4; row++)
+                for (int k = row * pitch; k < row * pitch + run; k += step, weight += step * layer->after) {
+                    _tile_loadd(4, weight, 4 * layer->after);
+                    EACH_TILE(ADD)
+                }
+            EACH_TILE(STORE)
+#undef EACH_TILE
+#undef BIAS
+#undef ADD
+#undef STORE
+            for (int t = 0; t < 4 && first + t < count; t++)
+                for (int p = 0; p < wide; p++) {
+                    int at = (tile[first + t].y + border) * edge + tile[first + t].x + p + border;
+                    requantise_avx512(sums[t][p], layer, channel, 1, out, at * layer->after + channel);
+                }
+        }
+    }
+    _tile_release(); /* so that what switches between threads need not save the tiles */
+}
+#undef TARGET
+#endif
 
 /* CPUs with AVX-VNNI but without AVX-512, such as Intel's since Alder Lake. */
 #if (defined(__clang__) && __clang_major__ >= 12) || (!defined(__clang__) && __GNUC__ >= 11)
@@ -193,6 +369,7 @@ has_avx512_vnni(void)
 #define HEAD_STEP 2
 #define LANES 8
 #define SUMS 8
+#define MOST_VECTORS 2
 #define Sums __m256i
 #define Inputs int32_t
 #define ADD(sums, input, weight)                                              \
@@ -201,6 +378,7 @@ has_avx512_vnni(void)
 #define ADD_HEAD(sums, input, weight)                                         \
     ((sums) = _mm256_add_epi32(sums, _mm256_madd_epi16(_mm256_set1_epi32(input), \
                                                        _mm256_loadu_si256((const void *)(weight)))))
+#define REQUANTISE requantise
 #include "_encode_path.h"
 
 static int
@@ -212,20 +390,24 @@ has_avx_vnni(void)
 #endif
 #endif
 
-#define PATH(name, supported, step, input, head_step)                                \
-    {#name,     supported,         step,            sizeof(input), step == 4 ? 1 : 2, \
-     head_step, name##_pad_frame, name##_convolve, name##_head}
+#define PATH(name, light, supported, step, input, head_step)                                       \
+    {#name,     light,         supported,         step,        sizeof(input), step == 4 ? 1 : 2, \
+     head_step, name##_pad, name##_convolve, name##_head}
 
 /* The fastest first. */
 static const Path PATHS[] = {
 #if defined(__GNUC__) && defined(__x86_64__)
-    PATH(avx512_vnni, has_avx512_vnni, 4, uint8_t, 2),
+#ifdef HAVE_AMX
+    PATH(amx_int8, "avx512vl_vnni", has_amx_int8, 4, uint8_t, 2),
+#endif
+    PATH(avx512_vnni, "avx512vl_vnni", has_avx512_vnni, 4, uint8_t, 2),
+    PATH(avx512vl_vnni, NULL, has_avx512_vnni, 4, uint8_t, 2),
 #ifdef HAVE_AVX_VNNI
-    PATH(avx_vnni, has_avx_vnni, 4, uint8_t, 2),
+    PATH(avx_vnni, NULL, has_avx_vnni, 4, uint8_t, 2),
 #endif
-    PATH(avx2, has_avx2, 2, int16_t, 2),
+    PATH(avx2, NULL, has_avx2, 2, int16_t, 2),
 #endif
-    PATH(plain, always, 1, int16_t, 1),
+    PATH(plain, NULL, always, 1, int16_t, 1),
 };
 #define NUM_PATHS ((int)(sizeof PATHS / sizeof PATHS[0]))
 
@@ -233,17 +415,30 @@ static const Path PATHS[] = {
 static void
 compare(const uint8_t *frame, const uint8_t *background, Mask *mask)
 {
-    for (int y = 0; y < SIDE; y++) {
-        uint64_t row = 0;
-        for (int x = 0; x < SIDE; x += 4, frame += 12, background += 12) {
+    for (int y = 0; y < SIDE; y++, frame += SIDE * 3, background += SIDE * 3) {
+        mask->row[y] = 0;
+        if (memcmp(frame, background, SIDE * 3) == 0)
+            continue;
+        for (int x = 0; x < SIDE; x += 4) {
             uint64_t a, b;
             uint32_t c, d;
-            memcpy(&a, frame, 8), memcpy(&b, background, 8);
-            memcpy(&c, frame + 8, 4), memcpy(&d, background + 8, 4);
-            row |= (uint64_t)((a ^ b) != 0 || c != d) * 15 << x;
+            memcpy(&a, frame + 3 * x, 8), memcpy(&b, background + 3 * x, 8);
+            memcpy(&c, frame + 3 * x + 8, 4), memcpy(&d, background + 3 * x + 8, 4);
+            mask->row[y] |= (uint64_t)(((a ^ b) | (c ^ d)) != 0) * 15 << x;
         }
-        mask->row[y] = row;
     }
+}
+
+/* Move every second bit, beginning with the first, to the lower half; bits between them are lost. */
+static uint64_t
+every_second(uint64_t bits)
+{
+    bits &= 0x5555555555555555;
+    bits = (bits | bits >> 1) & 0x3333333333333333;
+    bits = (bits | bits >> 2) & 0x0f0f0f0f0f0f0f0f;
+    bits = (bits | bits >> 4) & 0x00ff00ff00ff00ff;
+    bits = (bits | bits >> 8) & 0x0000ffff0000ffff;
+    return (bits | bits >> 16) & 0xffffffff;
 }
 
 /* Mark the outputs of a convolution that see a marked input: (2y - 1 .. 2y + 2, 2x - 1 .. 2x + 2). */
@@ -251,76 +446,116 @@ static void
 spread(const Mask *in, int side, Mask *out)
 {
     for (int y = 0; y < side; y++) {
-        uint64_t seen = in->row[2 * y] | in->row[2 * y + 1], row = 0;
+        uint64_t seen = in->row[2 * y] | in->row[2 * y + 1];
         if (y > 0)
             seen |= in->row[2 * y - 1];
         if (y + 1 < side)
             seen |= in->row[2 * y + 2];
-        for (int x = 0; seen && x < side; x++)
-            row |= (uint64_t)(((x ? seen >> (2 * x - 1) : seen << 1) & 15) != 0) << x;
-        out->row[y] = row;
+        out->row[y] = every_second(seen << 1 | seen | seen >> 1 | seen >> 2);
     }
 }
 
-/* Run the convolutions into `output`, one picture for each, and return the last layer's mask. */
-static void
-run_layers(const Network *network, const uint8_t *frame, void *padded, void **output, Mask *mask)
+static int
+count_bits(uint64_t bits)
 {
-    const void *in = padded;
-    network->path->pad_frame(frame, padded);
+    bits -= bits >> 1 & 0x5555555555555555;
+    bits = (bits & 0x3333333333333333) + (bits >> 2 & 0x3333333333333333);
+    bits = (bits + (bits >> 4)) & 0x0f0f0f0f0f0f0f0f;
+    return (int)(bits * 0x0101010101010101 >> 56);
+}
+
+/* Choose how to compute what is marked, when `frames` frames are like this one.
+ *
+ * 512-bit products and tiles make a CPU lower its clock for a millisecond. Between two steps of an environment it
+ * is cheaper to take twice as long over the little that has changed. */
+static const Path *
+choose_path(const Network *network, const Workspace *work, Py_ssize_t frames)
+{
+    if (network->light == network->path)
+        return network->path;
+    int64_t products = 0;
     for (int i = 0; i < network->depth; i++) {
         const Layer *layer = &network->layer[i];
-        Mask next;
-        spread(mask, layer->side, &next);
-        network->path->convolve(layer, in, output[i], &next);
-        in = output[i];
-        *mask = next;
+        int marked = 0;
+        for (int y = 0; y < layer->side; y++)
+            marked += count_bits(work->mask[i + 1].row[y]);
+        products += (int64_t)marked * 16 * layer->before * layer->after;
+    }
+    return products < LITTLE / frames ? network->light : network->path;
+}
+
+/* Compute the parts of the pictures that differ from the background's. */
+static void
+run_layers(const Network *network, const Path *path, const uint8_t *frame, Workspace *work)
+{
+    path->pad(frame, &work->mask[0], work->picture[0]);
+    for (int i = 0; i < network->depth; i++)
+        path->convolve(&network->layer[i], work->picture[i], work->picture[i + 1], &work->mask[i + 1]);
+}
+
+/* Make the pictures the background's again. */
+static void
+restore(const Network *network, Workspace *work)
+{
+    network->light->pad(network->background, &work->mask[0], work->picture[0]);
+    for (int i = 0; i < network->depth; i++) {
+        const Layer *layer = &network->layer[i];
+        const int border = !layer->last;
+        size_t bytes = (size_t)(layer->side + 2 * border) * (size_t)layer->after;
+        bytes *= layer->last ? sizeof(int16_t) : network->path->input;
+        for (int y = 0; y < layer->side; y++)
+            if (work->mask[i + 1].row[y]) {
+                size_t row = (size_t)(y + border) * bytes;
+                memcpy((char *)work->picture[i + 1] + row, (const char *)layer->background + row, bytes);
+            }
     }
 }
 
 static void
-encode_frame(const Network *network, const uint8_t *frame, void *scratch, float *latent)
+encode_frame(const Network *network, const uint8_t *frame, Py_ssize_t frames, Workspace *work, float *latent)
 {
-    void *output[MOST_LAYERS];
-    char *memory = (char *)scratch + (SIDE + 2) * (SIDE + 2) * 3 * sizeof(int16_t);
-    Mask mask;
-    for (int i = 0; i < network->depth; i++) {
-        output[i] = memory;
-        memcpy(memory, network->layer[i].background, network->layer[i].bytes);
-        memory += network->layer[i].bytes;
-    }
-    compare(frame, network->background, &mask);
-    run_layers(network, frame, scratch, output, &mask);
+    compare(frame, network->background, &work->mask[0]);
+    for (int i = 0; i < network->depth; i++)
+        spread(&work->mask[i], network->layer[i].side, &work->mask[i + 1]);
+    const Path *path = choose_path(network, work, frames);
+    run_layers(network, path, frame, work);
 
     /* The head is linear: its sums are those of the background plus those of the differences. */
     const Layer *last = &network->layer[network->depth - 1];
-    const int16_t *features = output[network->depth - 1], *background = last->background;
-    int16_t *differences = (int16_t *)memory;
-    int32_t *sums = (int32_t *)(differences + network->positions * network->features);
-    int *where = (int *)(sums + network->padded_outputs), count = 0;
+    const int16_t *features = work->picture[network->depth], *background = last->background;
+    const uint64_t *mask = work->mask[network->depth].row;
+    int count = 0;
     for (int position = 0; position < network->positions; position++) {
-        if (mask.row[position / last->side] >> (position % last->side) & 1) {
+        if (mask[position / last->side] >> (position % last->side) & 1) {
             int from = position * network->features, to = count * network->features;
             for (int c = 0; c < network->features; c++)
-                differences[to + c] = (int16_t)(features[from + c] - background[from + c]);
-            where[count++] = position;
+                work->differences[to + c] = (int16_t)(features[from + c] - background[from + c]);
+            work->where[count++] = position;
         }
     }
-    memcpy(sums, network->head_sums, (size_t)network->padded_outputs * sizeof *sums);
-    network->path->head(network, differences, where, count, sums);
+    memcpy(work->sums, network->head_sums, (size_t)network->padded_outputs * sizeof *work->sums);
+    path->head(network, work->differences, work->where, count, work->sums);
     for (int i = 0; i < network->outputs; i++) {
-        double product = (double)sums[i] * network->scale[i]; /* hatch_build.py passes -ffp-contract=off */
+        double product = (double)work->sums[i] * network->scale[i]; /* hatch_build.py passes -ffp-contract=off */
         latent[i] = (float)(product + network->offset[i]);
     }
+    restore(network, work);
 }
 
-/* Memory for a network is one block; NULL asks how large it is. */
+/* Memory for a network or a workspace is one block; NULL asks how large it is. */
 static void *
 take(char **memory, size_t *used, size_t bytes)
 {
     void *taken = *memory ? *memory + *used : NULL;
     *used += (bytes + 63) / 64 * 64;
     return taken;
+}
+
+/* The first place in a block of memory at which a cache line begins: reading across lines takes twice as long. */
+static void *
+aligned(void *memory)
+{
+    return (void *)(((uintptr_t)memory + 63) / 64 * 64);
 }
 
 static int
@@ -364,7 +599,7 @@ static size_t
 lay_out(Network *network, const Given *given, char *memory)
 {
     const Path *path = network->path;
-    size_t used = 0, scratch = (SIDE + 2) * (SIDE + 2) * 3 * sizeof(int16_t);
+    size_t used = 0;
     const int8_t *weight = given->weight.buf;
     const int32_t *bias = given->bias.buf;
     const float *multiplier = given->multiplier.buf;
@@ -379,7 +614,6 @@ lay_out(Network *network, const Given *given, char *memory)
         size_t edge = (size_t)layer->side + (layer->last ? 0 : 2);
         layer->bytes = edge * edge * (size_t)layer->after * (layer->last ? sizeof(int16_t) : path->input);
         layer->bytes = (layer->bytes + 63) / 64 * 64;
-        scratch += layer->bytes;
         void *packed = take(&memory, &used, (size_t)(16 * layer->before * layer->after) * path->weight);
         int32_t *own_bias = take(&memory, &used, (size_t)layer->after * sizeof *own_bias);
         float *own_multiplier = take(&memory, &used, (size_t)layer->after * sizeof *own_multiplier);
@@ -394,9 +628,6 @@ lay_out(Network *network, const Given *given, char *memory)
     network->features = last->after;
     network->outputs = given->outputs;
     network->padded_outputs = padded_to(given->outputs, HEAD_GROUP);
-    scratch += (size_t)network->positions * (network->features * sizeof(int16_t) + sizeof(int)) +
-               (size_t)network->padded_outputs * sizeof(int32_t);
-    network->scratch = scratch;
     size_t weights = (size_t)network->positions * network->features * network->padded_outputs;
     int16_t *head = take(&memory, &used, weights * sizeof *head);
     network->head_sums = take(&memory, &used, (size_t)network->padded_outputs * sizeof(int32_t));
@@ -419,35 +650,108 @@ lay_out(Network *network, const Given *given, char *memory)
     return used;
 }
 
+/* Lay a workspace out in `memory`, and return its size; with NULL only the size. */
+static size_t
+lay_out_workspace(const Network *network, Workspace *work, char *memory)
+{
+    const size_t positions = (size_t)network->positions;
+    size_t used = 0;
+    work->picture[0] = take(&memory, &used, (SIDE + 2) * (SIDE + 2) * 3 * network->path->input);
+    for (int i = 0; i < network->depth; i++)
+        work->picture[i + 1] = take(&memory, &used, network->layer[i].bytes);
+    work->differences = take(&memory, &used, positions * (size_t)network->features * sizeof *work->differences);
+    work->where = take(&memory, &used, positions * sizeof *work->where);
+    work->sums = take(&memory, &used, (size_t)network->padded_outputs * sizeof *work->sums);
+    return used;
+}
+
+static void
+free_workspace(Workspace *work)
+{
+    if (work != NULL)
+        free(work->memory);
+    free(work);
+}
+
+/* Return a workspace, or NULL when there is no memory. */
+static Workspace *
+make_workspace(const Network *network)
+{
+    Workspace *work = calloc(1, sizeof *work);
+    if (work != NULL)
+        work->memory = calloc(1, lay_out_workspace(network, work, NULL) + 64);
+    if (work == NULL || work->memory == NULL) {
+        free_workspace(work);
+        return NULL;
+    }
+    lay_out_workspace(network, work, aligned(work->memory));
+    memset(work->mask, 0xff, sizeof work->mask);
+    restore(network, work);
+    return work;
+}
+
 /* Compute what the background frame gives; 0 when there is no memory. */
 static int
 run_background(Network *network)
 {
-    void *output[MOST_LAYERS], *scratch = calloc(1, network->scratch);
-    int *where = calloc((size_t)network->positions, sizeof *where);
-    if (scratch && where) {
-        Mask everything;
-        memset(&everything, 0xff, sizeof everything);
-        for (int i = 0; i < network->depth; i++)
-            output[i] = network->layer[i].background;
-        run_layers(network, network->background, scratch, output, &everything);
-        for (int position = 0; position < network->positions; position++)
-            where[position] = position;
-        network->path->head(network, output[network->depth - 1], where, network->positions, network->head_sums);
-    }
-    int ok = scratch && where;
-    free(scratch);
-    free(where);
-    return ok;
+    Workspace *work = network->spare = make_workspace(network);
+    if (work == NULL)
+        return 0;
+    run_layers(network, network->path, network->background, work);
+    for (int i = 0; i < network->depth; i++)
+        memcpy(network->layer[i].background, work->picture[i + 1], network->layer[i].bytes);
+    for (int position = 0; position < network->positions; position++)
+        work->where[position] = position;
+    network->path->head(network, work->picture[network->depth], work->where, network->positions, network->head_sums);
+    return 1;
+}
+
+/* Take a workspace out of the network; the GIL is held, and where there is none each call makes its own. */
+static Workspace *
+borrow_workspace(Network *network)
+{
+    Workspace *work = NULL;
+#ifndef Py_GIL_DISABLED
+    work = network->spare;
+    network->spare = NULL;
+#endif
+    return work != NULL ? work : make_workspace(network);
 }
 
 static void
-free_network(PyObject *capsule)
+return_workspace(Network *network, Workspace *work)
 {
-    Network *network = PyCapsule_GetPointer(capsule, "latent_obs._encode.Network");
-    if (network != NULL)
-        free(network->memory);
+#ifndef Py_GIL_DISABLED
+    if (network->spare == NULL) {
+        network->spare = work;
+        return;
+    }
+#endif
+    free_workspace(work);
+}
+
+static void
+free_network(Network *network)
+{
+    free_workspace(network->spare);
+    free(network->memory);
     free(network);
+}
+
+static void
+free_capsule(PyObject *capsule)
+{
+    free_network(PyCapsule_GetPointer(capsule, "latent_obs._encode.Network"));
+}
+
+static const Path *
+find_path(const char *name)
+{
+    for (int i = 0; i < NUM_PATHS; i++)
+        if (strcmp(name, PATHS[i].name) == 0 && PATHS[i].supported())
+            return &PATHS[i];
+    PyErr_Format(PyExc_ValueError, "This CPU or build has no path \"%s\".", name);
+    return NULL;
 }
 
 static PyObject *
@@ -457,23 +761,19 @@ make_network(const Given *given, int depth, const Path *path)
     if (network == NULL)
         return PyErr_NoMemory();
     network->path = path;
+    network->light = path->light != NULL ? find_path(path->light) : path;
     network->depth = depth;
     size_t bytes = lay_out(network, given, NULL);
     network->memory = calloc(1, bytes + 64);
-    if (network->memory != NULL) {
-        char *aligned = (char *)(((uintptr_t)network->memory + 63) / 64 * 64);
-        lay_out(network, given, aligned);
-    }
+    if (network->memory != NULL)
+        lay_out(network, given, aligned(network->memory));
     if (network->memory == NULL || !run_background(network)) {
-        free(network->memory);
-        free(network);
+        free_network(network);
         return PyErr_NoMemory();
     }
-    PyObject *capsule = PyCapsule_New(network, "latent_obs._encode.Network", free_network);
-    if (capsule == NULL) {
-        free(network->memory);
-        free(network);
-    }
+    PyObject *capsule = PyCapsule_New(network, "latent_obs._encode.Network", free_capsule);
+    if (capsule == NULL)
+        free_network(network);
     return capsule;
 }
 
@@ -493,16 +793,6 @@ wrong_size(const Given *given, int depth)
            : given->scale.len != given->outputs * 8 ? "scale"
            : given->offset.len != given->outputs * 8 ? "offset"
            : given->background.len != FRAME ? "background" : NULL;
-}
-
-static const Path *
-find_path(const char *name)
-{
-    for (int i = 0; i < NUM_PATHS; i++)
-        if (strcmp(name, PATHS[i].name) == 0 && PATHS[i].supported())
-            return &PATHS[i];
-    PyErr_Format(PyExc_ValueError, "This CPU or build has no path \"%s\".", name);
-    return NULL;
 }
 
 PyDoc_STRVAR(prepare_doc,
@@ -575,7 +865,7 @@ encode(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
     PyObject *result = NULL;
     if (nargs != 3)
         return PyErr_Format(PyExc_TypeError, "encode() takes 3 arguments, got %zd.", nargs);
-    const Network *network = PyCapsule_GetPointer(args[0], "latent_obs._encode.Network");
+    Network *network = PyCapsule_GetPointer(args[0], "latent_obs._encode.Network");
     if (network == NULL || PyObject_GetBuffer(args[1], &frames, PyBUF_SIMPLE) < 0)
         return NULL;
     if (PyObject_GetBuffer(args[2], &latents, PyBUF_WRITABLE) < 0) {
@@ -587,18 +877,16 @@ encode(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
         PyErr_SetString(PyExc_ValueError, "frames must be uint8 (N, 64, 64, 3), latents float32 (N, outputs).");
     }
     else {
-        void *scratch;
-        Py_BEGIN_ALLOW_THREADS
-        scratch = malloc(network->scratch);
-        for (Py_ssize_t i = 0; scratch && i < count; i++) {
-            if (i == 0) /* the border of the frame stays zero */
-                memset(scratch, 0, (SIDE + 2) * (SIDE + 2) * 3 * sizeof(int16_t));
-            encode_frame(network, (const uint8_t *)frames.buf + i * FRAME, scratch,
-                         (float *)latents.buf + i * network->outputs);
+        Workspace *work = borrow_workspace(network);
+        if (work != NULL) {
+            Py_BEGIN_ALLOW_THREADS
+            for (Py_ssize_t i = 0; i < count; i++)
+                encode_frame(network, (const uint8_t *)frames.buf + i * FRAME, count, work,
+                             (float *)latents.buf + i * network->outputs);
+            Py_END_ALLOW_THREADS
+            return_workspace(network, work);
         }
-        free(scratch);
-        Py_END_ALLOW_THREADS
-        result = scratch ? Py_NewRef(Py_None) : PyErr_NoMemory();
+        result = work != NULL ? Py_NewRef(Py_None) : PyErr_NoMemory();
     }
     PyBuffer_Release(&latents);
     PyBuffer_Release(&frames);

@@ -6,18 +6,22 @@
  *   STEP, HEAD_STEP  inputs that one instruction multiplies and adds up
  *   Sums, LANES      a vector of int32 sums, and how many there are in it
  *   SUMS             how many such vectors fit the registers
+ *   MOST_VECTORS     how many of them, at most, are one output's
  *   Inputs           STEP inputs, read as one number
  *   ADD, ADD_HEAD    sums += inputs * weights, for a convolution and for the head
+ *   REQUANTISE       requantise() or what does the same
  */
 
-/* Copy a frame into the middle of a picture whose border is zero. */
+/* Copy the marked rows of a frame into the middle of a picture whose border is zero. */
 TARGET static void
-NAME(pad_frame)(const uint8_t *frame, void *padded)
+NAME(pad)(const uint8_t *frame, const Mask *mask, void *padded)
 {
-    Input *to = padded;
-    for (int y = 0; y < SIDE; y++)
-        for (int x = 0; x < SIDE * 3; x++)
-            to[((y + 1) * (SIDE + 2) + 1) * 3 + x] = (Input)frame[y * SIDE * 3 + x];
+    for (int y = 0; y < SIDE; y++) {
+        Input *to = (Input *)padded + ((y + 1) * (SIDE + 2) + 1) * 3;
+        if (mask->row[y])
+            for (int x = 0; x < SIDE * 3; x++)
+                to[x] = (Input)frame[y * SIDE * 3 + x];
+    }
 }
 
 /* Compute `positions` neighbouring outputs of `vectors` * LANES channels. Both are constants where this is
@@ -60,15 +64,15 @@ NAME(block)(const Layer *layer, const Input *in, int channel, int32_t *result, c
 TARGET static void
 NAME(convolve)(const Layer *layer, const void *in, void *out, const Mask *mask)
 {
-    int vectors = SUMS >= 8 ? 4 : 1;
+    int vectors = MOST_VECTORS;
     while (layer->after % (vectors * LANES))
         vectors /= 2;
     int positions = SUMS / vectors < 8 ? SUMS / vectors : 8;
-    if (positions > layer->side)
-        positions = 1;
+    while (positions > layer->side)
+        positions /= 2;
     const int border = !layer->last, edge = layer->side + 2 * border, channels = vectors * LANES;
     for (int y = 0; y < layer->side; y++)
-        for (int x = 0; x < layer->side; x++) {
+        for (int x = 0; x < layer->side && mask->row[y] >> x; x++) {
             if (!(mask->row[y] >> x & 1))
                 continue;
             if (x > layer->side - positions)
@@ -89,8 +93,10 @@ NAME(convolve)(const Layer *layer, const void *in, void *out, const Mask *mask)
                     BLOCK(1, 4);
                     BLOCK(8, 2);
                     BLOCK(4, 2);
+                    BLOCK(2, 2);
                     BLOCK(1, 2);
                     BLOCK(8, 1);
+                    BLOCK(4, 1);
                     BLOCK(2, 1);
                     BLOCK(1, 1);
                 }
@@ -98,22 +104,8 @@ NAME(convolve)(const Layer *layer, const void *in, void *out, const Mask *mask)
 #undef AT_MOST
                 for (int p = 0; p < positions; p++)
                     for (int g = 0; g < channels; g += GROUP) {
-                        size_t to = (size_t)((y + border) * edge + x + p + border) * (size_t)layer->after;
-                        const int32_t *sum = sums + p * channels + g;
-                        const float *multiplier = layer->multiplier + channel + g;
-                        to += (size_t)(channel + g);
-                        if (layer->last)
-#if defined(__GNUC__)
-#pragma GCC unroll 1 /* unrolled, it is not vectorised */
-#endif
-                            for (int c = 0; c < GROUP; c++)
-                                ((int16_t *)out)[to + c] = (int16_t)requantised(sum[c], multiplier[c], HEAD_TOP);
-                        else
-#if defined(__GNUC__)
-#pragma GCC unroll 1 /* unrolled, it is not vectorised */
-#endif
-                            for (int c = 0; c < GROUP; c++)
-                                ((Input *)out)[to + c] = (Input)requantised(sum[c], multiplier[c], TOP);
+                        int to = ((y + border) * edge + x + p + border) * layer->after + channel + g;
+                        REQUANTISE(sums + p * channels + g, layer, channel + g, sizeof(Input), out, to);
                     }
             }
             x += positions - 1;
@@ -152,7 +144,9 @@ NAME(head)(const Network *network, const int16_t *differences, const int *where,
 #undef HEAD_STEP
 #undef LANES
 #undef SUMS
+#undef MOST_VECTORS
 #undef Sums
 #undef Inputs
 #undef ADD
 #undef ADD_HEAD
+#undef REQUANTISE

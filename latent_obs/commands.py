@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from latent_obs.data.check import CheckConfig, InfoConfig
     from latent_obs.data.curate import MergeConfig, SplitConfig
     from latent_obs.data.folder import FramesFolder
+    from latent_obs.data.lerobot import ExportLerobotConfig
     from latent_obs.data.minari import ExportMinariConfig, ImportMinariConfig
     from latent_obs.data.show import ShowConfig
     from latent_obs.demo import DemoConfig
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
     from latent_obs.encoders.folder import EncoderConfig
     from latent_obs.encoders.hub import PullConfig
     from latent_obs.evaluation.evaluate import EvaluateConfig
-    from latent_obs.push import PushConfig
+    from latent_obs.fit import FitConfig
+    from latent_obs.push import PushConfig, PushFramesConfig
     from latent_obs.recipe import BuildConfig, MeasureConfig
     from latent_obs.training.config import TrainConfig
     from latent_obs.visualizer import VisualizeConfig
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ListConfig:
-    """List the bundled encoders and those below a folder."""
+    """List the bundled encoders, the fitted ones, and those below a folder."""
 
     folder: Path = Path(".")
     """folder to search"""
@@ -81,6 +83,12 @@ def _demo(config: DemoConfig) -> None:
     from latent_obs.demo import run_demo
 
     run_demo(config)
+
+
+def _fit(config: FitConfig) -> None:
+    from latent_obs.fit import fit_encoder, say_fitted
+
+    say_fitted(fit_encoder(config))
 
 
 def _train(config: TrainConfig) -> None:
@@ -245,6 +253,23 @@ def _export_minari(config: ExportMinariConfig) -> None:
     _say(f"{line}, in {dataset.storage.data_path}")
 
 
+def _export_lerobot(config: ExportLerobotConfig) -> None:
+    from latent_obs.data.lerobot import export_lerobot
+
+    info = export_lerobot(config)
+    line = f"{config.out}: {info['total_episodes']:,} episodes, {info['total_frames']:,} steps"
+    _say(f"{line}, LeRobot {info['codebase_version']}")
+
+
+def _push_frames(config: PushFramesConfig) -> None:
+    from latent_obs.encoders.hub import HUB_PREFIX
+    from latent_obs.push import push_frames
+
+    url, commit = push_frames(config)
+    repo = config.repo.removeprefix(HUB_PREFIX)
+    _say(f"{url}\n{HUB_PREFIX}datasets/{repo}@{commit}/frames")
+
+
 def _recipe_build(config: BuildConfig) -> None:
     from latent_obs.recipe import build_recipe
 
@@ -285,10 +310,10 @@ def _say_frames(folder: FramesFolder) -> None:
 
 def _list(config: ListConfig) -> None:
     from latent_obs.encoders.folder import read_config
-    from latent_obs.encoders.resolve import PRETRAINED, list_encoders
+    from latent_obs.encoders.resolve import PRETRAINED, list_encoders, list_fitted
     from latent_obs.evaluation.report import BRIEF
 
-    found: dict[str, EncoderConfig] = dict(list_encoders())
+    found: dict[str, EncoderConfig] = list_encoders() | list_fitted()
     if not config.folder.is_dir():
         raise FileNotFoundError(f"There is no folder {config.folder} to search for encoders.")
     for root, folders, files in os.walk(config.folder):
@@ -341,6 +366,12 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
                 "collecting.config",
                 "CollectConfig",
             ),
+            "fit": Command(
+                "Fit an encoder to an environment in a minute, where encoder='auto' finds it.",
+                _fit,
+                "fit",
+                "FitConfig",
+            ),
             "train": Command("Train a VAE on a folder of frames.", _train, "training.config", "TrainConfig"),
             "evaluate": Command(
                 "Measure an encoder on frames that it was not trained on, and write its report card.",
@@ -368,7 +399,10 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
                 "Fetch an encoder from the Hugging Face Hub.", _pull, "encoders.hub", "PullConfig"
             ),
             "list": Command(
-                "List the bundled encoders and those below a folder.", _list, "commands", "ListConfig"
+                "List the bundled encoders, the fitted ones, and those below a folder.",
+                _list,
+                "commands",
+                "ListConfig",
             ),
             "card": Command(
                 "Show the card of an encoder: its figures, how it was made, and what it gets wrong.",
@@ -379,7 +413,8 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
         },
     ),
     "frames": (
-        "Work with frames folders: info, check, show, merge, split, import-minari, export-minari.",
+        "Work with frames folders: info, check, show, merge, split, import-minari, export-minari, "
+        "export-lerobot, push.",
         {
             "info": Command(
                 "Show what a frames folder holds and where its frames come from.",
@@ -417,6 +452,18 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
                 _export_minari,
                 "data.minari",
                 "ExportMinariConfig",
+            ),
+            "export-lerobot": Command(
+                "Turn a frames folder into a LeRobot dataset.",
+                _export_lerobot,
+                "data.lerobot",
+                "ExportLerobotConfig",
+            ),
+            "push": Command(
+                "Upload a frames folder to the Hugging Face Hub, as a dataset that its viewer opens.",
+                _push_frames,
+                "push",
+                "PushFramesConfig",
             ),
         },
     ),

@@ -1,4 +1,4 @@
-"""The demo: all stages on a real game, from collecting frames to PPO on latents."""
+"""The demo: an encoder of a real game in a minute, and an agent that learns on its latents."""
 
 from __future__ import annotations
 
@@ -7,45 +7,43 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
-from latent_obs.encoders.resolve import resolve
 from latent_obs.extras import missing, needs
 from latent_obs.files import write_atomically
-from latent_obs.progress import plain_console, progress_bar
+from latent_obs.frames import Frames
+from latent_obs.progress import plain_console, progress_bar, stop_on_signals
 
 EXTRAS = "make,sb3"
 with needs("The demo", EXTRAS):
-    from latent_obs.collecting.collect import collect_frames
-    from latent_obs.collecting.config import CollectConfig
-    from latent_obs.collecting.policies import make_policy
-    from latent_obs.collecting.sources import open_env
-    from latent_obs.data.folder import FramesFolder
+    from latent_obs.fit import FitConfig, fit_encoder, say_fitted
 
-RESULT = "ppo.json"
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
+
+RESULT, AGENT, PARTIAL = "ppo.json", "ppo.zip", "ppo-unfinished.zip"
+ENVS, STACK, GAMES, CLIP_STEPS = 8, 4, 16, 240
+SAVE_EVERY = 30.0  # seconds
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Do it all on a real game: collect frames, train a VAE, look at it, train PPO on latents."""
+    """Fit an encoder to a real game in a minute, train PPO on its latents, and show what both learned."""
 
-    env: str = "ALE/Pong-v5"
+    env: str = "ALE/Breakout-v5"
     """Gymnasium id of an environment with image observations"""
     out: Path | None = None
     """folder for everything the demo makes; default: demo/<environment>"""
-    frames: int = 20_000
-    """frames to collect"""
-    steps: int = 2_000
-    """optimiser steps of the VAE"""
-    ppo_steps: int = 8_192
-    """environment steps of PPO"""
+    seconds: float = 60.0
+    """time for the encoder, collecting included"""
+    ppo_seconds: float = 150.0
+    """time for training PPO"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     """keyword arguments for gymnasium.make, as JSON"""
     key: str | None = None
@@ -61,191 +59,205 @@ class DemoConfig:
         name = self.env.rpartition("/")[2].rpartition(":")[2]
         return self.out or Path("demo") / name.lower()
 
-    def open(self) -> gym.Env[Any, Any]:
-        """Make the environment."""
-        return open_env(self.env, self.env_kwargs, self.key, render=self.render, wrapper=self.wrapper)
+    @property
+    def encoder(self) -> FitConfig:
+        """How its encoder is fitted."""
+        options: dict[str, Any] = {"env_kwargs": self.env_kwargs, "key": self.key, "render": self.render}
+        return FitConfig(self.env, self.seconds, self.folder / "encoder", **options, wrapper=self.wrapper)
+
+
+@dataclass(frozen=True)
+class Games:
+    """Returns of whole games, and the end of one of them.
+
+    Attributes:
+        returns: Sum of the environment's own rewards in each game.
+        observations: Raw images of consecutive steps of one game.
+    """
+
+    returns: list[float]
+    observations: list[Any]
 
 
 def run_demo(config: DemoConfig) -> None:
-    """Run the five stages and print what they made. A stage that an earlier run finished is not run again.
+    """Run the three stages and print what they made. What an earlier run finished is not run again.
 
     Args:
-        config: Which environment, how much of everything, and where to.
+        config: Which environment, how long, and where to.
 
     Raises:
         ImportError: If Stable-Baselines3 or the environment's package is not installed.
         ValueError: If there is no such environment, or its observations are no images.
+        KeyboardInterrupt: After Ctrl-C; the same call goes on.
     """
     if importlib.util.find_spec("stable_baselines3") is None:
         raise missing("The demo", "stable_baselines3", EXTRAS)
     console, folder, begun = plain_console(), config.folder, time.monotonic()
 
-    console.rule(f"1/5  Collect {config.frames:,} frames of {config.env} with a random policy")
-    # Independent continuous actions cancel each other out; a random walk through them does not.
-    env = config.open()
-    policy = "brownian" if isinstance(env.action_space, gym.spaces.Box) else "random"
-    env.close()
-    collect = CollectConfig(
-        config.env,
-        folder / "frames",
-        frames=config.frames,
-        policy=policy,
-        env_kwargs=config.env_kwargs,
-        key=config.key,
-        render=config.render,
-        wrapper=config.wrapper,
-    )
-    found = _frames_in(folder / "frames")
-    frames = collect_frames(collect)
-    if found:
-        _say_reused(console, "frames", found == config.frames, f"{found:,} were there")
+    console.rule(f"1/3  Fit an encoder to {config.env} in {config.seconds:.0f} s")
+    encoder = fit_encoder(config.encoder)
+    say_fitted(encoder)
 
-    console.rule("2/5  Train a VAE on them")
-    # Imported here, so that neither the workers nor --help wait for torch.
-    from latent_obs.training.checkpoint import CHECKPOINT
-    from latent_obs.training.config import TrainConfig
-    from latent_obs.training.train import train_vae
+    console.rule(f"2/3  Train PPO on its latents for {config.ppo_seconds:.0f} s")
+    outcome = _train_ppo(config)
 
-    train = TrainConfig(folder / "frames", folder / "encoder", steps=config.steps)
-    finished = (train.out / "config.json").exists()  # train_vae refuses one of other settings
-    begun_before = (train.out / CHECKPOINT).exists()
-    train_vae(train)
-    if finished or begun_before:
-        _say_reused(console, "encoder", finished, "training was begun")
+    console.rule("3/3  Play, and draw what the agent sees")
+    from stable_baselines3 import PPO
 
-    console.rule("3/5  Evaluate it on held-out episodes and draw what it keeps")
-    from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate_encoder
-    from latent_obs.evaluation.report import FIGURES, RUNS
-
-    card = evaluate_encoder(EvaluateConfig(train.out, train.data))
-    write_atomically(folder / "report.json", (json.dumps(card.to_json(), indent=1) + "\n").encode())
-    pictures = _draw(config, train.out)
-
-    console.rule("4/5  Train PPO on the latents")
-    ppo = _train_ppo(console, config, train.out)
-
-    console.rule("5/5  Done")
-    table = Table(show_header=False)
-    for name, value in (
-        ("frames", f"{len(frames):,}"),
-        ("bytes/frame", f"{frames.num_bytes / len(frames):,.1f} (raw: 12,288)"),
-        *((figure.label, figure.shown(card)) for figure in FIGURES),
-        *((f"encode a frame {RUNS.get(name, name)}", f"{us:,.0f} µs") for name, us in card.encode_us.items()),
-        ("PPO", f"{ppo['steps_per_second']:,.0f} steps/s over {ppo['steps']:,} steps"),
-    ):
-        table.add_row(name, value)
-    console.print(table)
+    agent = PPO.load(folder / AGENT, device="cpu")
+    trained = _play(config, lambda obs, _: agent.predict(obs, deterministic=False)[0])
+    random = _play(config, lambda _, envs: np.array([envs.action_space.sample() for _ in range(ENVS)]))
+    pictures = _draw(config, outcome, trained, random)
+    console.print(f"return of random play         {_spread(random.returns)}")
+    console.print(f"return of the trained agent   {_spread(trained.returns)}, {outcome['steps']:,} steps")
     console.print(f"It took {time.monotonic() - begun:.0f} s and made:")
-    for path in (train.data, train.out, *pictures, folder / "ppo.zip"):
-        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    for path in (encoder.path, folder / AGENT, *pictures):
+        console.print(f"  {path}", soft_wrap=True)
     console.print("Try next:")
     program = "latent-obs" if shutil.which("latent-obs") else Path(sys.argv[0])
-    drives = importlib.util.find_spec("Box2D") is not None and config.env != "CarRacing-v3"
-    other = "CarRacing-v3" if drives else "ALE/Freeway-v5"
     for command in (
-        f"{program} demo --env {other}",
-        f"{program} train {train.data} --out {folder}/better --steps 20000",
-        f"{program} evaluate {train.out} --frames {train.data}",
+        f"{program} demo --env ALE/Boxing-v5",
+        f"{program} visualize {encoder.path}",
+        f"{program} fit {config.env} --seconds 600",
     ):
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {command}", soft_wrap=True)
 
 
-def _say_reused(console: Console, what: str, finished: bool, rest: str) -> None:
-    how = "finished by an earlier run, reused" if finished else f"{rest} from an earlier run, resumed"
-    console.print(f"{what}: {how}", highlight=False)
+def _spread(returns: list[float]) -> str:
+    return f"{np.mean(returns):7.1f} ± {np.std(returns):.1f} ({len(returns)} games)"
 
 
-def _frames_in(path: Path) -> int:
-    """Count the frames that an earlier run left; 0 if there is no frames folder, or a damaged one."""
-    try:
-        return len(FramesFolder(path))
-    except (FileNotFoundError, ValueError):
-        return 0  # collect_frames says what is wrong with it
+def _make_envs(config: DemoConfig, training: bool = True) -> VecEnv:
+    """Make the environments that PPO learns in: latents of the last four frames.
 
-
-def _draw(config: DemoConfig, encoder: Path) -> list[Path]:
-    """Draw the four pictures of the demo and return their paths."""
-    from latent_obs.evaluation import pictures
-    from latent_obs.evaluation.selection import held_out_episodes
-    from latent_obs.vae import load_vae
-
-    found = resolve(encoder)
-    vae, spec = load_vae(found)
-    folder = FramesFolder(config.folder / "frames")
-    frames = folder.sample(1000, held_out_episodes(found, folder))
-    out = config.folder / "pictures"
-    out.mkdir(exist_ok=True)
-    names = ("reconstructions", "traversals", "loss", "filmstrip")
-    paths = [out / f"{name}.png" for name in names]
-    lively = pictures.liveliest(frames, 10)
-    pictures.reconstructions(vae, lively, paths[0])
-    pictures.traversals(vae, spec, lively[len(lively) // 2], paths[1])
-    pictures.loss_curves(encoder / "history.csv", paths[2])
-
-    options: dict[str, Any] = {"render": config.render, "wrapper": config.wrapper}
-    observations = play(config.env, config.env_kwargs, config.key, **options)
-    pictures.filmstrip(vae, spec, observations, paths[3])
-    return paths
-
-
-def play(env_id: str, env_kwargs: dict[str, Any], key: str | None = None, **options: Any) -> list[Any]:
-    """Play a game with the sticky policy and return ten observations of it, three steps apart.
-
-    The arguments are those of :func:`~latent_obs.collecting.sources.open_env`.
+    An agent of an ALE game learns on the sign of the rewards and takes the loss of a life for the end, as the
+    field's Atari wrappers have it (Mnih et al. 2015). Returns are those of whole games all the same.
     """
-    env = open_env(env_id, env_kwargs, key, **options)
-    policy = make_policy("sticky", env)
-    policy.reset(123)
-    observations = [env.reset(seed=123)[0]]
-    for _ in range(200):
-        obs, _, terminated, truncated, _ = env.step(policy.act(observations[-1]))
-        if terminated or truncated:
-            break
-        observations.append(obs)
-    env.close()
-    return observations[-28::3]
+    from stable_baselines3.common import atari_wrappers
+    from stable_baselines3.common.monitor import Monitor
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
-
-def _train_ppo(console: Console, config: DemoConfig, encoder: Path) -> dict[str, Any]:
-    """Train PPO on four stacked latents, unless an earlier run of these settings did; return its result."""
-    result = config.folder / RESULT
-    settings: dict[str, Any] = {"env": config.env, "env_kwargs": config.env_kwargs, "key": config.key}
-    settings |= {"render": config.render, "wrapper": config.wrapper, "steps": config.ppo_steps}
-    settings["encoder"] = json.loads((encoder / "config.json").read_text(encoding="utf-8"))["provenance"]
-    if result.exists():
-        saved = json.loads(result.read_text(encoding="utf-8"))
-        if saved.get("settings") == settings:
-            _say_reused(console, "PPO", True, "")
-            return dict(saved)
-    from stable_baselines3 import PPO
-    from stable_baselines3.common.callbacks import BaseCallback
-    from stable_baselines3.common.env_util import make_vec_env
-
-    from latent_obs.wrappers import LatentObservationWrapper
+    from latent_obs.sb3 import VecLatentObservation
 
     def make() -> gym.Env[Any, Any]:
-        env = config.open()
-        return LatentObservationWrapper(env, encoder, stack=4)
+        env: gym.Env[Any, Any] = Monitor(config.encoder.open())
+        if not config.env.startswith("ALE/"):
+            return env
+        env = atari_wrappers.EpisodicLifeEnv(env)
+        if "FIRE" in env.unwrapped.get_action_meanings():  # type: ignore[attr-defined]
+            env = atari_wrappers.FireResetEnv(env)
+        return atari_wrappers.ClipRewardEnv(env) if training else env
 
-    class Advance(BaseCallback):
-        def _on_step(self) -> bool:
-            bar.advance(self.training_env.num_envs)
-            return True
+    latents = VecLatentObservation(DummyVecEnv([make] * ENVS), config.encoder.folder)
+    return VecFrameStack(latents, STACK)
 
-    envs = make_vec_env(make, n_envs=4, seed=0)
-    model = PPO("MlpPolicy", envs, n_steps=256, batch_size=256, n_epochs=4, seed=0, device="cpu")
-    begun = time.monotonic()
-    with progress_bar("PPO", config.ppo_steps, "steps", True) as bar:
-        model.learn(config.ppo_steps, callback=Advance())
-    seconds = time.monotonic() - begun
-    returns = [episode["r"] for episode in model.ep_info_buffer or ()]
-    envs.close()
-    model.save(config.folder / "ppo.zip")
-    outcome = {
-        "steps": model.num_timesteps,
-        "steps_per_second": model.num_timesteps / seconds,
-        "mean_return": float(np.mean(returns)) if returns else None,
-        "settings": settings,
+
+def _train_ppo(config: DemoConfig) -> dict[str, Any]:
+    """Train PPO, or go on with it; return the settings, the steps and the return of each game by step."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    folder = config.folder
+    weights = json.loads((config.encoder.folder / "config.json").read_text())["weights_sha256"]
+    settings: dict[str, Any] = {
+        "env": config.env,
+        "env_kwargs": config.env_kwargs,
+        "seconds": config.ppo_seconds,
     }
-    write_atomically(result, (json.dumps(outcome, indent=1) + "\n").encode())
+    settings["weights_sha256"] = weights
+    outcome: dict[str, Any] = {"settings": settings, "finished": False}
+    outcome |= {"spent": 0.0, "steps": 0, "games": []}
+    if (folder / RESULT).exists():
+        saved = json.loads((folder / RESULT).read_text(encoding="utf-8"))
+        if saved.get("settings") == settings:
+            outcome = saved
+    if outcome["finished"]:
+        plain_console().print("PPO: finished by an earlier run, reused")
+        return outcome
+    envs = _make_envs(config)
+    if outcome["steps"]:
+        model = PPO.load(folder / PARTIAL, envs, device="cpu")
+    else:
+        small: dict[str, Any] = {
+            "policy_kwargs": {"net_arch": [256, 256]},
+            "clip_range": 0.1,
+            "ent_coef": 0.01,
+        }
+        model = PPO(
+            "MlpPolicy", envs, n_steps=128, batch_size=256, n_epochs=4, learning_rate=2.5e-4,
+            seed=0, device="cpu", **small,
+        )  # fmt: skip
+    before, begun = outcome["spent"], time.monotonic()
+
+    def save() -> None:
+        model.save(folder / PARTIAL)
+        outcome.update(spent=before + time.monotonic() - begun, steps=model.num_timesteps)
+        write_atomically(folder / RESULT, (json.dumps(outcome) + "\n").encode())
+
+    class Watch(BaseCallback):
+        """Notes the games, shows the time, saves and stops."""
+
+        saved = shown = begun
+
+        def _on_step(self) -> bool:
+            for info in self.locals["infos"]:
+                if "episode" in info:
+                    outcome["games"].append((self.num_timesteps, float(info["episode"]["r"])))
+            return not (stop.is_set() or before + time.monotonic() - begun > config.ppo_seconds)
+
+        def _on_rollout_end(self) -> None:
+            now = time.monotonic()
+            recent = [each for _, each in outcome["games"][-50:]]
+            if recent:
+                bar.note(f"{self.num_timesteps:,} steps  return {np.mean(recent):.1f}")
+            if (passed := int(now - self.shown)) > 0:
+                bar.advance(passed)
+                self.shown += passed
+            if now - self.saved > SAVE_EVERY:
+                save()
+                self.saved = now
+
+    total = round(config.ppo_seconds)
+    with progress_bar("PPO", total, "s", True, round(before)) as bar, stop_on_signals() as stop:
+        model.learn(10**9, callback=Watch(), reset_num_timesteps=not outcome["steps"])
+    envs.close()
+    save()
+    if stop.is_set():
+        raise KeyboardInterrupt
+    (folder / PARTIAL).replace(folder / AGENT)
+    outcome["finished"] = True
+    write_atomically(folder / RESULT, (json.dumps(outcome) + "\n").encode())
     return outcome
+
+
+def _play(config: DemoConfig, act: Callable[[Any, VecEnv], Any]) -> Games:
+    """Play whole games; ``act`` is given stacked latents and the environments."""
+    envs = _make_envs(config, training=False)
+    envs.seed(123)
+    envs.action_space.seed(123)
+    returns: list[float] = []
+    images: list[Any] = []
+    obs = envs.reset()
+    raw = envs.venv.venv  # type: ignore[attr-defined]  # below the stack and the latents
+    while len(returns) < GAMES or len(images) < CLIP_STEPS:
+        obs, _, _, infos = envs.step(act(obs, envs))
+        returns += [float(info["episode"]["r"]) for info in infos if "episode" in info]
+        images = [*images[-CLIP_STEPS + 1 :], raw.buf_obs[None][0].copy()]
+    envs.close()
+    return Games(returns, images)
+
+
+def _draw(config: DemoConfig, outcome: dict[str, Any], trained: Games, random: Games) -> list[Path]:
+    """Draw the learning curve, a clip of the agent beside what its latents decode to, and a strip of it."""
+    from latent_obs.data.show import write_gif
+    from latent_obs.evaluation.pictures import filmstrip, learning_curve
+    from latent_obs.frames import preprocess
+    from latent_obs.vae import load_vae, reconstruct
+
+    vae, spec = load_vae(config.encoder.folder)
+    paths = [config.folder / name for name in ("learning.png", "agent.gif", "filmstrip.png")]
+    learning_curve(outcome["games"], float(np.mean(random.returns)), paths[0])
+    frames: Frames = np.stack([preprocess(image, spec.frame_spec) for image in trained.observations])
+    write_gif(np.concatenate([frames, reconstruct(vae, frames)], 2), 15, paths[1])
+    filmstrip(vae, spec, trained.observations[-28::3], paths[2])
+    return paths

@@ -18,9 +18,9 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.adapter import ImageEntries
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.encoders.folder import ACTIVE_VARIANCE, Latents
+from latent_obs.entries import ImageEntries
 from latent_obs.wrappers import LatentObservationWrapper
 
 INFO_KEY = "latent_drift"

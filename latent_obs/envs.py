@@ -96,7 +96,7 @@ def make_vec_env(
 ) -> gym.vector.VectorEnv[Any, Any, Any]:
     """Make a vector environment with one encoder for all: the vector entry point of the ids.
 
-    ALE games run in ALE's own vector environment in C++, with 64x64 frames and the emulator settings
+    ALE games run in ALE's own vector environment in C++, with the game's own images and the emulator settings
     of :func:`make_env`, which are those of ``ALE/<Game>-v5``: no clipped rewards, no no-ops, sticky
     actions. Others run in Gymnasium's.
 
@@ -122,15 +122,19 @@ def make_vec_env(
     """
     from latent_obs import vector
     from latent_obs.adapter import open_encoder
+    from latent_obs.entries import fitted_encoder
     from latent_obs.frames import frame_source
+    from latent_obs.images import MadeBy
 
     spec = _base_spec(env_id)
-    loaded = open_encoder(encoder, frame_source(spec), normalize)
+    source = frame_source(spec)
+    loaded = open_encoder(fitted_encoder(encoder, source, MadeBy.of(spec)), source, normalize)
     envs: gym.vector.VectorEnv[Any, Any, Any]
-    # A crop counts pixels of the plain environment's image.
-    if spec.vector_entry_point and loaded.frame_spec.crop is None and not subprocesses:
+    if spec.vector_entry_point and not subprocesses:
         plain = {"maxpool": False, "noop_max": 0, "use_fire_reset": False, "reward_clipping": False}
-        shape = {"img_height": 64, "img_width": 64, "grayscale": False, "stack_num": 1}
+        # ALE would resize to the same frames, but more slowly than we do.
+        height, width = _image_size(spec)
+        shape = {"img_height": height, "img_width": width, "grayscale": False, "stack_num": 1}
         kwargs = {**spec.kwargs, **plain, **shape, **kwargs}
         if max_episode_steps is not None:  # ALE counts frames
             kwargs["max_num_frames_per_episode"] = max_episode_steps * kwargs["frameskip"]
@@ -142,6 +146,13 @@ def make_vec_env(
         envs = collection([make] * num_envs, **about)
         envs.unwrapped.spec = EnvSpec(spec.id, spec.entry_point, kwargs={**spec.kwargs, **kwargs})
     return vector.LatentObservationWrapper(envs, loaded, stack=stack)
+
+
+def _image_size(spec: EnvSpec) -> tuple[int, int]:
+    """Return the height and width of the images of a game."""
+    with gym.make(spec, disable_env_checker=True) as env:
+        height, width = (env.observation_space.shape or ())[:2]
+    return height, width
 
 
 def _base_spec(env_id: str) -> EnvSpec:

@@ -21,6 +21,7 @@ EXTRAS = {
     "lightning_fabric": "make",
     "matplotlib": "make",
     "pyarrow": "make",
+    "sklearn": "make",
     "Box2D": "box2d",
     "huggingface_hub": "hub",
     "minari": "minari",

@@ -19,6 +19,8 @@ from gymnasium.envs.registration import EnvSpec
 
 # Smaller than this on a side is no picture; without channels it may be a table, as highway-env's of cars is.
 _SMALLEST, _SMALLEST_GRAY = 4, 16
+# What of a vector environment's arguments a plain ALE environment takes too.
+_ALE_OPTIONS = ("frameskip", "repeat_action_probability", "mode", "difficulty")
 _RENDERERS = {"RGBImgObsWrapper", "RGBImgPartialObsWrapper", "AddRenderObservation"}
 _RENDER = "gym.wrappers.AddRenderObservation"
 
@@ -293,27 +295,42 @@ class MadeBy:
         where = " in each environment" if self.num_envs else ""
         return f"If the environment renders: env = {line}{where}; on the command line --render."
 
+    def options(self, key: str | None = None) -> dict[str, Any]:
+        """Return what commands that make this environment are told, by the name of the option.
+
+        Args:
+            key: The entry of ``Dict`` observations that is the image.
+
+        Example:
+            >>> MadeBy.of(gym.spec("CartPole-v1")).options()
+            {'env_id': 'CartPole-v1'}
+        """
+        known = {k: v for k, v in self.kwargs.items() if k != "render_mode" and _is_plain(v)}
+        if self.is_native_ale:  # how it arranges frames is no business of a plain environment
+            known = {k: v for k, v in known.items() if k in _ALE_OPTIONS}
+        options: dict[str, Any] = {"env_id": f"{self.package}:{self.env_id}" if self.package else self.env_id}
+        if known:
+            options["env_kwargs"] = known
+        if "AddRenderObservation" in self.wrappers:
+            options["render"] = True
+        elif rendering := [name for name in self.wrappers if name in _RENDERERS]:
+            options["wrapper"] = f"minigrid.wrappers:{rendering[-1]}"
+        if key is not None and "render" not in options:
+            options["key"] = key
+        return options
+
     def command(self, verb: str, key: str | None = None) -> str:
         """Return the command that works on this environment.
 
         Example:
-            >>> MadeBy.of(gym.spec("CartPole-v1")).command("demo --env")
-            'latent-obs demo --env CartPole-v1'
+            >>> MadeBy.of(gym.spec("CartPole-v1")).command("fit")
+            'latent-obs fit CartPole-v1'
         """
-        words = [
-            "latent-obs",
-            verb,
-            f"{self.package}:{self.env_id}" if self.package else self.env_id or "ENV",
-        ]
-        known = {k: v for k, v in self.kwargs.items() if k != "render_mode" and _is_plain(v)}
-        if known:
-            words.append(f"--env-kwargs '{json.dumps(known)}'")
-        if "AddRenderObservation" in self.wrappers:
-            words.append("--render")
-        elif rendering := [name for name in self.wrappers if name in _RENDERERS]:
-            words.append(f"--wrapper minigrid.wrappers:{rendering[-1]}")
-        if key is not None and "--render" not in words:
-            words.append(f"--key {key}")
+        options = self.options(key)
+        words = ["latent-obs", verb, options.pop("env_id") or "ENV"]
+        for name, value in options.items():
+            value = f"'{json.dumps(value)}'" if isinstance(value, dict) else value
+            words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
         return " ".join(words)
 
 

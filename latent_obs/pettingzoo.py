@@ -7,8 +7,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.adapter import EncoderLike, ImageEntries, open_named_encoder
+from latent_obs.adapter import EncoderLike, open_named_encoder
 from latent_obs.encoders.folder import Latents
+from latent_obs.entries import ImageEntries
 from latent_obs.extras import needs
 
 with needs("latent_obs.pettingzoo", "pettingzoo"):

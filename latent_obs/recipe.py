@@ -129,6 +129,7 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
     write_atomically(out / "history.csv", (train.out / "history.csv").read_bytes())
     _write_card(out, recipe, finished, reports)
     _draw(work / "rounded", work, out / "card.png")
+    _label(work / "rounded", work, out)
     write_encoder_folder(out, finished, _stored_tensors(work / "rounded"), read_calibration(train.out))
     return finished
 
@@ -136,8 +137,9 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
 def measure_recipe(config: MeasureConfig, *, progress: bool = True) -> EncoderConfig:
     """Measure an encoder on the fresh frames of its recipe, and write its card anew.
 
-    ``reports.json``, ``README.md``, ``card.png`` and the field ``metrics`` of ``config.json`` are written;
-    weights, calibration frames and the statistics of the latents stay as they are.
+    ``reports.json``, ``README.md``, ``card.png``, ``labels.json`` and the field ``metrics`` of
+    ``config.json`` are written; weights, calibration frames and the statistics of the latents stay as they
+    are.
 
     Args:
         config: Which recipe, and which encoder folder.
@@ -162,6 +164,7 @@ def measure_recipe(config: MeasureConfig, *, progress: bool = True) -> EncoderCo
     measured = replace(encoder, metrics=_metrics(encoder, reports))
     _write_card(folder, recipe, measured, reports)
     _draw(folder, work, folder / "card.png")
+    _label(folder, work, folder)
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     content["metrics"] = measured.metrics.to_json()
     write_atomically(folder / "config.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
@@ -314,6 +317,18 @@ def _draw(encoder: Path, work: Path, out: Path) -> None:
     each = max(1, _PICTURE_FRAMES // len(fresh))
     picked = [liveliest(FramesFolder(path).sample(512), each) for path in fresh]
     reconstructions(load_vae(encoder)[0], np.concatenate(picked), out)
+
+
+def _label(encoder: Path, work: Path, out: Path) -> None:
+    """Measure what each dimension does, and write ``labels.json``."""
+    from latent_obs.evaluation.labels import measure_labels, write_labels
+    from latent_obs.evaluation.variables import observe
+    from latent_obs.vae import load_vae
+
+    vae, config = load_vae(encoder)
+    fresh = [FramesFolder(path) for path in sorted((work / "fresh").iterdir()) if path.is_dir()]
+    if (observed := observe(config.source, config.frame_spec, fresh)) is not None:
+        write_labels(measure_labels(vae, config, observed), out)
 
 
 class _Clock:

@@ -6,7 +6,8 @@ from typing import Any
 
 import gymnasium as gym
 
-from latent_obs.adapter import EncoderLike, ImageEntries, Key, open_named_encoder
+from latent_obs.adapter import EncoderLike, Key, open_named_encoder
+from latent_obs.entries import ImageEntries
 from latent_obs.extras import needs
 
 with needs("latent_obs.rllib", "rllib"):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
 from latent_obs.adapter import (
     EncoderLike,
-    ImageEntries,
     Key,
     encode_images,
     is_trained_on_gray,
@@ -20,14 +21,23 @@ from latent_obs.adapter import (
 )
 from latent_obs.drift import INFO_KEY, Drift, newest
 from latent_obs.encoders.encoder import Encoder
+from latent_obs.entries import ImageEntries
 from latent_obs.extras import needs
 
 with needs("latent_obs.sb3", "sb3"):
     import torch
     from stable_baselines3.common.preprocessing import is_image_space_channels_first
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, unwrap_vec_wrapper
+    from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_wrapper
     from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+# The wrappers that change an Atari emulator's settings, and where they keep them.
+_ATARI_WRAPPERS = {
+    "AtariPreprocessing": {"frame_skip": "frame_skip", "noop_max": "noop_max"},
+    "MaxAndSkipObservation": {"skip": "_skip"},
+    "MaxAndSkipEnv": {"skip": "_skip"},
+    "NoopResetEnv": {"noop_max": "noop_max"},
+}
 
 
 class VecLatentObservation(VecEnvWrapper):
@@ -264,8 +274,35 @@ class VecLatentDriftMonitor(VecEnvWrapper):
 
 
 def _specs(venv: VecEnv) -> list[Any]:
-    """Return the specs of the environments; empty for native vector environments, which have none."""
+    """Return the specs of the environments; empty for native vector environments, which have none.
+
+    A spec may hold a lambda, and a worker of ``SubprocVecEnv`` that is asked for such a spec ends. So those
+    workers are asked for the names of their environments, and for the few settings that matter here.
+    """
+    if isinstance(venv.unwrapped, SubprocVecEnv):
+        return [_spec_of(venv, index, name) for index, name in enumerate(venv.env_method("__str__"))]
     try:
         return list(venv.get_attr("spec"))
     except AttributeError:
         return []
+
+
+def _spec_of(venv: VecEnv, index: int, name: str) -> EnvSpec | None:
+    """Rebuild a spec from a name such as ``<TimeLimit<AtariEnv<ALE/Pong-v5>>>``; ``None`` if it has no id."""
+    match = re.fullmatch(r"((?:<\w+)+)<([^<>]+)>+", name)
+    if match is None:
+        return None
+    *classes, env_class = match[1].split("<")[1:]
+    kwargs = {"game": "_game", "frameskip": "_frameskip"} if env_class == "AtariEnv" else {}
+
+    def settings(names: Mapping[str, str]) -> dict[str, Any]:
+        return {n: venv.get_attr(attribute, index)[0] for n, attribute in names.items()}
+
+    wrappers = [WrapperSpec(c, "", settings(_ATARI_WRAPPERS.get(c, {}))) for c in reversed(classes)]
+    registered = gym.registry.get(match[2])
+    return EnvSpec(
+        match[2],
+        registered.entry_point if registered else "ale_py" if kwargs else None,
+        kwargs=settings(kwargs),
+        additional_wrappers=tuple(wrappers),
+    )

@@ -9,9 +9,10 @@ import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 
-from latent_obs.adapter import EncoderLike, ImageEntries, Key
+from latent_obs.adapter import EncoderLike, Key
 from latent_obs.drift import INFO_KEY, Drift, find_wrapper, newest
 from latent_obs.encoders.folder import Latents
+from latent_obs.entries import ImageEntries
 
 _VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 

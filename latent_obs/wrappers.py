@@ -7,7 +7,8 @@ from typing import Any, SupportsFloat
 
 import gymnasium as gym
 
-from latent_obs.adapter import EncoderLike, ImageEntries, Key, check_is_env
+from latent_obs.adapter import EncoderLike, Key, check_is_env
+from latent_obs.entries import ImageEntries
 
 
 class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -24,8 +25,10 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         encoder: Name of a bundled encoder, path of an encoder folder, ``hf://USER/NAME`` for one on the
             Hugging Face Hub (``hf://USER/NAME@COMMIT`` for the same weights for ever), a dictionary of
             :func:`~latent_obs.load_encoder`'s arguments such as ``{"ref": "pong-v0", "precision":
-            "float32"}``, or a loaded :class:`~latent_obs.Encoder`; ``"auto"`` takes the most
-            specific bundled one. With several keys it may be a dictionary with one of these for each key.
+            "float32"}``, or a loaded :class:`~latent_obs.Encoder`. ``"auto"`` takes the one that
+            ``latent-obs fit`` made of this environment, else the most specific bundled one; ``"fit"`` fits
+            one first, which takes a minute and the extra ``make``. With several keys it may be a
+            dictionary with one of these for each key.
         stack: Latents of the last ``stack`` observations, oldest first, concatenated to
             ``(32 * stack,)``; velocity is visible then. A reset fills all of them.
         key: The entry of a ``Dict`` observation to encode; the others stay as they are. Several, such as

@@ -44,6 +44,9 @@ def images(height: int, width: int, seed: int = 0) -> Iterator[Image]:
     yield rng.integers(0, 256, shape, np.uint8)
     yield rng.integers(0, 2, shape, np.uint8) * np.uint8(255)
     yield rng.integers(100, 102, shape, np.uint8)
+    three = rng.integers(0, 256, (3, width, 3), np.uint8)
+    three[2, :-1] = three[1, :-1]
+    yield three[rng.integers(0, 3, height)]  # neighbouring rows are alike, or but for the last pixel
 
 
 def assert_equals_cv2(image: Image) -> None:

@@ -43,7 +43,7 @@ def test_help_lists_what_can_be_done_with_frames() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "latent_obs", "frames", "--help"], capture_output=True, text=True, check=True
     )
-    for name in ("info", "check", "show", "merge", "split", "import-minari", "export-minari"):
+    for name in ("info", "check", "show", "merge", "split", "minari", "export-lerobot", "push"):
         assert name in run.stdout
 
 

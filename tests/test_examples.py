@@ -27,6 +27,7 @@ LIGHT = ["--names", "car_racing", "minigrid", "classic_control", "crafter", "--s
 
 # Packages that the developers' environment does not have.
 NEEDS = {
+    "jax_jit.py": ("jax",),
     "rllib_ppo.py": ("scipy", "tree"),
     "sb3_recurrent.py": ("sb3_contrib",),
     "sbx_sac.py": ("sbx",),
@@ -70,6 +71,7 @@ NEEDS = {
             ["--algorithm", "qrdqn", "--steps", "200", "--buffer", "500"],
             "qrdqn trained for 208 steps",
         ),
+        ("examples/jax_jit.py", ["--frames", "8"], "the same latents, bit for bit"),
         ("examples/sbx_sac.py", ["--steps", "60"], "sac trained for 60 steps on (64,)"),
         ("examples/sbx_sac.py", ["--steps", "60", "--algorithm", "crossq"], "crossq trained for 60 steps"),
         ("examples/skrl_ppo.py", ["--steps", "256", "--rollout", "16"], "8 environments on (128,)"),

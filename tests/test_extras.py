@@ -103,6 +103,8 @@ def test_these_commands_need_the_base_dependencies_alone(arguments: str, expecte
         ("recipe build pong-v0", "(torch|pyarrow)", "make"),
         ("frames check frames", "pyarrow", "make"),
         ("frames import-minari pong/random-v0", "pyarrow", "make"),
+        ("frames export-lerobot frames", "pyarrow", "make"),
+        ("frames push frames user/pong", "huggingface_hub", "hub"),
         ("export pong-v0", "torch", "onnx"),
         ("demo", "pyarrow", "make,sb3"),
         ("pull user/pong", "huggingface_hub", "hub"),

@@ -340,7 +340,7 @@ def test_the_warning_of_a_general_encoder_names_the_whole_command(
     env = make()
     wrap: Any = LatentObservationWrapper if isinstance(env, gym.Env) else vector.LatentObservationWrapper
     key = "image" if "--key" in command else None
-    with pytest.warns(UserWarning, match=re.escape(f"(latent-obs demo --env {command})")) as told:
+    with pytest.warns(UserWarning, match=re.escape(f"finds it: latent-obs fit {command}")) as told:
         wrap(env, key=key)
     assert told[0].filename == __file__
 

@@ -21,6 +21,8 @@ SMALLEST = {
     r"--steps \d+": "--steps 10",
     r"frames=[\d_]+": "frames=600, workers=2",
     r", steps=[\d_]+": ", steps=10",
+    r"(latent-obs fit \S+)": r"\1 --seconds 5",
+    r" --seconds 60(0)?\b": "",
     r"n_envs=\d+": "n_envs=2",
     r"learn\([\d_]+\)": "learn(1)",
 }

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,38 @@ def test_auto_knows_the_game_behind_a_vec_env() -> None:
     for venv in (make_vec_env("ALE/Pong-v5", 1), elsewhere):
         assert VecLatentObservation(venv).encoder.ref == "pong-v0"
         venv.close()
+
+
+def pong_with_a_lambda(**options: Any) -> gym.Env[Any, Any]:
+    """Pong whose spec holds a lambda, which does not pickle."""
+    game = gym.make("ale_py:ALE/Pong-v5", **options)
+    return gym.wrappers.TransformObservation(game, lambda image: image, game.observation_space)
+
+
+def test_auto_knows_a_game_in_a_process_that_cannot_send_its_spec() -> None:
+    venv = SubprocVecEnv([pong_with_a_lambda] * 2)
+    latent = VecLatentObservation(venv)
+    assert latent.encoder.ref == "pong-v0"
+    assert latent.reset().shape == (2, 32), "its workers are alive"
+    venv.close()
+
+
+def test_emulator_settings_are_compared_across_processes() -> None:
+    """Both the emulator's own and those of a wrapper around it."""
+    venv = SubprocVecEnv([functools.partial(pong_with_a_lambda, frameskip=2)])
+    with pytest.warns(UserWarning, match="frameskip 4, here 2"):
+        VecLatentObservation(venv)
+    venv.close()
+    skipping = SubprocVecEnv([pong_that_skips])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        VecLatentObservation(skipping)
+    assert not [w for w in caught if "frameskip" in str(w.message)], "1 frame, skipped 4 times, is 4"
+    skipping.close()
+
+
+def pong_that_skips() -> gym.Env[Any, Any]:
+    return gym.wrappers.MaxAndSkipObservation(gym.make("ale_py:ALE/Pong-v5", frameskip=1), skip=4)
 
 
 def test_other_emulator_settings_than_in_training_bring_a_warning() -> None:

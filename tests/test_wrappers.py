@@ -142,7 +142,7 @@ def test_an_encoder_cropped_for_larger_images_is_refused_by_the_constructor(tmp_
 
 def test_auto_without_a_fitting_encoder_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latent_obs.encoders.resolve._told", set())
-    with pytest.warns(UserWarning, match="latent-obs demo --env tests:Frame-v0") as told:
+    with pytest.warns(UserWarning, match="latent-obs fit tests:Frame-v0") as told:
         env = LatentObservationWrapper(gym.make("Frame-v0"))
     assert told[0].filename == __file__, "it points at the line that wraps"
     assert len(told) == 1

@@ -281,6 +281,35 @@ class FramesFolder:
             masks = np.unpackbits(bits, 1).astype(bool).reshape(-1, 2, *FRAME_SHAPE[:2])
             yield frames.reshape(-1, *FRAME_SHAPE), masks
 
+    def pairs(
+        self, batch_size: int, episodes: Sequence[int] | None = None, *, seed: int = 0, skip: int = 0
+    ) -> Iterator[Frames]:
+        """Yield pairs of consecutive frames for ever, drawn at random; the frames are held in memory.
+
+        Args:
+            batch_size: Frames in a batch, an even number.
+            episodes: Read only these episodes' frames.
+            seed: Chooses the pairs.
+            skip: Batches to leave out.
+
+        Yields:
+            ``uint8`` frames of shape ``(batch_size, 64, 64, 3)``: the first frame of each pair, then the
+            second of each.
+
+        Raises:
+            ValueError: If there is no pair.
+        """
+        total, keep = self._choose(episodes)
+        rows = np.arange(total) if keep is None else self._index.rows(np.arange(total), keep)
+        numbers = self._index.numbers(rows)
+        first = np.flatnonzero((numbers[1:] == numbers[:-1]) & (rows[1:] == rows[:-1] + 1))
+        if not len(first):
+            raise ValueError(f"{self} has no two consecutive frames of an episode. Collect longer episodes.")
+        frames = self.take(rows)
+        for step in itertools.count(skip):
+            drawn = np.random.default_rng((seed, step)).choice(first, batch_size // 2)
+            yield frames[np.concatenate([drawn, drawn + 1])]
+
     def medians(self, count: int = 1024) -> dict[str, Frame]:
         """Return the per-pixel median frame of each environment: what stands still in it.
 

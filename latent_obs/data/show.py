@@ -141,6 +141,17 @@ def _gif(frames: Frames, fps: int) -> bytes:
     return file.getvalue()
 
 
+def write_gif(frames: Frames, fps: int, path: Path) -> None:
+    """Write an animated GIF, enlarged.
+
+    Args:
+        frames: ``uint8``, shape (N, height, width, 3).
+        fps: Frames a second.
+        path: The file.
+    """
+    write_atomically(path, _gif(frames, fps))
+
+
 def _mp4(frames: Frames, fps: int) -> bytes:
     import tempfile
 

@@ -26,7 +26,7 @@ from latent_obs.files import write_atomically
 
 HUB_PREFIX = "hf://"
 REQUIRED = ("model.safetensors", "config.json")
-FILES = ("calibration.png", "history.csv", "reports.json", "card.png", "README.md", *REQUIRED)
+FILES = ("calibration.png", "history.csv", "labels.json", "reports.json", "card.png", "README.md", *REQUIRED)
 
 _REF = re.compile(r"([^/@\s]+/[^/@\s]+)(?:@(\S+))?")
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -136,14 +136,12 @@ def fetch(ref: str) -> Path:
     return _checked(folder, ref)
 
 
-def parse(ref: str) -> tuple[str, str | None]:
-    """Split a reference into repository and revision."""
+def parse(ref: str, what: str = "encoder") -> tuple[str, str | None]:
+    """Split a reference to an encoder, or to what else it names, into repository and revision."""
     match = _REF.fullmatch(ref.removeprefix(HUB_PREFIX))
     if match is None:
-        raise ValueError(
-            f"{ref!r} names no encoder on the Hub. Write USER/NAME or USER/NAME@REVISION, as encoder "
-            f"{HUB_PREFIX}USER/NAME."
-        )
+        also = " or USER/NAME@REVISION, as encoder hf://USER/NAME" if what == "encoder" else ""
+        raise ValueError(f"{ref!r} names no {what} on the Hub. Write USER/NAME{also}.")
     return match[1], match[2]
 
 

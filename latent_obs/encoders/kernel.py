@@ -66,10 +66,10 @@ def compile_kernel(
     def encode(batch: Frames) -> Latents:
         frames = np.ascontiguousarray(batch)
         latents = np.empty((len(frames), outputs), np.float32)
-        parts = min(num_threads, len(frames) // FRAMES_PER_THREAD)
-        if parts < 2:
+        if num_threads == 1 or len(frames) < 2 * FRAMES_PER_THREAD:
             _encode.encode(network, frames, latents)
             return latents
+        parts = min(num_threads, len(frames) // FRAMES_PER_THREAD)
         if not pool:
             pool.append(ThreadPoolExecutor(num_threads))
         cuts = [len(frames) * part // parts for part in range(parts + 1)]

@@ -143,6 +143,9 @@ class Metrics(Record):
         rare_r2: The same over the pixels of rare colours.
         changing_r2: The same over the pixels that differ from the previous frame, relative to that frame.
         position_r2: R^2 of ridge regression that reads where rare colours are.
+        following: Dimensions that follow one variable, where that was measured.
+        mig: Mutual information gap, where the factors of the frames are known.
+        dci_disentanglement: DCI's disentanglement, likewise.
         foreground: Share of the pixels that differ from the median frame.
         collapsed: Whether fewer than 2 latent dimensions are active.
         probe_f1: What a linear classifier reads of the game's state, 0 to 1, by the way of fitting it.
@@ -159,6 +162,9 @@ class Metrics(Record):
     rare_r2: float | None = None
     changing_r2: float | None = None
     position_r2: float | None = None
+    following: float | None = None
+    mig: float | None = None
+    dci_disentanglement: float | None = None
     foreground: float | None = None
     collapsed: bool | None = None
     probe_f1: dict[str, float] | None = None

@@ -31,13 +31,14 @@ from latent_obs.encoders.folder import ACTIVE_VARIANCE, Latents, Tensors, VAECon
 from latent_obs.frames import FRAME_SHAPE, Frame, Frames
 
 # Change it with any change of the numbers below: it is part of the key under which results are remembered.
-VERSION = 2
+VERSION = 3
 
 # The largest value between two layers, and the largest that the head reads.
 TOP, HEAD_TOP = 255, 1023
-# A channel of the first convolution is divided by its range to one of these powers: 0 would keep the ranges
-# as they are, 1 make them all alike. The one with the smaller error on the frames fitted to is taken.
-EQUALISE = (0.5, 0.75)
+# A channel of a convolution is divided by its range to a power: 0 keeps the ranges as they are, 1 makes them
+# all alike. Of these pairs, the power of the first convolution and that of those between it and the last, the
+# one with the smallest error on the frames fitted to is taken.
+EQUALISE = ((0.5, 0.0), (0.75, 0.0), (0.5, 0.5), (0.5, 1.0))
 # An int8 sum of 16 x 1024 products is below 2^29, and a bias is kept below 2^28.
 MOST_CHANNELS = 1024
 MOST_BIAS = 2.0**28
@@ -150,20 +151,22 @@ def quantise(vae: VAEConfig, tensors: Tensors, frames: Frames) -> Quantised:
         found = simulate(quantised, (fitted, unseen)[some])
         return parity_error(exact[some][:, : vae.latent_dim], found[:, : vae.latent_dim])
 
-    candidates = [_fit(vae, tensors, fitted, exponent) for exponent in EQUALISE]
+    candidates = [_fit(vae, tensors, fitted, *powers) for powers in EQUALISE]
     best = min(candidates, key=lambda quantised: error(quantised, 0))
     return replace(best, error=error(best, 1))
 
 
-def _fit(vae: VAEConfig, tensors: Tensors, frames: Frames, exponent: float) -> Quantised:
+def _fit(vae: VAEConfig, tensors: Tensors, frames: Frames, first: float, middle: float) -> Quantised:
     """Quantise with all of the frames; the error is not measured."""
     kernels, biases, head, head_bias = _matrices(vae, tensors)
-    features = _forward(kernels, biases, frames)[0].max((0, 1, 2))
-    factor = np.where(features > 0, np.maximum(features, 0), 1) ** exponent
-    following = kernels[1] if len(kernels) > 1 else head
-    following *= np.tile(factor, len(following) // len(factor))[:, None]
-    kernels[0] /= factor
-    biases[0] /= factor
+    sums = _forward(kernels, biases, frames)
+    for i in range(max(1, len(kernels) - 1)):
+        features = sums[i].max((0, 1, 2))
+        factor = np.where(features > 0, np.maximum(features, 0), 1) ** (middle if i else first)
+        following = kernels[i + 1] if i + 1 < len(kernels) else head
+        following *= np.tile(factor, len(following) // len(factor))[:, None]
+        kernels[i] /= factor
+        biases[i] /= factor
 
     exact = _forward(kernels, biases, frames)
     weights, sums_biases, multipliers = [], [], []

@@ -6,6 +6,7 @@ of its weights.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
@@ -19,6 +20,8 @@ from latent_obs.encoders.hub import HUB_PREFIX, fetch
 from latent_obs.files import cache_folder
 from latent_obs.frames import Frames, FrameSource
 
+# Where `latent-obs fit` keeps the encoders that it makes, below the cache folder.
+FITTED = "encoders"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
 
 
@@ -33,23 +36,30 @@ def list_encoders() -> dict[str, EncoderConfig]:
     return {name: read_config(PRETRAINED / name) for name in names}
 
 
-def resolve_auto(source: FrameSource, command: str | None = None) -> str:
-    """Name the most specific bundled encoder for an environment.
+def resolve_auto(source: FrameSource, command: str | None = None, key: str | None = None) -> str:
+    """Name the most specific encoder for an environment.
 
-    That is the newest one trained on this environment alone (``pong`` before variants such as
-    ``pong-linear``), else for ALE games the newest general one for Atari, else the newest for any image.
+    That is the one that ``latent-obs fit`` made of it on this machine; else the newest bundled one trained on
+    this environment alone (``pong`` before variants such as ``pong-linear``), else for ALE games the newest
+    general one for Atari, else the newest for any image.
 
     Args:
         source: The environment to be wrapped. An ALE game is known by its name, whatever the id.
-        command: What somebody types to train an encoder of this environment, for the warning.
+        command: What somebody types to fit an encoder to this environment, for the warning.
+        key: The entry of ``Dict`` observations that is encoded.
+
+    Returns:
+        The name of a bundled encoder, or the path of a fitted one.
 
     Warns:
         UserWarning: Once for each environment in a process, where it is a general one.
 
     Example:
-        >>> resolve_auto(FrameSource("PongNoFrameskip-v4", {}, {"game": "pong"}))
-        'pong-v0'
+        >>> resolve_auto(FrameSource("QbertNoFrameskip-v4", {}, {"game": "qbert"}))
+        'qbert-v0'
     """
+    if (fitted := find_fitted(source, key)) is not None:
+        return str(fitted.path)
     bundled = list_encoders()
     game = source.emulator.get("game")
     families = {_family_and_version(name)[0]: name for name in bundled}  # the newest of each
@@ -61,16 +71,52 @@ def resolve_auto(source: FrameSource, command: str | None = None) -> str:
     env_id = source.env_id or "an environment without an id"
     if env_id not in _told:
         _told.add(env_id)
-        train = command or f"latent-obs demo --env {source.env_id or 'ENV'}"
+        fit = command or f"latent-obs fit {source.env_id or 'ENV'}"
         among = source.env_id in bundled[name].source.env_ids
         warnings.warn(
             f"No bundled encoder was trained on {env_id} alone: encoder='auto' takes {name}, which was "
             f"trained on {'it among others' if among else 'others'}; latent-obs card {name} says what it "
-            f"keeps. Train one ({train}) and pass its folder as encoder=, or name {name} yourself.",
+            f"keeps. Fit one in a minute, and 'auto' finds it: {fit}",
             UserWarning,
             stacklevel=level_of_caller(),
         )
     return name
+
+
+def find_fitted(source: FrameSource, key: str | None = None) -> EncoderFolder | None:
+    """Return the newest encoder that ``latent-obs fit`` made of an environment; ``None`` if there is none.
+
+    Args:
+        source: The environment. It counts as the same if its id and its arguments are; for an ALE game, if
+            the game and all settings of the emulator are that change what a pixel shows.
+        key: The entry of ``Dict`` observations that is encoded.
+    """
+    found = [
+        EncoderFolder(path, Path(path), config)
+        for path, config in list_fitted().items()
+        if _is_same(config.source, source)
+        and config.provenance.run is not None
+        and config.provenance.run.data.get("key") == key
+    ]
+    return max(found, key=lambda each: each.config.provenance.created or "", default=None)
+
+
+def list_fitted() -> dict[str, EncoderConfig]:
+    """Return the encoders that ``latent-obs fit`` made on this machine, by path."""
+    fitted = {}
+    for path in sorted(cache_folder().absolute().glob(f"{FITTED}/*/config.json")):
+        with contextlib.suppress(ValueError, OSError):  # damaged, or of a later version
+            fitted[str(path.parent)] = read_config(path.parent)
+    return fitted
+
+
+def _is_same(fitted: FrameSource, wrapped: FrameSource) -> bool:
+    """Whether two sources draw the same frames."""
+    if game := fitted.emulator.get("game"):
+        differs = fitted.differences(wrapped, ignore=("repeat_action_probability", "noop_max"))
+        return game == wrapped.emulator.get("game") and not differs
+    ids = [source.env_id.rpartition(":")[2] for source in (fitted, wrapped)]
+    return ids[0] == ids[1] != "" and fitted.env_kwargs == wrapped.env_kwargs
 
 
 def level_of_caller() -> int:

@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 # Largest rms difference from float32 that a faster precision may make, in standard deviations.
 PARITY = 0.02
 
-# In the kernel's paths with VNNI int8 is faster than OpenVINO's float32 and bfloat16 on every CPU that was
-# tried, so there "auto" saves itself the timing, and with it the import of OpenVINO.
-KNOWN_FASTEST = ("avx512_vnni", "avx_vnni")
+# In the kernel's paths with AMX or VNNI int8 is faster than OpenVINO's float32 and bfloat16 on every CPU that
+# was tried, so there "auto" saves itself the timing, and with it the import of OpenVINO.
+KNOWN_FASTEST = ("amx_int8", "avx512_vnni", "avx_vnni")
 # How often a call of one frame is timed; the median counts.
 TIMED_CALLS = 30
 

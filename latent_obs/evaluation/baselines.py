@@ -7,7 +7,7 @@ Nothing trained its decoder, so its latents are decoded by the linear map with t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,17 +88,21 @@ def random_code(frames: Frames, config: VAEConfig, seed: int = 0) -> Code:
     return Code(encode, lambda features: _frames((features - mean) @ solution + average))
 
 
-def fit_baselines(frames: Frames, config: VAEConfig) -> dict[str, Code]:
+def fit_baselines(
+    frames: Frames, config: VAEConfig, names: Sequence[str] = ("pca", "random")
+) -> dict[str, Code]:
     """Fit what an encoder of this shape must beat.
 
     Args:
         frames: Frames of episodes that are not measured on, ``uint8`` of shape (N, 64, 64, 3).
         config: Shape of the encoder's network.
+        names: Which of the two.
 
     Returns:
         ``"pca"`` and ``"random"``.
     """
-    return {"pca": pca_code(frames, config.latent_dim), "random": random_code(frames, config)}
+    fits = {"pca": lambda: pca_code(frames, config.latent_dim), "random": lambda: random_code(frames, config)}
+    return {name: fits[name]() for name in names}
 
 
 def _pixels(frames: Frames) -> npt.NDArray[np.float32]:

@@ -16,12 +16,14 @@ import numpy.typing as npt
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import Encoder, load_encoder
 from latent_obs.encoders.folder import EncoderConfig
-from latent_obs.encoders.resolve import resolve
+from latent_obs.encoders.resolve import EncoderFolder, resolve
 from latent_obs.encoders.runtimes import Backend
 from latent_obs.evaluation.baselines import Code, fit_baselines
+from latent_obs.evaluation.labels import Labels, measure_labels, read_labels
 from latent_obs.evaluation.positions import position_r2
 from latent_obs.evaluation.report import Measured, ReportCard, Scores, find_faults
 from latent_obs.evaluation.selection import Selection, evaluation_split, held_out_episodes, select_frames
+from latent_obs.evaluation.variables import observe
 from latent_obs.measures import (
     Foreground,
     Residuals,
@@ -31,6 +33,9 @@ from latent_obs.measures import (
 )
 from latent_obs.training.held_out import evaluate_vae, latent_statistics
 from latent_obs.vae import VAE, latents, load_vae, reconstruct
+
+# What dimensions do is measured on so many frames.
+LABEL_FRAMES = 2000
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Evaluation:
         encoder: Content of its ``config.json``.
         selection: The frames it was measured on.
         residuals: Errors of its reconstructions of ``selection.frames``.
+        labels: What each dimension does, where it could be measured.
     """
 
     card: ReportCard
@@ -71,6 +77,7 @@ class Evaluation:
     encoder: EncoderConfig
     selection: Selection
     residuals: Residuals
+    labels: Labels | None = None
 
 
 def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> ReportCard:
@@ -100,12 +107,14 @@ def evaluate_encoder(config: EvaluateConfig, *, progress: bool = False) -> Repor
     return evaluate(config, progress=progress).card
 
 
-def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluation:
+def evaluate(config: EvaluateConfig, *, progress: bool = False, brief: bool = False) -> Evaluation:
     """Measure as :func:`evaluate_encoder` does, and keep what the card's page shows.
 
     Args:
         config: Encoder, frames and how many of them.
         progress: Show the probe's progress on standard error.
+        brief: Leave out what takes longest: the untrained network, what each dimension does, and how long
+            encoding takes.
 
     Raises:
         FileNotFoundError: As :func:`evaluate_encoder` raises it, like the next.
@@ -121,12 +130,13 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluation:
     fitted, measured = evaluation_split(found, folder)
     selection = select_frames(folder, fitted, measured, config.limit, config.seed)
     frames, foreground = selection.frames, Foreground.of(selection.frames)
-    codes = fit_baselines(selection.others, encoder.vae)
+    codes = fit_baselines(selection.others, encoder.vae, ("pca",) if brief else ("pca", "random"))
     encodings = {"encoder": partial(latents, vae)} | {name: code.encode for name, code in codes.items()}
     positions = position_r2(selection.others, frames, encodings)
     decode = partial(reconstruct, vae)
     residuals = Residuals.of(frames, decode, foreground)
     changes = changing_residuals(selection.stretches, decode)
+    labels = None if brief else _labels(found, vae, folder)
     dimensions, drift = compare_latents(encoder.latents, latent_statistics(vae, frames))
     card = ReportCard(
         encoder=str(config.encoder),
@@ -153,15 +163,26 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluation:
         drift=drift,
         encode_us={
             backend: encode_time(load_encoder(found, backend=backend), frames[0])
-            for backend in installed_backends()
+            for backend in (() if brief else installed_backends())
         },
+        labels=None if labels is None else labels.summary(),
         provenance=encoder.provenance.to_json(),
         created=datetime.now(timezone.utc).date().isoformat(),
     )
     if config.probe:
         probe = probe_codes(source, encoder.frame_spec, encodings, config.probe_frames, progress=progress)
         card = replace(card, probe=probe)
-    return Evaluation(replace(card, warnings=find_faults(card)), vae, encoder, selection, residuals)
+    return Evaluation(replace(card, warnings=find_faults(card)), vae, encoder, selection, residuals, labels)
+
+
+def _labels(found: EncoderFolder, vae: VAE, folder: FramesFolder) -> Labels | None:
+    """Return the labels that the encoder's folder holds, or measure them."""
+    config = found.config
+    if (known := read_labels(found.path, config.vae.latent_dim)) is not None:
+        return known
+    source = config.source if config.source.env_id else folder.source
+    observed = observe(source, config.frame_spec, [folder], LABEL_FRAMES)
+    return None if observed is None else measure_labels(vae, config, observed)
 
 
 def _scores(code: Code, selection: Selection, foreground: Foreground, positions: float | None) -> Scores:

@@ -61,13 +61,14 @@ def card_text(ref: str, config: EncoderConfig, reports: Reports | None = None) -
         what = f"Frames that it was not trained on, and what {config.vae.latent_dim} numbers keep of them"
         parts += [f"![{what}](card.png)", ""]
     env_id = envs[0] if len(envs) == 1 else "ENV"
-    atari = "ale_py:" if env_id.startswith("ALE/") else ""
+    # What registers the environment, so that the lines run as they stand.
+    module = {"ALE/": "ale_py:", "Scenes/": "latent_obs.scenes:"}.get(env_id.partition("/")[0] + "/", "")
     parts += [
         "```python",
         "import gymnasium as gym",
         "from latent_obs import LatentObservationWrapper",
         "",
-        f'env = LatentObservationWrapper(gym.make("{atari}{env_id}"), encoder="{ref}")',
+        f'env = LatentObservationWrapper(gym.make("{module}{env_id}"), encoder="{ref}")',
         "```",
         "",
         "## Report card",

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from latent_obs.encoders.folder import EncoderConfig
 from latent_obs.encoders.resolve import encoder_name
 from latent_obs.evaluation.evaluate import Evaluation
 from latent_obs.evaluation.markup import animation, bars, details, picture, section, strip, table, text
@@ -76,7 +75,7 @@ def card_page(evaluation: Evaluation) -> str:
         ),
         _worst(vae, frames, evaluation.residuals),
         _dimensions(card),
-        _traversals(vae, evaluation.encoder, lively[len(lively) // 2]),
+        _traversals(evaluation, lively[len(lively) // 2]),
         _probe(card),
         _about(card),
     ]
@@ -118,7 +117,7 @@ def _summary(card: ReportCard) -> str:
     headline = FIGURES[0]
     rows = [
         (CODES[code], getattr(card.of(code), headline.key), "own" if code == "encoder" else "baseline")
-        for code in CODES
+        for code in card.codes
     ]
     chart = bars(rows, 1.0, headline.form, f"{headline.label} of this encoder and its baselines")
     spread = card.spread(headline)
@@ -132,8 +131,8 @@ def _summary(card: ReportCard) -> str:
 no better than the median frame would. It is 1 - residual energy / energy over the pixels that differ from the
 per-pixel median frame, {card.foreground:.1%} of all pixels here. PSNR hides a lost ball; this R² shows it,
 unless larger things such as a score outweigh the ball. Then the R² of what changes shows it, and under a
-moving camera the R² of rare colours. The baselines are PCA with as many dimensions and the same network
-without training: an encoder that does not beat them was not worth training.</p>
+moving camera the R² of rare colours. PCA has as many dimensions, and the untrained network is the same one
+before training: an encoder that does not beat them was not worth training.</p>
 </section>
 """
 
@@ -142,9 +141,9 @@ def _figures(card: ReportCard) -> str:
     """Lay out the table of all figures, those of the baselines beside them."""
     return section(
         "Figures",
-        f"PCA and the untrained network's linear decoder were fitted on {card.data.baseline_episodes} other "
-        "episodes of the same folder. By episode: the mean over the episodes, the lowest and the highest.",
-        table(("", *CODES.values()), card.rows()),
+        f"The baselines were fitted on {card.data.baseline_episodes} other episodes of the same folder. By "
+        "episode: the mean over the episodes, the lowest and the highest.",
+        table(("", *card.codes.values()), [row[: 1 + len(card.codes)] for row in card.rows()]),
     )
 
 
@@ -204,16 +203,33 @@ def _dimensions(card: ReportCard) -> str:
     )
 
 
-def _traversals(vae: VAE, encoder: EncoderConfig, frame: Frame, count: int = 10) -> str:
+def _traversals(evaluation: Evaluation, frame: Frame, count: int = 10) -> str:
+    """Show what each dimension does, those first that do most clearly one thing, and say it."""
+    encoder, labels = evaluation.encoder, evaluation.labels
+    order = None
+    about = "The dimension of the largest KL comes first."
+    if labels is not None:
+        best = [max((each.r2 for each in one.explained), default=0.0) for one in labels.dimensions]
+        order = sorted(range(len(best)), key=lambda dim: -best[dim])
+        about = (
+            f"Beside each stands the variable that explains it, measured on {labels.source}, and the share "
+            "of the dimension's variance that the variable explains; a dimension of which no variable "
+            "explains half is mixed."
+        )
+        if labels.metrics:
+            shown = ("mig", "MIG"), ("dci_disentanglement", "DCI disentanglement"), ("sap", "SAP")
+            values = ", ".join(f"{name} {labels.metrics[key]:.2f}" for key, name in shown)
+            about += f" By the field's metrics: {values}; 1 is the best value of each."
     rows = []
-    for dim, offsets, images in traversal_frames(vae, encoder, frame, count):
+    for dim, offsets, images in traversal_frames(evaluation.vae, encoder, frame, count, order):
         label = f"z{dim}, {encoder.latents['kl'][dim]:.1f} nats"
+        said = f"{label}: {labels.dimensions[dim]}" if labels else label
         alt = f"{label}, moved from {offsets[0]:+.0f} to {offsets[-1]:+.0f}"
-        rows.append(f"<dt>{label}</dt><dd>{strip([images], alt)}</dd>")
+        rows.append(f"<dt>{text(said)}</dt><dd>{strip([images], alt)}</dd>")
     return section(
-        "Traversals",
-        "Each row decodes one frame with one dimension moved from -3 to +3 training standard deviations. The "
-        "dimension of the largest KL comes first.",
+        "What each dimension does",
+        "Each row decodes one frame with one dimension moved from -3 to +3 training standard deviations. "
+        + about,
         f'<dl class="traversals">{"".join(rows)}</dl>',
     )
 

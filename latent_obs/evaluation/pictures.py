@@ -1,9 +1,8 @@
-"""Pictures of what a VAE keeps: for the demo, the README and papers."""
+"""Pictures of what a VAE keeps and what an agent learns: for the demo, the README and papers."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,7 @@ def reconstructions(vae: VAE, frames: Frames, path: Path) -> None:
 
 @torch.no_grad()
 def traversal_frames(
-    vae: VAE, config: EncoderConfig, frame: Frames, dims: int
+    vae: VAE, config: EncoderConfig, frame: Frames, dims: int, order: Sequence[int] | None = None
 ) -> Iterator[tuple[int, npt.NDArray[np.float64], Frames]]:
     """Move the most informative dimensions of a frame's latent, one at a time.
 
@@ -67,14 +66,16 @@ def traversal_frames(
         vae: The model.
         config: Its statistics order the dimensions by KL and give the range of each.
         frame: ``uint8``, shape (64, 64, 3), the starting point.
-        dims: How many dimensions, those of largest KL first.
+        dims: How many dimensions.
+        order: Dimensions, the first one first; ``None`` (default): those of largest KL first.
 
     Yields:
         The dimension, its offsets from its mean in standard deviations, and the decoded frames.
     """
     offsets = np.linspace(-3, 3, 9)
     latent = vae(torch.from_numpy(frame[None]))[0].numpy()
-    for dim in np.argsort(config.latents["kl"])[::-1][:dims]:
+    chosen = np.argsort(config.latents["kl"])[::-1].tolist() if order is None else order
+    for dim in chosen[:dims]:
         moved = np.repeat(latent[None], len(offsets), 0)
         moved[:, dim] = config.latents["mean"][dim] + offsets * config.latents["std"][dim]
         yield int(dim), offsets, to_frames(vae.decode(torch.from_numpy(moved)))
@@ -102,29 +103,28 @@ def traversals(vae: VAE, config: EncoderConfig, frame: Frames, path: Path, dims:
     figure.savefig(path)
 
 
-def loss_curves(history: Path, path: Path) -> None:
-    """Draw the course of training from an encoder folder's ``history.csv``.
+def learning_curve(games: Sequence[tuple[int, float]], random: float, path: Path) -> None:
+    """Draw the return of an agent's games over the steps of its training.
 
     Args:
-        history: The CSV file.
+        games: The step at which each game ended, and its return.
+        random: Mean return of random play, drawn as a line.
         path: PNG to write.
     """
-    with open(history, newline="") as file:
-        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-    step = [row["step"] for row in rows]
-    figure = matplotlib.figure.Figure(figsize=(10, 3), dpi=110, layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    for axis, name, title in (
-        (left, "reconstruction", "reconstruction, nats/frame"),
-        (middle, "kl", "KL, nats/frame"),
-        (right, "active_units", "active units in a batch"),
-    ):
-        axis.plot(step, [row[name] for row in rows], linewidth=1.2)
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel("step", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.grid(alpha=0.3)
-    right.set_ylim(0)
+    figure = matplotlib.figure.Figure(figsize=(7, 3.2), dpi=110, layout="constrained")
+    axis = figure.subplots()
+    if games:
+        steps, returns = np.array(games).T
+        width = max(1, len(games) // 25)
+        mean = np.convolve(returns, np.ones(width) / width, "valid")
+        axis.plot(steps, returns, ".", color="0.75", markersize=3, label="a game")
+        axis.plot(steps[width - 1 :], mean, linewidth=1.6, label=f"mean of {width} games")
+    axis.axhline(random, color="C3", linestyle="--", linewidth=1, label="random play")
+    axis.set_xlabel("steps of the agent", fontsize=8)
+    axis.set_ylabel("return", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, loc="upper left")
     figure.savefig(path)
 
 

@@ -17,6 +17,8 @@ FORMAT = "latent_obs.report_card"
 VERSION = 1
 REPORTS_FORMAT = "latent_obs.reports"
 
+# A dimension follows a variable that explains at least this share of its variance.
+FOLLOWS = 0.5
 # How an encoder runs in each backend; "openvino" is the fastest way on this CPU, by the compiled kernel too.
 RUNS = {"openvino": "as wrappers do", "torch": "in eager PyTorch"}
 # The encoder and its baselines, as fields and as headings of columns.
@@ -134,6 +136,8 @@ class ReportCard(Scores):
         encode_us: Median microseconds to encode one frame, by backend; empty where a card leaves them out.
         probe: What was read of the game's state, if asked for.
         provenance: That of the encoder.
+        labels: What the dimensions do, the value of :meth:`latent_obs.evaluation.labels.Labels.summary`;
+            ``None`` where it was not measured.
         created: Date of the measurement (UTC), ``""`` in older cards.
         warnings: What a reader must not miss.
     """
@@ -154,6 +158,7 @@ class ReportCard(Scores):
     dimensions: tuple[Dimension, ...] = ()
     by_episode: Mapping[str, list[float]] = field(default_factory=dict)
     probe: Probe | None = None
+    labels: Content | None = None
     provenance: Content = field(default_factory=dict)
     created: str = ""
     warnings: tuple[str, ...] = ()
@@ -162,13 +167,36 @@ class ReportCard(Scores):
         """Return the scores of ``"encoder"``, ``"pca"`` or ``"random"``."""
         return self if code == "encoder" else self.baselines[code]
 
+    @property
+    def following(self) -> int | None:
+        """How many dimensions follow one variable; ``None`` where that was not measured."""
+        return None if self.labels is None else int(self.labels["following"])
+
+    @property
+    def mig(self) -> float | None:
+        """Mutual information gap, where the factors are known."""
+        return self._metric("mig")
+
+    @property
+    def dci_disentanglement(self) -> float | None:
+        """DCI's disentanglement, where the factors are known."""
+        return self._metric("dci_disentanglement")
+
+    def _metric(self, name: str) -> float | None:
+        value = (self.labels or {}).get("metrics", {}).get(name)
+        return None if value is None else float(value)
+
+    @property
+    def codes(self) -> dict[str, str]:
+        """What was measured, with the name that people read: the encoder, then its baselines."""
+        return {code: name for code, name in CODES.items() if code == "encoder" or code in self.baselines}
+
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Return the table of all figures: label, then the encoder's, PCA's and the untrained network's."""
         rows = []
         for figure in FIGURES:
-            cells = [
-                figure.shown(self.of(code)) if figure.baselines or code == "encoder" else "" for code in CODES
-            ]
+            known = self.codes if figure.baselines else ("encoder",)
+            cells = [figure.shown(self.of(code)) if code in known else "" for code in CODES]
             if cells[0]:
                 rows.append((figure.label, *cells))
             if spread := self.spread(figure):
@@ -239,8 +267,10 @@ class ReportCard(Scores):
                 "dimensions": tuple(_build(Dimension, each) for each in value.get("dimensions", ())),
                 "warnings": tuple(value.get("warnings", ())),
             }
-            return _build(cls, {**value, **parts})
-        except (KeyError, TypeError, AttributeError) as error:
+            card = _build(cls, {**value, **parts})
+            _ = card.following, card.mig, card.dci_disentanglement  # what they look into is there
+            return card
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
                 f"It is a damaged report card: a field is missing or wrong ({error})."
             ) from error
@@ -293,6 +323,9 @@ FIGURES = (
     Figure("reconstruction", "reconstruction, nats/frame", "{:,.1f}"),
     Figure("kl", "KL, nats/frame", "{:.1f}", brief="KL nats"),
     Figure("active_units", "active units", "{}", brief="active"),
+    Figure("following", "dimensions that follow one variable", "{}"),
+    Figure("mig", "mutual information gap (MIG)", "{:.3f}"),
+    Figure("dci_disentanglement", "disentanglement (DCI)", "{:.3f}"),
     Figure("foreground", "pixels that differ from the median", "{:.1%}"),
 )
 BRIEF = tuple(figure for figure in FIGURES if figure.brief)

@@ -11,7 +11,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latent_obs.data.storage import refuse_irregular
 from latent_obs.encoders.provenance import Record, Run
@@ -126,31 +126,3 @@ def remove_checkpoint(folder: Path, run: Run) -> None:
 def damaged(folder: Path, error: Exception) -> ValueError:
     """Return the error for a checkpoint that cannot be used."""
     return ValueError(f"{folder / CHECKPOINT} is damaged ({error}); delete it to start again.")
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """Return Adam's moments and step counts under the names of their parameters."""
-    return {
-        f"adam.{name}.{key}": value
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def load_optimizer_tensors(
-    model: nn.Module, optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]
-) -> None:
-    """Restore what :func:`optimizer_tensors` returned after at least one step.
-
-    Raises:
-        KeyError, RuntimeError: If a tensor is missing or has another shape than its parameter.
-    """
-    state = optimizer.state_dict()
-    for index, (name, parameter) in enumerate(model.named_parameters()):
-        # The fused optimiser walks through memory, so moments must lie as their parameter does.
-        moments = {
-            key: torch.empty_like(parameter).copy_(tensors[f"adam.{name}.{key}"])
-            for key in ("exp_avg", "exp_avg_sq")
-        }
-        state["state"][index] = {"step": tensors[f"adam.{name}.step"], **moments}
-    optimizer.load_state_dict(state)

@@ -30,14 +30,23 @@ class TrainConfig:
     batch_size: int = 64
     """frames in a step, shared by all processes"""
     learning_rate: float = 1e-3
-    """Adam's learning rate at the first step; it falls to zero along half a cosine"""
+    """learning rate at the first step; it falls to zero along half a cosine"""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """adam, or muon, which reaches the same in fewer steps: Muon steps weight matrices, Adam the rest; its
+    learning rate is about 0.01"""
     objective: Literal["calibrated", "sse"] = "calibrated"
     """calibrated: the decoder is Gaussian, and its variance is the running mean squared error; sse: squared
     error + KL as in World Models, without any emphasis, which collapses on games with small objects"""
     beta: float = 1.0
     """weight of the KL term; losses are in nats per frame"""
     kl_warmup: float = 0.2
-    """fraction of the steps over which beta rises from zero"""
+    """fraction of the steps over which beta rises from zero, or goes from `beta_start` to `beta`"""
+    beta_start: float = 0.0
+    """beta at the first step, above `beta`; it falls by a constant factor per step; 0: it rises from zero"""
+    pairs: bool = False
+    """draw pairs of consecutive frames, and let both frames of a pair share all dimensions but the one that
+    differs most; where each step of the environment changes one factor, a dimension then follows one factor
+    (Locatello et al. 2020); the frames are held in memory"""
     free_bits: float = 0.0
     """KL in nats that each latent dimension is always charged, so that none gains by saying less (Kingma et
     al. 2016); raise it against collapse"""
@@ -47,6 +56,9 @@ class TrainConfig:
     rarity_weight: float = 60.0
     """extra weight in the error of pixels whose colour is rare in the frames; it keeps small objects in front
     of a moving camera too"""
+    moments: int = 0
+    """so many dimensions of the latent at most are trained to be places and sizes of what moves, by colour,
+    so that a linear reader finds them; for frames of one environment"""
     batch_norm: bool = True
     """normalise activations while training, so that small objects are learned in fewer steps; at the end the
     normalisation is folded into the weights"""
@@ -76,10 +88,21 @@ class TrainConfig:
         for name in ("steps", "batch_size", "evaluate_every", "devices", "num_nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        weights = ("beta", "free_bits", "foreground_weight", "rarity_weight")
+        weights = ("beta", "beta_start", "free_bits", "foreground_weight", "rarity_weight")
         for name in (*weights, "kl_warmup", "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.pairs and (self.batch_size % 2 or self.devices * self.num_nodes > 1):
+            raise ValueError(
+                f"pairs needs an even batch_size and one process, got a batch of {self.batch_size} and "
+                f"{self.devices * self.num_nodes} processes."
+            )
+        if self.beta_start and not self.beta:
+            raise ValueError(f"beta_start={self.beta_start} needs a beta above 0 to fall to, got 0.")
+        if not 0 <= self.moments <= self.latent_dim:
+            raise ValueError(
+                f"moments must be from 0 to latent_dim, which is {self.latent_dim}; got {self.moments}."
+            )
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must be between 0 and 1, got {self.learning_rate}.")
         if not 0 < self.validation < 1:
@@ -98,5 +121,9 @@ class TrainConfig:
         fields = asdict(self)
         for name in ("data", "out", "devices", "num_nodes", "tensorboard", "overwrite"):
             del fields[name]
+        # An option that came later says nothing of itself at its default, so that older runs stay equal.
+        for name in ("optimizer", "moments", "beta_start", "pairs"):
+            if fields[name] == type(self).__dataclass_fields__[name].default:
+                del fields[name]
         fields["init_from"] = None if self.init_from is None else str(self.init_from)
         return {**fields, "channels": list(self.channels)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import logging
 import multiprocessing
 import os
 import pickle
@@ -43,6 +44,8 @@ def make_fabric(devices: int, num_nodes: int, precision: Computed) -> Fabric:
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
+    # Fabric would announce the precision, which the program says itself, with the reason.
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     cuda = torch.cuda.is_available()
     started = TorchElasticEnvironment.detect()
     if started:

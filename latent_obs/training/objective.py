@@ -62,7 +62,14 @@ class Means(Terms):
     active_units: float
 
 
-def terms(vae: VAE, frames: Tensor, noise: Tensor | None = None, weights: Tensor | None = None) -> Terms:
+def terms(
+    vae: VAE,
+    frames: Tensor,
+    noise: Tensor | None = None,
+    weights: Tensor | None = None,
+    *,
+    pairs: bool = False,
+) -> Terms:
     """Encode a batch, draw one sample of each posterior, decode it and compare.
 
     Args:
@@ -71,8 +78,11 @@ def terms(vae: VAE, frames: Tensor, noise: Tensor | None = None, weights: Tensor
         noise: Standard normal noise, shape (N, latent_dim), from which the samples are made; ``None``
             (default): decode the mean of each posterior.
         weights: Weight of each pixel in ``weighted_error``, shape (N, 64, 64); ``None`` (default): 1.
+        pairs: Whether the second half of the frames are partners of the first, see :func:`share_posteriors`.
     """
     mean, log_variance = vae.encode(frames)  # q(z | frame) = N(mean, exp(log_variance)), each (N, latent_dim)
+    if pairs:
+        mean, log_variance = share_posteriors(mean, log_variance)
     latents = mean if noise is None else mean + noise * bounded_exp(log_variance, 0.5)
     decoded = vae.decode_logits(latents).sigmoid()  # the mean of p(frame | z), (N, 3, 64, 64)
     error = (decoded - as_images(frames)).square().sum(1)  # (N, 64, 64)
@@ -81,6 +91,37 @@ def terms(vae: VAE, frames: Tensor, noise: Tensor | None = None, weights: Tensor
         weighted_error = (error * weights).sum((1, 2))
     kl = 0.5 * (mean.square() + bounded_exp(log_variance) - 1 - log_variance)
     return Terms(squared_error, weighted_error, kl, mean)
+
+
+def share_posteriors(mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Let the frames of a pair share the posterior of every dimension but the one that differs most.
+
+    Mean and variance of the shared ones are averaged over the pair. So what changes between two frames has
+    to be in a single dimension, and what stays has to be in others.
+
+    Args:
+        mean: Of the posteriors, shape (2 N, latent_dim); the partner of row i is row N + i.
+        log_variance: Of the same shape.
+
+    Returns:
+        Both, of the same shapes.
+
+    Source: Locatello et al. (2020), "Weakly-supervised disentanglement without compromises", with one
+    factor known to change, and averages as in Hosoya (2019), "Group-based learning of disentangled
+    representations with generalizability for novel contents".
+    """
+    first, second = mean.chunk(2)
+    variances = bounded_exp(log_variance)
+    one, other = variances.chunk(2)
+    with torch.no_grad():  # the symmetric KL divergence, but for constants
+        distance = (first - second).square() * (1 / one + 1 / other) + one / other + other / one
+        shared = torch.ones_like(distance, dtype=torch.bool)
+        shared.scatter_(1, distance.argmax(1, keepdim=True), False)
+    both = shared.repeat(2, 1)
+    return (
+        torch.where(both, ((first + second) / 2).repeat(2, 1), mean),
+        torch.where(both, ((one + other) / 2).log().repeat(2, 1), log_variance),
+    )
 
 
 def negative_elbo(
@@ -165,9 +206,15 @@ def calibrated_variance(variance: Tensor, squared_error: Tensor, step: int) -> T
 
 
 def kl_weight(step: int, config: TrainConfig) -> float:
-    """Return beta at a step: it rises from zero over the first ``kl_warmup`` of all steps."""
+    """Return beta at a step: over the first ``kl_warmup`` of all steps it rises from zero.
+
+    With ``beta_start`` it goes from there by a constant factor per step instead.
+    """
     warmup = config.kl_warmup * config.steps
-    return config.beta * (min(1.0, step / warmup) if warmup else 1.0)
+    done = min(1.0, step / warmup) if warmup else 1.0
+    if config.beta_start:
+        return config.beta_start * math.pow(config.beta / config.beta_start, done)
+    return config.beta * done
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:

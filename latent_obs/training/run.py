@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,8 +24,6 @@ from latent_obs.training.checkpoint import (
     CHECKPOINT,
     Progress,
     damaged,
-    load_optimizer_tensors,
-    optimizer_tensors,
     read_checkpoint,
     write_checkpoint,
 )
@@ -35,6 +35,7 @@ from latent_obs.training.distributed import (
     sum_over_processes,
 )
 from latent_obs.training.history import Monitor, Row
+from latent_obs.training.moments import ImageMoments
 from latent_obs.training.objective import (
     Means,
     Terms,
@@ -46,6 +47,7 @@ from latent_obs.training.objective import (
     pixel_weights,
     terms,
 )
+from latent_obs.training.optimizer import Optimizer
 from latent_obs.vae import VAE, load_vae, reconstruct
 
 if TYPE_CHECKING:
@@ -120,9 +122,10 @@ class TrainingRun:
             keep_freed_memory()
         # The same values in another order of memory, in which convolutions are faster.
         self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.Adam(self.vae.parameters(), config.learning_rate, fused=True)
+        self.optimizer = Optimizer(self.vae, config.optimizer, config.learning_rate)
         self.generator = torch.Generator(device)
         self.medians = read_once(fabric, folder.medians)
+        self.moments = self._image_moments() if config.moments else None
         self.rarity = torch.from_numpy(color_rarity(start)).to(device)
         # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
         count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))
@@ -141,14 +144,7 @@ class TrainingRun:
     def train(self, bar: Bar, stop: threading.Event) -> bool:
         """Take the remaining steps; return whether some process was told to stop before."""
         config = self.config
-        batches = self.folder.batches_and_foreground(
-            config.batch_size,
-            self.medians,
-            self.episodes,
-            seed=config.seed,
-            skip=self.step,
-            team=Processes(self.fabric) if self.fabric.world_size > 1 else None,
-        )
+        batches = self._batches()
         saved = begun = time.monotonic()
         spent = self.seconds
         while self.step < config.steps and not (config.patience and self.waited >= config.patience):
@@ -176,6 +172,22 @@ class TrainingRun:
                 saved = time.monotonic()
         return False
 
+    def _batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
+        """Yield what is left of the batches to train on, with the masks of their foreground."""
+        config = self.config
+        if not config.pairs:
+            return self.folder.batches_and_foreground(
+                config.batch_size,
+                self.medians,
+                self.episodes,
+                seed=config.seed,
+                skip=self.step,
+                team=Processes(self.fabric) if self.fabric.world_size > 1 else None,
+            )
+        none = np.zeros((config.batch_size, 0, 64, 64), np.bool_)
+        pairs = self.folder.pairs(config.batch_size, self.episodes, seed=config.seed, skip=self.step)
+        return ((frames, none) for frames in pairs)
+
     def take_step(self, frames: Tensor, foreground: Tensor) -> Row:
         """Take one optimiser step and return its row of the history.
 
@@ -190,7 +202,8 @@ class TrainingRun:
         beta, rate = kl_weight(self.step, config), learning_rate(self.step, config)
 
         # Encode the frames, sample the posterior, decode: the error and the KL divergence of each frame.
-        parts = self._terms(frames, foreground, self._noise(config.batch_size, self.step))
+        noise = self._noise(config.batch_size, self.step)
+        parts = self._terms(frames, foreground, noise, config.pairs)
         means = self._means([parts], config.batch_size)
 
         # The decoder's variances follow the mean squared error, which is their optimum.
@@ -200,6 +213,8 @@ class TrainingRun:
         # The loss is the negative ELBO, in nats per frame, averaged over the batch.
         _, losses = negative_elbo(parts, means, weighted_variance, beta, config)
         self.optimizer.zero_grad()
+        if self.moments is not None:
+            losses = losses + self.moments.nll(parts.mean, frames)
         (losses.sum() / config.batch_size).backward()  # type: ignore[no-untyped-call]
         self._sum_gradients()
 
@@ -208,9 +223,7 @@ class TrainingRun:
         self._check_finite(loss, norm)
         self._limit_gradient(norm)
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        self.optimizer.step(rate)
         vae.decoder_variance.copy_(variance)
         self.weighted_variance.copy_(weighted_variance)
         self.step += 1
@@ -225,12 +238,21 @@ class TrainingRun:
             "learning_rate": rate,
         }
 
-    def _terms(self, frames: Tensor, foreground: Tensor, noise: Tensor) -> Terms:
+    def _image_moments(self) -> ImageMoments:
+        if len(self.medians) > 1:
+            raise ValueError(
+                f"moments={self.config.moments} needs frames of one environment; {self.folder} has those of "
+                f"{', '.join(self.medians)}. Train with moments=0 (--moments 0)."
+            )
+        (median,) = self.medians.values()
+        return ImageMoments(self.sample[:START_FRAMES], median, self.config.moments)
+
+    def _terms(self, frames: Tensor, foreground: Tensor, noise: Tensor, pairs: bool = False) -> Terms:
         config = self.config
         rarity = self.rarity[color_bins(frames.int())]
         weights = pixel_weights(foreground, config.foreground_weight, rarity, config.rarity_weight)
         with self.fabric.autocast():
-            return terms(self.vae, frames, noise, weights)
+            return terms(self.vae, frames, noise, weights, pairs=pairs)
 
     def _noise(self, rows: int, seed: int) -> Tensor:
         """Return this process's share of standard normal noise for ``rows`` frames."""
@@ -335,7 +357,7 @@ class TrainingRun:
         assert self.monitor is not None
         tensors = dict(self.vae.state_dict())
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        tensors |= optimizer_tensors(self.vae, self.optimizer)
+        tensors |= self.optimizer.tensors()
         tensors |= {"weighted_variance": self.weighted_variance, "gradient_norm": self.gradient_norm}
         progress = Progress(
             step=self.step,
@@ -361,7 +383,7 @@ class TrainingRun:
         try:
             self.vae.load_state_dict({name: tensors[name] for name in self.vae.state_dict()})
             if progress.step:
-                load_optimizer_tensors(self.vae, self.optimizer, tensors)
+                self.optimizer.load(tensors)
             self.weighted_variance.copy_(tensors["weighted_variance"])
             self.gradient_norm.copy_(tensors["gradient_norm"])
             best = {k[5:]: v.to(self.fabric.device) for k, v in tensors.items() if k.startswith("best.")}

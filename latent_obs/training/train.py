@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 # Fewer active units than this means that the latent says next to nothing about the frame.
 COLLAPSED_BELOW = 2
 # The card that a recipe writes beside an encoder.
-CARD_FILES = ("README.md", "card.png", "reports.json")
+CARD_FILES = ("README.md", "card.png", "labels.json", "reports.json")
 
 
 def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
@@ -189,13 +189,13 @@ def _write_encoder(training: TrainingRun, precision: tuple[str, str]) -> Encoder
     )
     training.monitor.write_history()
     training.monitor.close()
-    _remove_card(config.out)
+    remove_card(config.out)
     result = write_encoder_folder(config.out, result, vae.tensors(), training.sample[:CALIBRATION_FRAMES])
     remove_checkpoint(config.out, training.run)
     return result
 
 
-def _remove_card(out: Path) -> None:
+def remove_card(out: Path) -> None:
     """Remove the card of an encoder that is about to be replaced: its figures are not the new one's."""
     if not (out / "config.json").exists():
         return

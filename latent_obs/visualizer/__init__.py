@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import webbrowser
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.storage import name_of
 from latent_obs.encoders.resolve import EncoderFolder, resolve
+from latent_obs.evaluation.labels import Labels, measure_labels, read_labels
 from latent_obs.files import write_atomically
 from latent_obs.frames import Frames
 from latent_obs.visualizer.page import Shown, build_page
@@ -55,6 +58,8 @@ def visualize_encoder(config: VisualizeConfig) -> Path:
     found = resolve(config.encoder)
     shown = choose_frames(found, config.frames)
     if config.picture is None:
+        shown = replace(shown, labels=find_labels(found, config.frames))
+    if config.picture is None:
         out = config.out or Path(f"{found.name}.html")
         content = build_page(found.name, found.config, found.tensors(), shown).encode()
     else:
@@ -68,6 +73,31 @@ def visualize_encoder(config: VisualizeConfig) -> Path:
     return out
 
 
+def find_labels(encoder: EncoderFolder, frames: str | Path | None) -> Labels | None:
+    """Return what each dimension does: from the encoder's folder, or measured now.
+
+    It is measured by playing the environment at random, where its state is known; else on the statistics of
+    the frames of the folder.
+
+    Args:
+        encoder: The encoder.
+        frames: Frames folder. ``None``: without a known state nothing is measured; calibration frames are
+            too few.
+
+    Raises:
+        ValueError: If ``labels.json`` is damaged.
+    """
+    config = encoder.config
+    if (known := read_labels(encoder.path, config.vae.latent_dim)) is not None:
+        return known
+    from latent_obs.evaluation.variables import observe
+    from latent_obs.vae import load_vae
+
+    folders = [] if frames is None else [FramesFolder(frames)]
+    observed = observe(config.source, config.frame_spec, folders)
+    return None if observed is None else measure_labels(load_vae(encoder)[0], config, observed)
+
+
 def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
     """Choose the frames to show: a gallery of lively frames, and a part of the longest episode.
 
@@ -76,6 +106,10 @@ def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
     Args:
         encoder: The encoder that will encode the frames.
         frames: Frames folder. ``None``: the encoder's calibration frames, for both.
+
+    Returns:
+        The frames; no episode where the encoder has no frames folder and its environment cannot be played,
+        and where frames that follow one another are no more alike than any others.
 
     Raises:
         ValueError: If the frames were made with a frame spec other than the encoder's, or ``frames`` is
@@ -88,11 +122,12 @@ def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
                 f"The encoder {encoder.ref} has no calibration frames to show. Name a frames folder: "
                 "--frames FOLDER."
             )
+        episode = _played(encoder)
         return Shown(
             _lively(found),
-            found,
+            found[:0] if episode is None else episode,
             "The encoder was trained on these frames. Press one to encode it.",
-            "No episode was recorded. These are training frames, in no order.",
+            f"An episode of random play of {encoder.config.source.env_id}, encoded and decoded as it plays.",
         )
     from latent_obs.evaluation.selection import held_out_episodes
 
@@ -103,14 +138,36 @@ def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
     whole = folder.load([longest])
     begin = max(0, (len(whole) - EPISODE) // 2)  # more happens in the middle than at the start
     where = f"{folder.source.env_id or name_of(folder.path)}"
+    stretch = whole[begin : begin + EPISODE]
     return Shown(
         _lively(folder.sample(1024, episodes)),
-        whole[begin : begin + EPISODE],
+        stretch if _in_order(stretch) else stretch[:0],
         f"Frames of {where}{'' if episodes is None else ' that the encoder was not trained on'}. "
         "Press one to encode it.",
-        f"Frames {begin + 1} to {begin + len(whole[begin : begin + EPISODE])} of an episode of {where}, "
+        f"Frames {begin + 1} to {begin + len(stretch)} of an episode of {where}, "
         "encoded and decoded as they play.",
     )
+
+
+def _played(encoder: EncoderFolder) -> Frames | None:
+    """Play the encoder's environment for a while; ``None`` where it is not there or has no order."""
+    from latent_obs.evaluation.variables import play
+
+    observed = play(encoder.config.source, encoder.config.frame_spec, 3 * EPISODE, seed=1, state=False)
+    if observed is None:
+        return None
+    stretch = observed.frames[-EPISODE:]
+    return stretch if _in_order(stretch) else None
+
+
+def _in_order(frames: Frames) -> bool:
+    """Say whether frames that follow one another are more alike than others; else they would flicker."""
+    if len(frames) < 3:
+        return True
+    values = frames.astype(np.float32)
+    shuffled = values[np.random.default_rng(0).permutation(len(values))]
+    steps, jumps = (float(np.abs(each[1:] - each[:-1]).mean()) for each in (values, shuffled))
+    return steps < 0.7 * jumps
 
 
 def _lively(frames: Frames) -> Frames:

@@ -7,20 +7,25 @@ const MAX_MODEL_BYTES = 256e6;
 /**
  * Read opened files.
  * @param {File[]} files
- * @returns {Promise<{model?: Uint8Array, name?: string, config?: object, sheet?: Uint8Array[],
+ * @returns {Promise<{model?: Uint8Array, name?: string, config?: object, labels?: object, sheet?: Uint8Array[],
  *   image?: {data: Uint8ClampedArray, width: number, height: number}}>}
  */
 async function readFiles(files) {
   const find = (test) => files.find((file) => test(file.name.toLowerCase(), file.type));
   const model = find((name) => name.endsWith(".safetensors"));
-  const config = find((name) => name.endsWith(".json"));
+  const labels = find((name) => name.endsWith("labels.json"));
+  const config = find((name) => name.endsWith("config.json"))
+    ?? find((name) => name.endsWith(".json") && !name.endsWith("labels.json") && !name.endsWith("reports.json"));
   const image = find((name, type) => type.startsWith("image/"));
+  // A whole encoder folder has card.png and others beside it.
+  const sheet = find((name) => name.endsWith("calibration.png")) ?? image;
   if (model) {
     return {
       model: new Uint8Array(await bytesOf(model, MAX_MODEL_BYTES)),
       name: model.name,
       config: config && parseConfig(new TextDecoder().decode(await bytesOf(config, 1e6))),
-      sheet: image && cutSheet(await readImage(image)),
+      labels: labels && parseLabels(new TextDecoder().decode(await bytesOf(labels, 1e6))),
+      sheet: sheet && cutSheet(await readImage(sheet)),
     };
   }
   if (!image) {
@@ -66,5 +71,32 @@ function parseConfig(text) {
     throw new Error("config.json: frame_spec.crop must be null, or top, bottom, left and right in pixels.");
   }
   const environment = typeof source?.env_id === "string" ? source.env_id : "";
-  return { latents, crop, environment, metrics };
+  const name = typeof provenance?.recipe === "string" && provenance.recipe;
+  return { latents, crop, environment, metrics, ...(name ? { name: brief(name) } : {}) };
+}
+
+/** Take from a labels.json what the page uses, and check it; docs/formats.md says what it holds. */
+function parseLabels(text) {
+  let labels;
+  try {
+    labels = JSON.parse(text);
+  } catch {
+    throw new Error("labels.json is not JSON.");
+  }
+  const numbers = (list, length) => Array.isArray(list) && list.length === length && list.every(Number.isFinite);
+  const { mean, dimensions, directions, whitening, distances } = labels ?? {};
+  const size = mean?.length;
+  const right = labels?.format === "latent_obs.labels" && typeof labels.source === "string"
+    && numbers(mean, size) && numbers(distances, 3)
+    && Array.isArray(whitening) && whitening.length === size && whitening.every((row) => numbers(row, size))
+    && Array.isArray(dimensions) && dimensions.length === size && dimensions.every(isLabel)
+    && Array.isArray(directions) && directions.every((one) => typeof one?.name === "string"
+      && Number.isFinite(one.r2) && Number.isFinite(one.follows) && numbers(one.reads, size) && numbers(one.moves, size));
+  if (!right) throw new Error("labels.json does not describe the dimensions of an encoder.");
+  return labels;
+}
+
+function isLabel(label) {
+  return Number.isFinite(label?.change) && Number.isFinite(label.exclusive) && Array.isArray(label.explained)
+    && label.explained.every((one) => typeof one?.name === "string" && Number.isFinite(one.r2));
 }

@@ -123,8 +123,10 @@ function psnr(frame, rgba) {
   return 10 * Math.log10((255 ** 2 * FRAME_BYTES) / error);
 }
 
-/** Draw RGBA pixels of one frame on a canvas of 64 x 64. */
-function paint(canvas, rgba) {
+/** Draw RGBA pixels of one frame on a canvas: all of them, or a square region. */
+function paint(canvas, rgba, { left, top, side } = { left: 0, top: 0, side: SIDE }) {
+  if (canvas.width !== side) canvas.width = canvas.height = side;
   // Such a canvas stays in the memory of the CPU, where the pixels come from.
-  canvas.getContext("2d", { willReadFrequently: true }).putImageData(new ImageData(rgba, SIDE, SIDE), 0, 0);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.putImageData(new ImageData(rgba, SIDE, SIDE), -left, -top, left, top, side, side);
 }

@@ -4,12 +4,12 @@
 const $ = (id) => document.getElementById(id);
 const about = JSON.parse($("about").textContent);
 const assistant = new Assistant();
-const rows = new Rows(assistant, (dim, value) => {
+const moved = (latent) => {
   stopPlaying();
-  const latent = view.latent.slice();
-  latent[dim] = value;
   setLatent(latent);
-});
+};
+const rows = new Rows(assistant, { open: $("active"), more: $("more"), folded: $("inactive") }, moved);
+const directions = new Rows(assistant, { open: $("directions-list"), more: $("more-directions") }, moved);
 
 /** What is shown. A source is a frame with its latent and label; `index` is its place in the gallery. */
 const view = { encoder: null, latent: null, source: null, ends: [null, null] };
@@ -17,8 +17,8 @@ const frames = { gallery: [], episode: [] };
 
 /** An encoder with what is known of its latents. */
 class LoadedEncoder {
-  constructor({ name, model, latents, crop, environment, metrics }) {
-    Object.assign(this, { name, model, latents, crop, environment, metrics });
+  constructor({ name, model, latents, crop, environment, metrics, labels }) {
+    Object.assign(this, { name, model, latents, crop, environment, metrics, labels });
     this.network = new Network(readSafetensors(model));
   }
 
@@ -37,6 +37,7 @@ async function start() {
   const all = Array.from({ length: bytes.length / FRAME_BYTES },
     (_, i) => bytes.subarray(i * FRAME_BYTES, (i + 1) * FRAME_BYTES));
   frames.gallery = all.slice(0, about.gallery.count);
+  frames.episode = all.slice(about.gallery.count);
   await useEncoder(encoder, "", restore);
   setFrames(frames.gallery, all.slice(about.gallery.count), about.gallery.from, about.episode.from);
   connect();
@@ -54,9 +55,11 @@ function shown() {
 async function useEncoder(encoder, note, showFrame) {
   view.encoder = encoder;
   rows.clear();
+  directions.clear();
   const { latentDim, channels } = encoder.network;
   const { kl, psnr: quality } = encoder.metrics ?? {};
   $("name").textContent = encoder.name;
+  document.title = `${encoder.name}: latent visualizer`;
   $("summary").textContent = [
     encoder.environment,
     `${latentDim} latent dimensions`,
@@ -68,8 +71,15 @@ async function useEncoder(encoder, note, showFrame) {
   showFrame();
   await shown();
   assistant.ask("load", { model: encoder.model });
-  rows.build(encoder);
+  const axes = dimensionAxes(encoder, (dim) => encoder.range(dim));
+  $("order-note").textContent = encoder.labels ? "The dimension that does most clearly one thing comes first."
+    : "The most informative dimension comes first.";
+  $("labels-note").textContent = describeLabels(encoder, axes);
+  rows.build(axes);
   rows.show(view.latent);
+  directions.build(directionAxes(encoder));
+  directions.show(view.latent);
+  $("directions-panel").hidden = !encoder.labels;
   view.ends = [frames.gallery[0], frames.gallery.at(-1)].map((frame) => encode(frame));
   drawEnds();
 }
@@ -100,13 +110,15 @@ function setFrames(gallery, episodeFrames, galleryFrom, episodeFrom) {
     item.append(button);
     return item;
   }));
-  $("episode").max = episodeFrames.length - 1;
+  $("episode").max = Math.max(episodeFrames.length - 1, 1);
   $("episode").value = 0;
+  $("episode-player").hidden = !episodeFrames.length;
+  showPosition();
 }
 
-/** Encode a frame and show it. */
-function setSource(frame, label, index = -1) {
-  view.source = { ...encode(frame), label, index };
+/** Encode a frame and show it: one of the gallery has its `index`, one of the episode its `position`. */
+function setSource(frame, label, index = -1, position = -1) {
+  view.source = { ...encode(frame), label, index, position };
   view.source.reconstruction = view.encoder.network.decode(view.source.latent);
   paint($("source"), toRgba(frame));
   paint($("reconstruction"), view.source.reconstruction);
@@ -116,6 +128,7 @@ function setSource(frame, label, index = -1) {
   $("gallery").querySelectorAll("button").forEach((button, i) => {
     button.setAttribute("aria-pressed", String(i === index));
   });
+  showPosition();
   setLatent(view.source.latent);
 }
 
@@ -135,8 +148,20 @@ function draw() {
   paint($("output"), isSource ? source.reconstruction : encoder.network.decode(latent));
   $("output-note").textContent = isSource ? "the reconstruction" : describeChange();
   rows.show(latent);
+  directions.show(latent);
+  showDistance();
   clearTimeout(saving);
   saving = setTimeout(save, 300);
+}
+
+/** Say how far the latent lies from those of the data. */
+function showDistance() {
+  const found = distanceFromData(view.encoder.labels, view.latent);
+  $("distance").hidden = !found;
+  if (!found) return;
+  $("distance-bar").style.inlineSize = `${100 * found.share}%`;
+  $("distance").classList.toggle("far", found.text.startsWith("unlike"));
+  $("distance-note").textContent = found.text;
 }
 
 /** Name the dimensions that differ from those of the source; count them if they are many. */
@@ -162,7 +187,8 @@ function hash() {
   const { encoder, latent, source } = view;
   const parts = new URLSearchParams();
   if (source.index >= 0) parts.set("frame", source.index + 1);
-  if (latent !== source.latent || source.index < 0) {
+  if (source.position >= 0) parts.set("episode", source.position + 1);
+  if (latent !== source.latent || (source.index < 0 && source.position < 0)) {
     const steps = Int8Array.from(latent, (value, dim) => {
       const { center, spread } = encoder.range(dim);
       return Math.max(-128, Math.min(127, Math.round((HASH_STEPS * (value - center)) / spread)));
@@ -180,9 +206,18 @@ function save() {
 /** Show what the address says, as far as it makes sense for this encoder. */
 function restore() {
   const parts = new URLSearchParams(location.hash.slice(1));
-  const index = Number(parts.get("frame") ?? 1) - 1;
-  const known = Number.isInteger(index) && index >= 0 && index < frames.gallery.length ? index : 0;
-  setSource(frames.gallery[known], `frame ${known + 1}`, known);
+  const place = (name, list) => {
+    const index = Number(parts.get(name) ?? 0) - 1;
+    return Number.isInteger(index) && index >= 0 && index < list.length ? index : -1;
+  };
+  const position = parts.has("frame") ? -1 : place("episode", frames.episode);
+  if (position >= 0) {
+    $("episode").value = position;
+    setSource(frames.episode[position], `episode, ${position + 1}`, -1, position);
+  } else {
+    const known = Math.max(place("frame", frames.gallery), 0);
+    setSource(frames.gallery[known], `frame ${known + 1}`, known);
+  }
   const steps = readSteps(parts.get("z") ?? "");
   if (steps.length !== view.latent.length) return;
   setLatent(Float32Array.from(steps, (step, dim) => {
@@ -232,12 +267,8 @@ function connect() {
   });
   new Player({
     button: $("episode-play"), slider: $("episode"), name: "Play episode", rate: 15, turns: false,
-    onStep: (position) => {
-      showPosition(position);
-      setSource(frames.episode[position], `episode, ${position + 1}`);
-    },
+    onStep: (position) => setSource(frames.episode[position], `episode, ${position + 1}`, -1, position),
   });
-  showPosition(0);
   ["end-a", "end-b"].forEach((id, which) => {
     $(id).addEventListener("click", () => {
       view.ends[which] = view.source;
@@ -281,8 +312,10 @@ function stopPlaying() {
   Player.current?.stop();
 }
 
-function showPosition(position) {
-  $("episode-position").textContent = `${position + 1} / ${frames.episode.length}`;
+/** Say which frame of the episode is the source, if any is. */
+function showPosition() {
+  const position = view.source?.position ?? -1;
+  $("episode-position").textContent = `${position < 0 ? "–" : position + 1} / ${frames.episode.length}`;
 }
 
 function drawEnds() {
@@ -308,8 +341,9 @@ async function open(files) {
   }
 }
 
-async function openEncoder({ model, name, config, sheet }) {
-  const encoder = new LoadedEncoder({ name: brief(name), model, crop: null, environment: "", ...config });
+async function openEncoder({ model, name, config, labels, sheet }) {
+  const called = { name: brief(name.replace(/\.safetensors$/, "")), crop: null, environment: "" };
+  const encoder = new LoadedEncoder({ ...called, ...config, model, labels });
   const { latentDim } = encoder.network;
   let note = "";
   if (!config) {
@@ -319,8 +353,10 @@ async function openEncoder({ model, name, config, sheet }) {
   } else if (["mean", "std", "kl"].some((key) => config.latents[key].length !== latentDim)) {
     throw new Error(`config.json does not belong to this encoder of ${latentDim} dimensions.`);
   }
-  if (sheet) setFrames(sheet.slice(0, 24), sheet, "These are its calibration frames.",
-    "These are its calibration frames, in no order.");
+  if (labels && labels.mean.length !== latentDim) {
+    throw new Error(`labels.json does not belong to this encoder of ${latentDim} dimensions.`);
+  }
+  if (sheet) setFrames(sheet.slice(0, 24), [], "These are its calibration frames.", "");
   await useEncoder(encoder, note, () => {
     if (sheet) setSource(sheet[0], "frame 1", 0);
     else setSource(view.source.frame, view.source.label, view.source.index);

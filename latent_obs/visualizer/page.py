@@ -17,6 +17,7 @@ import safetensors.numpy
 
 from latent_obs import __version__
 from latent_obs.encoders.folder import ACTIVE_VARIANCE, EncoderConfig, Tensors
+from latent_obs.evaluation.labels import Labels
 from latent_obs.frames import Frames
 
 PARTS = Path(__file__).parent
@@ -26,6 +27,7 @@ SCRIPTS = (
     "engine.js",
     "images.js",
     "assistant.js",
+    "axes.js",
     "rows.js",
     "player.js",
     "files.js",
@@ -42,15 +44,18 @@ class Shown:
 
     Args:
         gallery: Frames to choose from, ``uint8``, shape (N, 64, 64, 3).
-        episode: Frames that are played one after another, ``uint8``, shape (N, 64, 64, 3).
+        episode: Frames that are played one after another, ``uint8``, shape (N, 64, 64, 3); none where there
+            is no order to play frames in.
         gallery_from: Sentences below the gallery that say where its frames come from.
         episode_from: Sentences below the player that say where the episode comes from.
+        labels: What each dimension does, where it was measured.
     """
 
     gallery: Frames
     episode: Frames
     gallery_from: str
     episode_from: str
+    labels: Labels | None = None
 
 
 def build_page(name: str, config: EncoderConfig, tensors: Tensors, shown: Shown) -> str:
@@ -135,6 +140,7 @@ def _about(name: str, config: EncoderConfig, shown: Shown) -> str:
         "latents": config.latents,
         "metrics": {key: config.metrics[key] for key in ("kl", "psnr", "moving_r2") if key in config.metrics},
         "active_variance": ACTIVE_VARIANCE,
+        "labels": shown.labels and shown.labels.to_json(),
         "gallery": {"count": len(shown.gallery), "from": shown.gallery_from},
         "episode": {"count": len(shown.episode), "from": shown.episode_from},
     }

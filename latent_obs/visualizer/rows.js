@@ -1,17 +1,23 @@
 "use strict";
-// The rows of the dimensions: KL bar, strip of thumbnails, slider and number.
+// The rows of the sliders: what an axis does, strip of thumbnails, slider and number.
 
 const STOPS = [-3, -2, -1, 0, 1, 2, 3]; // thumbnails of a strip, in standard deviations
 const FAINT = 32; // levels: weaker changes than this are drawn weaker
+const OPEN = 8; // rows in sight at first
+const ZOOMED = 0.25; // a strip shows what changes by more than this share of the largest change
+const SMALLEST = 16; // pixels of a frame that a strip shows at least, each way
 const SETTLED = 150; // ms without a change before strips are decoded again
 
 class Rows {
   /**
    * @param {Assistant} assistant decodes the strips
-   * @param {(dim: number, value: number) => void} onInput called when a person moves a dimension
+   * @param {{open: Element, more?: HTMLDetailsElement, folded?: HTMLDetailsElement}} places lists to fill: the first
+   *   rows, those that follow, and those of axes that change nothing
+   * @param {(latent: Float32Array) => void} onInput called when a person moves an axis
    */
-  constructor(assistant, onInput) {
+  constructor(assistant, places, onInput) {
     this.assistant = assistant;
+    this.places = places;
     this.onInput = onInput;
     this.rows = [];
     this.timer = 0;
@@ -29,46 +35,46 @@ class Rows {
   /** Forget the rows of the encoder before. */
   clear() {
     this.rows = [];
-    this.encoder = null;
+    this.latent = null;
     this.observer.disconnect();
   }
 
-  /** Make the rows of an encoder, sorted by mean KL. */
-  build(encoder) {
-    this.encoder = encoder;
-    const { mean, kl } = encoder.latents;
-    const dims = Array.from(mean.keys()).sort((a, b) => kl[b] - kl[a]);
-    this.rows = dims.map((dim) => this.makeRow(dim, kl[dims[0]]));
-    const inactive = this.rows.filter(({ active }) => !active);
-    const fold = document.getElementById("inactive");
-    document.getElementById("active").replaceChildren(
-      ...this.rows.filter(({ active }) => active).map(({ element }) => element));
-    fold.querySelector("ol").replaceChildren(...inactive.map(({ element }) => element));
-    fold.querySelector("summary").textContent =
-      `${inactive.length} inactive ${inactive.length === 1 ? "dimension" : "dimensions"}`;
-    fold.hidden = !inactive.length;
-    fold.open = false;
+  /** Make the rows of axes, in their order. */
+  build(axes) {
+    this.rows = axes.map((axis) => this.makeRow(axis));
+    const seen = this.rows.filter(({ axis }) => axis.visible);
+    const unseen = this.rows.filter(({ axis }) => !axis.visible);
+    const { open, more, folded } = this.places;
+    open.replaceChildren(...seen.slice(0, OPEN).map(({ element }) => element));
+    const unmoved = unseen.some(({ axis }) => axis.active);
+    if (more) fill(more, seen.slice(OPEN), (count) => `${count} more`);
+    if (folded) {
+      fill(folded, unseen, (count, dimensions) => (unmoved
+        ? `${count} ${dimensions} ${count === 1 ? "that changes" : "that change"} nothing visible`
+        : `${count} inactive ${dimensions}`));
+    }
     for (const { element } of this.rows) this.observer.observe(element);
   }
 
-  makeRow(dim, largest) {
+  makeRow(axis) {
     const element = document.getElementById("row-template").content.firstElementChild.cloneNode(true);
     const find = (selector) => element.querySelector(selector);
-    const name = `z${dim}`;
-    const { center, spread, active } = this.encoder.range(dim);
-    const kl = this.encoder.latents.kl[dim];
-    const row = { dim, element, active, visible: false, drawn: null };
+    const { name, title, note, share, kl } = axis;
+    const row = { axis, dim: axis.dim, element, active: axis.active, visible: false, drawn: null };
     row.slider = find("input[type=range]");
     row.number = find("input[type=number]");
     row.change = find(".change");
-    element.dataset.dim = dim;
-    find(".dim").textContent = name;
-    find(".kl").textContent = kl.toFixed(2);
-    find(".kl").setAttribute("aria-label", `mean KL ${kl.toFixed(2)} nats`);
-    find(".bar span").style.inlineSize = `${100 * Math.min(Math.max(kl / largest, 0), 1) || 0}%`;
+    if (axis.dim !== undefined) element.dataset.dim = axis.dim;
+    find(".dim").textContent = title;
+    find(".note").textContent = note;
+    if (kl !== undefined) {
+      find(".kl").textContent = kl.toFixed(2);
+      find(".kl").setAttribute("aria-label", `mean KL ${kl.toFixed(2)} nats`);
+    }
+    find(".bar span").style.inlineSize = `${100 * share}%`;
     find(".strip").setAttribute("aria-label", `${name} in steps`);
     row.change.setAttribute("aria-label", `Where ${name} changes the output`);
-    row.slider.setAttribute("aria-label", name);
+    row.slider.setAttribute("aria-label", title === name ? name : `${name}: ${title}`);
     row.number.setAttribute("aria-label", `Value of ${name}`);
     row.tiles = STOPS.map((stop) => {
       const button = document.createElement("button");
@@ -79,14 +85,14 @@ class Rows {
       button.tabIndex = -1; // the slider below does the same with the keyboard
       button.setAttribute("aria-label", `${name} at ${describe(stop)}`);
       button.append(canvas);
-      button.addEventListener("click", () => this.onInput(dim, center + stop * spread));
+      button.addEventListener("click", () => this.onInput(axis.move(this.latent, stop)));
       find(".strip").append(button);
       return { button, canvas, stop };
     });
-    row.slider.addEventListener("input", () => this.onInput(dim, center + Number(row.slider.value) * spread));
+    row.slider.addEventListener("input", () => this.onInput(axis.move(this.latent, Number(row.slider.value))));
     row.number.addEventListener("change", () => {
       const value = row.number.valueAsNumber;
-      if (Number.isFinite(value) && Math.abs(value) < 1e4) this.onInput(dim, value);
+      if (Number.isFinite(value) && Math.abs(value) < 1e4) this.onInput(axis.set(this.latent, value));
       else this.show(this.latent);
     });
     return row;
@@ -96,10 +102,8 @@ class Rows {
   show(latent) {
     this.latent = latent;
     for (const row of this.rows) {
-      const value = latent[row.dim];
-      const { center, spread } = this.encoder.range(row.dim);
-      const offset = (value - center) / spread;
-      const text = value.toFixed(2);
+      const offset = row.axis.read(latent);
+      const text = row.axis.value(latent);
       if (row.number.value !== text && row.number !== document.activeElement) row.number.value = text;
       if (row.offset === offset) continue;
       row.offset = offset;
@@ -134,22 +138,48 @@ class Rows {
   }
 
   /** A row's strip does not depend on the row's own slider. */
-  isStale({ dim, drawn }) {
-    return this.latent && !(drawn && drawn.every((value, d) => d === dim || value === this.latent[d]));
+  isStale({ axis, drawn }) {
+    if (!this.latent) return false;
+    const wanted = axis.move(this.latent, 0);
+    return !(drawn && drawn.every((value, d) => Math.abs(value - wanted[d]) < 1e-4));
   }
 
   async draw(row) {
-    const { encoder } = this;
-    const { center, spread } = encoder.range(row.dim);
-    row.drawn = this.latent.slice();
-    const values = STOPS.map((stop) => center + stop * spread);
-    const given = { latent: row.drawn, dim: row.dim, values };
-    const { images, change } = await this.assistant.ask("strip", given);
-    if (encoder !== this.encoder) return;
-    row.tiles.forEach(({ canvas }, i) => paint(canvas, images[i]));
-    paint(row.change, changePicture(images[STOPS.indexOf(0)], change));
-    row.change.setAttribute("aria-label", `Where z${row.dim} changes the output: ${place(change)}`);
+    const { rows } = this;
+    row.drawn = row.axis.move(this.latent, 0);
+    const latents = STOPS.map((stop) => row.axis.move(row.drawn, stop));
+    const { images, change } = await this.assistant.ask("strip", { latents });
+    if (rows !== this.rows) return; // of another encoder by now
+    const region = (row.region = changedRegion(change));
+    row.tiles.forEach(({ canvas }, i) => paint(canvas, images[i], region));
+    paint(row.change, changePicture(images[STOPS.indexOf(0)], change, region));
+    row.change.setAttribute("aria-label", `Where ${row.axis.name} changes the output: ${place(change)}`);
   }
+}
+
+/** Fill a list that is folded; `text` makes its summary. */
+function fill(details, rows, text) {
+  details.querySelector("ol").replaceChildren(...rows.map(({ element }) => element));
+  details.querySelector("summary").textContent = text(rows.length, rows.length === 1 ? "dimension" : "dimensions");
+  details.hidden = !rows.length;
+  details.open = false;
+}
+
+/** The square around what changes most, with a margin; the whole frame where changes are all over it. */
+function changedRegion(change) {
+  const most = change.reduce((a, b) => Math.max(a, b), FAINT);
+  let [top, bottom, left, right] = [SIDE, -1, SIDE, -1];
+  change.forEach((value, pixel) => {
+    if (value < ZOOMED * most) return;
+    const [x, y] = [pixel % SIDE, Math.floor(pixel / SIDE)];
+    [top, bottom] = [Math.min(top, y), Math.max(bottom, y)];
+    [left, right] = [Math.min(left, x), Math.max(right, x)];
+  });
+  const side = Math.max(bottom - top, right - left) + 5;
+  if (bottom < 0 || side > 0.75 * SIDE) return { left: 0, top: 0, side: SIDE };
+  const size = Math.max(side, SMALLEST);
+  const begin = (low, high) => Math.max(0, Math.min(SIDE - size, Math.round((low + high + 1 - size) / 2)));
+  return { left: begin(left, right), top: begin(top, bottom), side: size };
 }
 
 /** A number of standard deviations, in words. */
@@ -158,8 +188,8 @@ function describe(offset) {
   return `${offset > 0 ? "+" : "−"}${+Math.abs(offset).toFixed(2)} standard deviations`;
 }
 
-/** The image in dark grey, and on it in amber where it changes. */
-function changePicture(image, change) {
+/** The image in dark grey, and on it in amber where it changes; a frame shows what the strip zooms into. */
+function changePicture(image, change, { left, top, side }) {
   const rgba = new Uint8ClampedArray(image.length);
   const most = change.reduce((a, b) => Math.max(a, b), FAINT);
   for (let pixel = 0; pixel < change.length; pixel++) {
@@ -170,6 +200,11 @@ function changePicture(image, change) {
     rgba[at + 1] = grey + heat * (176 - grey);
     rgba[at + 2] = grey + heat * (40 - grey);
     rgba[at + 3] = 255;
+  }
+  for (let i = 0; side < SIDE && i < side; i++) {
+    for (const [x, y] of [[i, 0], [i, side - 1], [0, i], [side - 1, i]]) {
+      rgba.set([140, 170, 255], ((top + y) * SIDE + left + x) * 4);
+    }
   }
   return rgba;
 }

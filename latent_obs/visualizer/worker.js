@@ -10,12 +10,9 @@ const jobs = {
     network = new Network(readSafetensors(model));
   },
 
-  /** Decode a latent with one dimension set to each of `values`; `change` tells where the images differ. */
-  strip({ latent, dim, values }) {
-    const images = Array.from(values, (value) => {
-      latent[dim] = value;
-      return network.decode(latent);
-    });
+  /** Decode latents; `change` tells where the images differ. */
+  strip({ latents }) {
+    const images = latents.map((latent) => network.decode(latent));
     const change = new Uint8Array(SIDE * SIDE);
     for (let i = 0; i < change.length * 4; i++) {
       if (i % 4 === 3) continue; // the opacity

@@ -46,6 +46,7 @@ class Repo:
         self.private = private
         self.commits: dict[str, Files] = {}
         self.branches: dict[str, str] = {}
+        self.tags: dict[str, str] = {}
         self.messages: list[str] = []
         self.commit({".gitattributes": b""}, "initial commit")
 
@@ -62,7 +63,10 @@ class Repo:
 
 
 class Hub(ThreadingHTTPServer):
-    """The endpoints that huggingface_hub calls, for repositories of models in memory."""
+    """The endpoints that huggingface_hub calls, for repositories of models and datasets in memory.
+
+    A dataset is named ``datasets/USER/NAME``.
+    """
 
     daemon_threads = True
 
@@ -112,6 +116,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.handle_request()
 
+    def do_DELETE(self) -> None:
+        self.handle_request()
+
     def handle_request(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
@@ -121,21 +128,27 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(500)
         if self.command == "POST" and path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})
-        if self.command == "POST" and not may_write:
+        if self.command in ("POST", "DELETE") and not may_write:
             return self.refuse(403 if "Authorization" in self.headers else 401)
         if path == "/api/repos/create":
             return self.create(json.loads(body))
         words = path.strip("/").split("/")
-        name = "/".join(words[2:4] if words[0] == "api" else words[:2])
-        repo = self.server.repos.get(name)
+        api = words[0] == "api"
+        words = words[1:] if api else words
+        of_dataset = words[0] == "datasets"
+        words = words[1:] if of_dataset or api else words
+        name = "/".join(words[:2])
+        repo = self.server.repos.get(f"datasets/{name}" if of_dataset else name)
         if repo is None or (repo.private and not may_write):
             return self.refuse(404 if may_write else 401, "RepoNotFound")
-        if words[0] == "api":
-            return self.api(repo, name, words[4:], body)
+        if api:
+            return self.api(repo, name, words[2:], body)
         return self.resolve(repo, words[3], "/".join(words[4:]))
 
     def create(self, wanted: dict[str, Any]) -> None:
         name = f"{wanted['organization']}/{wanted['name']}"
+        if wanted.get("type") == "dataset":
+            name = f"datasets/{name}"
         if name in self.server.repos:
             return self.answer({"error": "exists", "url": f"{self.server.url}/{name}"}, 409)
         private = wanted.get("private") or wanted.get("visibility") == "private"
@@ -148,20 +161,26 @@ class Handler(BaseHTTPRequestHandler):
 
     def api(self, repo: Repo, name: str, words: list[str], body: bytes) -> None:
         what, revision = (*words, "main")[:2] if words else ("revision", "main")
+        if what == "refs":
+            tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": c} for n, c in repo.tags.items()]
+            return self.answer({"branches": [], "converts": [], "tags": tags})
+        if what == "tag" and self.command == "DELETE":
+            del repo.tags[revision]
+            return self.answer({})
         commit = self.commit_of(repo, revision)
         if commit is None:
             return self.refuse(404, "RevisionNotFound")
         files = repo.commits[commit]
+        if what == "tag":
+            if (tag := json.loads(body)["tag"]) in repo.tags:
+                return self.refuse(409)
+            repo.tags[tag] = commit
+            return self.answer({})
         if what == "revision":
             siblings = [{"rfilename": path} for path in files]
             return self.answer({"id": name, "sha": commit, "private": repo.private, "siblings": siblings})
         if what == "tree":
-            return self.answer(
-                [
-                    {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
-                    for path, data in files.items()
-                ]
-            )
+            return self.answer(self.tree(files, "/".join(words[2:])))
         if what == "preupload":
             asked = [file["path"] for file in json.loads(body)["files"]]
             modes = [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in asked]
@@ -183,6 +202,22 @@ class Handler(BaseHTTPRequestHandler):
             {"commitUrl": f"{self.server.url}/{name}/commit/{oid}", "commitOid": oid, "hookOutput": ""}
         )
 
+    def tree(self, files: Files, folder: str) -> list[dict[str, Any]]:
+        """List a folder; without ``recursive``, the folders in it instead of what they hold."""
+        found: dict[str, dict[str, Any]] = {}
+        for path, data in files.items():
+            if folder and not path.startswith(f"{folder}/"):
+                continue
+            inside = path.removeprefix(f"{folder}/" if folder else "")
+            name, below, _ = inside.partition("/")
+            if below and "recursive=true" not in self.path.lower():
+                name = f"{folder}/{name}".strip("/")
+                found[name] = {"type": "directory", "path": name, "oid": "0" * 40}
+            else:
+                oid = hashlib.sha1(data).hexdigest()
+                found[path] = {"type": "file", "path": path, "size": len(data), "oid": oid}
+        return list(found.values())
+
     def resolve(self, repo: Repo, revision: str, path: str) -> None:
         commit = self.commit_of(repo, revision)
         if commit is None:
@@ -190,7 +225,11 @@ class Handler(BaseHTTPRequestHandler):
         if path not in repo.commits[commit]:
             return self.refuse(404, "EntryNotFound")
         data = repo.commits[commit][path]
-        self.answer(data, 200, {"X-Repo-Commit": commit}, etag=hashlib.sha1(data).hexdigest())
+        headers, etag = {"X-Repo-Commit": commit}, hashlib.sha1(data).hexdigest()
+        if asked := self.headers.get("Range"):
+            first, last = asked.removeprefix("bytes=").split("-")
+            return self.answer(data[int(first) : int(last or len(data)) + 1], 206, headers, etag)
+        self.answer(data, 200, headers, etag)
 
 
 @pytest.fixture

@@ -103,7 +103,10 @@ def test_one_changed_pixel_changes_what_it_changes_in_the_reference(path: str) -
     for frame, (y, x) in zip(frames, places, strict=False):
         frame[y, x, rng.integers(3)] ^= 0x80
     expected = by_torch(quantised, frames)
-    np.testing.assert_array_equal(compile_kernel(quantised, path=path)(frames), expected)
+    encode = compile_kernel(quantised, path=path)
+    np.testing.assert_array_equal(encode(frames), expected)
+    alone = [encode(frame[None])[0] for frame in frames]  # little work may take another path
+    np.testing.assert_array_equal(alone, expected)
     assert (expected[:-1] != expected[-1]).any(1).mean() > 0.9
 
 
@@ -142,7 +145,7 @@ def test_int8_latents_are_these_bits_on_every_machine() -> None:
     assert frames is not None
     latents = load_encoder("pong-v0", precision="int8", normalize=False)(frames)
     digest = hashlib.sha256(latents.astype("<f4").tobytes()).hexdigest()
-    assert (quantise.VERSION, digest[:16]) == (2, "39542b975f01f2c6")
+    assert (quantise.VERSION, digest[:16]) == (3, "39542b975f01f2c6")
 
 
 @pytest.mark.parametrize("name", ["pong-v0", "breakout-v0", "car_racing-v0"])

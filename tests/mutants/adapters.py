@@ -6,6 +6,13 @@ from tests.mutants import Mutant
 
 MUTANTS = [
     Mutant(
+        "Auto takes an encoder that was fitted to other emulator settings",
+        "latent_obs/encoders/resolve.py",
+        'return game == wrapped.emulator.get("game") and not differs',
+        'return game == wrapped.emulator.get("game")',
+        "tests/test_fit.py -k auto_takes",
+    ),
+    Mutant(
         "ids with latents clip the rewards of ALE's vector environment",
         "latent_obs/envs.py",
         '"reward_clipping": False',

@@ -16,6 +16,28 @@ STORAGE = "tests/data/test_storage.py::test_a_link_under_a_temporary_name_is_not
 FORCED = "tests/data/test_storage.py::test_a_file_is_forced_to_disk_before_it_gets_its_name"
 
 MUTANTS = [
+    # LeRobot datasets, and frames on the Hub.
+    Mutant(
+        "a LeRobot dataset shows what came of an action and not what was seen before",
+        f"{DATA}/lerobot.py",
+        "slice(start, end - 1), slice(start + 1, end)",
+        "slice(start + 1, end), slice(start + 1, end)",
+        "tests/data/test_lerobot.py",
+    ),
+    Mutant(
+        "the images of a LeRobot dataset are JPEG",
+        f"{DATA}/lerobot.py",
+        'cv2.imencode(".png"',
+        'cv2.imencode(".jpg"',
+        "tests/data/test_lerobot.py",
+    ),
+    Mutant(
+        "frames pushed again lie beside those that are gone",
+        "latent_obs/push.py",
+        "if name.startswith(_DATASET_FOLDERS):",
+        "if name.startswith(()):",
+        "tests/data/test_push.py",
+    ),
     # What identifies a collection.
     Mutant(
         "the digests of a policy's files are no part of a collection's identity",

@@ -12,7 +12,74 @@ EVALUATED = f"{STEPS}::test_the_held_out_loss_is_that_of_held_out_frames_as_they
 VAE = "tests/training/test_vae.py"
 WHOLE = "tests/training/test_train.py"
 
+OPTIMIZER, MOMENTS = "latent_obs/training/optimizer.py", "latent_obs/training/moments.py"
+PCA, FIT = "latent_obs/training/pca.py", "latent_obs/fit.py"
+TEST_MOMENTS, TEST_FIT = "tests/training/test_moments.py", "tests/test_fit.py"
+
 MUTANTS = [
+    Mutant(
+        "Muon steps the image of biases as a matrix",
+        OPTIMIZER,
+        'and n != "output_bias"}',
+        "}",
+        "tests/training/test_optimizer.py",
+    ),
+    Mutant(
+        "A resumed run has lost Muon's moments",
+        OPTIMIZER,
+        'self._muon.state[matrix] = {"momentum_buffer": moment}',
+        "pass",
+        "tests/training/test_optimizer.py",
+    ),
+    Mutant(
+        "A moment swaps x and y",
+        MOMENTS,
+        "mass, x, y = sums",
+        "mass, y, x = sums",
+        TEST_MOMENTS,
+    ),
+    Mutant(
+        "Moments that others predict are chosen too",
+        MOMENTS,
+        "rest = rest - direction",
+        "rest = rest - 0 * direction",
+        TEST_MOMENTS,
+    ),
+    Mutant(
+        "Training ignores the moments",
+        RUN,
+        "losses = losses + self.moments.nll",
+        "losses = losses + 0 * self.moments.nll",
+        f"{TEST_MOMENTS} -k holds_the_first",
+    ),
+    Mutant(
+        "PCA's latents are not of unit variance",
+        PCA,
+        "(components / deviation).T",
+        "components.T",
+        "tests/training/test_pca.py",
+    ),
+    Mutant(
+        "A worse encoder replaces a better one",
+        FIT,
+        "score(new.card) >= score(old.card)",
+        "score(new.card) >= 0",
+        f"{TEST_FIT} -k worse",
+    ),
+    Mutant(
+        "A VAE that PCA beats is shipped",
+        FIT,
+        'score(new.card) < score(new.card.baselines["pca"])',
+        "score(new.card) < 0",
+        f"{TEST_FIT} -k pca_wins",
+    ),
+    Mutant(
+        "An interrupted fit plans anew",
+        FIT,
+        "if plan.config == _json(config):",
+        "if False:",
+        f"{TEST_FIT} -k goes_on",
+    ),
     Mutant(
         "The backward pass ignores beta and its warm-up",
         RUN,
@@ -149,7 +216,7 @@ MUTANTS = [
     Mutant(
         "A resumed run has lost Adam's moments",
         RUN,
-        "load_optimizer_tensors(self.vae, self.optimizer, tensors)",
+        "self.optimizer.load(tensors)",
         "pass",
         ONE_STEP,
     ),

@@ -270,6 +270,17 @@ def test_beta_warms_up_and_weighs_the_kl(quick: TrainConfig) -> None:
         assert row["held_out_loss"] == pytest.approx(held_out, rel=1e-5)
 
 
+def test_beta_anneals_by_a_constant_factor(quick: TrainConfig) -> None:
+    """From 16 to 1 over four steps it halves at each, and then it stays."""
+    annealed = replace(quick, beta=1.0, beta_start=16.0, kl_warmup=0.5, steps=8, evaluate_every=1)
+    train_vae(annealed, progress=False)
+    rows = history(quick.out)
+    betas = {row["step"]: row["beta"] for row in rows}
+    assert [betas[step] for step in range(1, 9)] == pytest.approx([16, 8, 4, 2, 1, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"beta_start=16.0 needs a beta above 0 to fall to"):
+        replace(annealed, beta=0.0)
+
+
 def test_free_bits_charge_every_dimension_its_floor(quick: TrainConfig) -> None:
     """Before training every dimension says less than 3 nats, so the 32 of them cost 96."""
     train_vae(replace(quick, free_bits=3.0, kl_warmup=0.0, steps=1), progress=False)

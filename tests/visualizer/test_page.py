@@ -29,6 +29,7 @@ from latent_obs.encoders.folder import (
     write_encoder_folder,
 )
 from latent_obs.encoders.resolve import PRETRAINED
+from latent_obs.evaluation.labels import Explained, Label, Labels, read_labels, write_labels
 from latent_obs.frames import FrameSpec, preprocess
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.train import train_vae
@@ -154,11 +155,12 @@ def as_text(array: Any) -> str:
     return base64.b64encode(array.tobytes()).decode()
 
 
-def pixels(page: Page, selector: str) -> Any:
-    """Read a canvas of 64 x 64."""
+def pixels(page: Page, selector: str, side: int = 64) -> Any:
+    """Read a square canvas."""
     canvas = f"document.querySelector({json.dumps(selector)})"
-    rgba = read(page, f"{canvas}.getContext('2d').getImageData(0, 0, 64, 64).data")
-    return rgba.reshape(64, 64, 4)[..., :3]
+    assert page.evaluate(f"[{canvas}.width, {canvas}.height]") == [side, side]
+    rgba = read(page, f"{canvas}.getContext('2d').getImageData(0, 0, {side}, {side}).data")
+    return rgba.reshape(side, side, 4)[..., :3]
 
 
 def latent(page: Page) -> Any:
@@ -405,14 +407,24 @@ def test_strips_show_the_traversal_and_are_clickable(page: Page) -> None:
     moved = np.repeat(latent(page)[None], 7, 0)
     moved[:, dim] = config.latents["mean"][dim] + np.arange(-3, 4) * config.latents["std"][dim]
     wanted = to_frames(half_vae(PONG).decode(torch.from_numpy(moved))).astype(int)
+    change = np.ptp(wanted, axis=0).max(-1)
+    left, top, side = (page.evaluate(f"rows.rows[0].region.{name}") for name in ("left", "top", "side"))
     for i in range(7):
         tile = f"#active .row:first-child .strip button:nth-child({i + 1}) canvas"
-        assert np.abs(pixels(page, tile) - wanted[i]).max() <= 1
+        part = wanted[i, top : top + side, left : left + side]
+        assert np.abs(pixels(page, tile, side) - part).max() <= 1
+    # What the strip leaves out changes little.
+    outside = change.copy()
+    outside[top : top + side, left : left + side] = 0
+    assert outside.max() <= 0.25 * max(change.max(), 32)
     # The picture of changes is brightest where the strip differs most.
-    change = np.ptp(wanted, axis=0).max(-1)
     shown = pixels(page, "#active .row:first-child .change").astype(int)
     warm = shown[..., 0] - shown[..., 2]
-    assert np.corrcoef(warm.ravel(), change.ravel())[0, 1] > 0.95
+    inside = np.ones((64, 64), bool)
+    if side < 64:  # the frame that says what the strip zooms into
+        inside[top : top + side, left : left + side] = False
+        inside[top + 1 : top + side - 1, left + 1 : left + side - 1] = True
+    assert np.corrcoef(warm[inside], change[inside])[0, 1] > 0.95
     row.get_by_role("button", name=f"z{dim} at +2 standard deviations").click()
     settle(page)
     assert latent(page)[dim] == pytest.approx(moved[5, dim], abs=1e-5)
@@ -426,10 +438,12 @@ def test_the_worker_keeps_up_with_another_source(page: Page) -> None:
     wait(page, "!rows.isStale(rows.rows[0]) && !rows.busy && rows.rows[0].drawn[5] === view.latent[5]")
     middle = "#active .row:first-child .strip button:nth-child(4) canvas"
     dim = page.evaluate("rows.rows[0].dim")
+    left, top, side = (page.evaluate(f"rows.rows[0].region.{name}") for name in ("left", "top", "side"))
     wanted = latent(page)
     wanted[dim] = read_config(PONG).latents["mean"][dim]
     image = to_frames(half_vae(PONG).decode(torch.from_numpy(wanted[None])))[0].astype(int)
-    assert np.abs(pixels(page, middle) - image).max() <= 1
+    part = image[top : top + side, left : left + side]
+    assert np.abs(pixels(page, middle, side) - part).max() <= 1
 
 
 def test_all_dimensions_can_be_set_at_once(page: Page) -> None:
@@ -736,20 +750,20 @@ def test_every_control_has_a_name_and_a_tab_stop(page: Page) -> None:
     assert twice == []
     assert page.locator("html").get_attribute("lang") == "en"
     reached = set()
-    for _ in range(60):
+    for _ in range(64):
         page.keyboard.press("Tab")
         reached.add(
             page.evaluate(
                 "document.activeElement.getAttribute('aria-label') ?? document.activeElement.textContent"
             )
         )
-    first = page.evaluate("rows.rows[0].dim")
+    first, title = page.evaluate("[rows.rows[0].dim, rows.rows[0].axis.title]")
     assert {
         "Skip to the dimensions",
         "Copy link",
         "Zero",
         "Frame 24",
-        f"z{first}",
+        f"z{first}: {title}",
         f"Value of z{first}",
     } <= reached
     assert "Interpolation from A to B" in reached
@@ -813,3 +827,136 @@ def test_no_animation_runs_by_itself(page: Page) -> None:
     page.wait_for_timeout(400)
     assert (latent(page) == before).all()
     assert re.fullmatch("Play episode", page.locator("#episode-play").inner_text())
+
+
+def test_labels_say_what_dimensions_do_and_fold_what_nobody_sees(
+    opened: Opened, tmp_path: Path, frames: Any
+) -> None:
+    """Ten dimensions: seven that are seen, in the order of what explains them, and three that are not."""
+    size = 12
+    vae = VAEConfig(size, (4, 8))
+    latents = {"mean": [0.0] * size, "std": [1.0] * 11 + [0.01], "kl": [float(i) for i in range(size)]}
+    explained = [0.1, 0.9, 0.3, 0.97, 0.6, 0.2, 0.05, 0.8, 0.7, 0.15, 0.99, 0.0]
+    folder = tmp_path / "labelled"
+    write_encoder_folder(folder, EncoderConfig(FrameSpec(), vae, latents), random_tensors(vae), frames(64))
+    write_labels(
+        Labels(
+            source="six <b>frames</b>",
+            dimensions=tuple(
+                Label(
+                    (Explained(f"thing {i}", r2), Explained("other", r2 / 4)), 0.75, 2.0 if i == 10 else 90.0
+                )
+                for i, r2 in enumerate(explained)
+            ),
+            directions=(),
+            whitening=tuple(map(tuple, np.eye(size).tolist())),
+            distances=(3.3, 4.6, 5.1),
+            mean=(0.0,) * size,
+            metrics={},
+        ),
+        folder,
+    )
+    page = opened.goto(visualize_encoder(VisualizeConfig(str(folder), out=tmp_path / "labelled.html")))
+    dims = "rows => rows.map(r => Number(r.dataset.dim))"
+    assert page.eval_on_selector_all("#active .row", dims) == [3, 1, 7, 8, 4, 2, 5, 9]
+    assert page.eval_on_selector_all("#more .row", dims) == [0, 6]
+    assert page.eval_on_selector_all("#inactive .row", dims) == [10, 11]
+    assert page.locator("#more summary").inner_text() == "2 more"
+    assert page.locator("#inactive summary").inner_text() == "2 dimensions that change nothing visible"
+    assert page.locator("#active .dim").all_inner_texts() == [
+        *(f"thing {i}" for i in (3, 1, 7, 8, 4)),
+        *["mixed"] * 3,
+    ]
+    assert page.locator("#active .note").first.inner_text() == "z3, R² 0.97, exclusive 75%"
+    assert page.locator("#active .note").nth(5).inner_text() == "z2, R²: thing 2 0.30, other 0.07"
+    note = page.locator("#labels-note").inner_text()
+    assert (
+        "Of 10 dimensions that change the picture, 5 follow one variable, measured on six <b>frames</b>"
+        in note
+    )
+    bars = page.eval_on_selector_all(
+        "#active .bar span", "bars => bars.map(b => b.getBoundingClientRect().width)"
+    )
+    np.testing.assert_allclose(
+        np.array(bars) / bars[0] * 0.97, [0.97, 0.9, 0.8, 0.7, 0.6, 0.3, 0.2, 0.15], atol=0.02
+    )
+    # The distance of a latent is judged by that of the data.
+    for far, text in ((4.0, "like the data"), (4.8, "rarer than 19 of 20"), (6.0, "unlike the data")):
+        page.evaluate(f"setLatent(Float32Array.from({{ length: {size} }}, (_, i) => i ? 0 : {far}))")
+        settle(page)
+        assert page.locator("#distance-note").inner_text().startswith(text)
+
+
+def test_a_direction_moves_what_is_read_along_it(page: Page) -> None:
+    """The slider leads to where it stands, and is the line that Python found."""
+    labels = read_labels(PONG, 32)
+    assert labels is not None
+    start = latent(page)
+    row = page.locator("#directions-list .row").first
+    assert row.locator(".dim").inner_text() == labels.directions[0].name
+    direction = labels.directions[0]
+
+    def reading(z: Any) -> float:
+        return float((z - np.array(labels.mean)) @ np.array(direction.reads))
+
+    assert float(row.locator("input[type=number]").input_value()) == pytest.approx(reading(start), abs=0.01)
+    row.locator("input[type=range]").press("Home")
+    settle(page)
+    moved = latent(page)
+    assert reading(moved) == pytest.approx(-3, abs=0.02)
+    way = -3 - reading(start)
+    np.testing.assert_allclose(moved - start, way * np.array(direction.moves), atol=0.02)
+    distance = np.linalg.norm(np.array(labels.whitening) @ (moved - labels.mean))
+    said = page.locator("#distance-note").inner_text()
+    assert said.startswith("like the data") == bool(distance <= labels.distances[1])
+
+
+def drop(page: Page, *files: Path) -> None:
+    """Drag files over the page and drop them, as the browser itself does it."""
+    session = page.context.new_cdp_session(page)
+    data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 400, "y": 300, "data": data})
+        if kind == "dragOver":
+            assert "dropping" in (page.locator("body").get_attribute("class") or "")
+    session.detach()
+
+
+def test_dropped_files_are_opened(page: Page, deep: Path, tmp_path: Path) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "mine.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    drop(page, tmp_path / "mine.png")
+    expect(page.locator("#message")).to_contain_text("Encoded mine.png")
+    settle(page)
+    assert (pixels(page, "#source") == image).all()
+    assert page.locator("body").get_attribute("class") == ""
+    drop(page, *sorted(path for path in PRETRAINED.joinpath("breakout-v0").iterdir() if path.is_file()))
+    expect(page.locator("#message")).to_contain_text("Opened breakout-v0")
+    settle(page)
+    assert page.locator("h1").inner_text() == "breakout-v0"
+    assert page.title().startswith("breakout-v0")
+
+
+def test_the_episode_says_which_frame_is_shown(page: Page) -> None:
+    position = page.locator("#episode-position")
+    assert position.inner_text() == "– / 80"
+    slider = page.get_by_role("slider", name="Frame of the episode")
+    slider.fill("11")
+    settle(page)
+    assert position.inner_text() == "12 / 80"
+    wait(page, "location.hash === '#episode=12'")
+    page.get_by_role("button", name="Play episode").click()
+    wait(page, "Number($('episode').value) >= 14")
+    page.locator("#active input[type=range]").first.press("Home")
+    settle(page)
+    assert page.locator("#episode-play").inner_text() == "Play episode", "moving a slider pauses"
+    stopped = int(slider.input_value())
+    page.wait_for_timeout(300)
+    assert int(slider.input_value()) == stopped
+    assert position.inner_text() == f"{stopped + 1} / 80"
+    page.get_by_role("button", name="Frame 5", exact=True).click()
+    settle(page)
+    assert position.inner_text() == "– / 80"
+    page.evaluate("location.hash = '#episode=20'")
+    wait(page, "view.source.position === 19")
+    assert slider.input_value() == "19"

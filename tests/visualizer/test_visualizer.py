@@ -61,12 +61,14 @@ def test_the_page_holds_the_weights_in_float16_and_the_frames(pong_page: str) ->
     calibration = read_calibration(PONG)
     assert calibration is not None
     about = json.loads(element(pong_page, "about"))
-    assert (about["gallery"]["count"], about["episode"]["count"]) == (24, 64)
+    assert (about["gallery"]["count"], about["episode"]["count"]) == (24, 80)
     frames = frames.reshape(-1, 64, 64, 3)
-    np.testing.assert_array_equal(frames[24:], calibration)
+    steps, jumps = (np.abs(each[1:].astype(int) - each[:-1]).mean() for each in (frames[24:], frames[24::7]))
+    assert steps < jumps, "frames that follow one another are alike"
     assert {frame.tobytes() for frame in frames[:24]} <= {frame.tobytes() for frame in calibration}
     assert about["latents"] == read_config(PONG).latents
-    assert "No episode was recorded" in about["episode"]["from"]
+    assert "An episode of random play of ALE/Pong-v5" in about["episode"]["from"]
+    assert len(about["labels"]["dimensions"]) == 32
 
 
 def test_the_page_is_small_and_names_no_other_place(pong_page: str) -> None:

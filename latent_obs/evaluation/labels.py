@@ -1,0 +1,433 @@
+"""What each dimension of a latent does, and directions in it that mean something.
+
+A dimension is labelled with the variable that explains most of it: a factor or state of the environment
+where it is known, else a statistic of the picture (:mod:`latent_obs.evaluation.variables`). Where variables
+are mixed in the dimensions, some can still be read along a direction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from latent_obs.encoders.folder import EncoderConfig, Latents
+from latent_obs.evaluation.report import FOLLOWS
+from latent_obs.evaluation.variables import Observed, Values
+from latent_obs.files import write_atomically
+
+if TYPE_CHECKING:
+    from latent_obs.vae import VAE
+
+FORMAT, VERSION = "latent_obs.labels", 1
+LABELS = "labels.json"
+
+# A variable's values are put into so many bins of equal counts; within a bin a dimension is predicted by its
+# mean.
+BINS = 20
+# A variable with less data than this share of the frames is left out, and so is one that hardly changes.
+MIN_SHARE = 0.25
+# Below this share, moving a direction does not reliably move its variable.
+READABLE = 0.2
+DIRECTIONS, PRINCIPAL = 8, 4
+# A dimension is visible if, moved from -2 to +2 standard deviations, it changes some pixel by this many
+# levels.
+VISIBLE = 16
+
+
+@dataclass(frozen=True)
+class Explained:
+    """How much of a dimension a variable explains.
+
+    Attributes:
+        name: The variable.
+        r2: Share of the dimension's variance that the variable alone explains, on episodes not fitted on.
+    """
+
+    name: str
+    r2: float
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a dimension does.
+
+    Attributes:
+        explained: The three variables that explain most of it, the best first; empty if none explains 1%.
+        exclusive: How far the best variable is ahead of the second, as a share of the best; 0 to 1.
+        change: By how many levels the dimension changes the pixel that it changes most, 0 to 255.
+    """
+
+    explained: tuple[Explained, ...]
+    exclusive: float
+    change: float
+
+    def __str__(self) -> str:
+        """Say it in a few words."""
+        if not self.visible:
+            return "nothing visible"
+        if self.explained and self.explained[0].r2 >= FOLLOWS:
+            return f"{self.explained[0].name}, R² {self.explained[0].r2:.2f}"
+        parts = [f"{each.name} {each.r2:.2f}" for each in self.explained[:2]]
+        return f"mixed: {', '.join(parts)}" if parts else "unknown"
+
+    @property
+    def visible(self) -> bool:
+        """Whether a person can see the dimension move."""
+        return self.change >= VISIBLE
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A straight line through the latent.
+
+    Moving a latent by ``moves`` changes its reading, ``reads`` times (latent - mean), by 1. Readings have
+    mean 0 and standard deviation 1 over the data. Of all moves that do so, ``moves`` is the one that goes
+    least far from the data.
+
+    Attributes:
+        name: The variable that is read along it, or ``"principal 1"``.
+        r2: How much of the variable is read along it, on episodes not fitted on; of a principal direction,
+            its share of the latents' variance.
+        reads: Shape (latent_dim,).
+        moves: Shape (latent_dim,).
+        follows: How far the picture follows: a latent is moved by one standard deviation either way, decoded
+            and encoded again, and this is the share of the way that its reading has then gone.
+    """
+
+    name: str
+    r2: float
+    reads: tuple[float, ...]
+    moves: tuple[float, ...]
+    follows: float = 1.0
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the dimensions of an encoder do.
+
+    Attributes:
+        source: On which frames it was measured, as a part of a sentence.
+        dimensions: A label for each dimension.
+        directions: The variables that can be read, the best first, then the principal directions.
+        whitening: Matrix that turns (latent - mean) into numbers of unit covariance, so that their length is
+            the Mahalanobis distance from the data; shape (latent_dim, latent_dim).
+        distances: The 50th, 95th and 99th percentile of that distance over the data.
+        mean: Mean of the latents, shape (latent_dim,).
+        metrics: MIG, DCI and SAP where the factors are known, else empty.
+    """
+
+    source: str
+    dimensions: tuple[Label, ...]
+    directions: tuple[Direction, ...]
+    whitening: tuple[tuple[float, ...], ...]
+    distances: tuple[float, float, float]
+    mean: tuple[float, ...]
+    metrics: Mapping[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Return what a report card holds: how many dimensions are visible and how many follow a variable."""
+        seen = [label for label in self.dimensions if label.visible]
+        return {
+            "source": self.source,
+            "visible": len(seen),
+            "following": sum(any(each.r2 >= FOLLOWS for each in label.explained) for label in seen),
+            "metrics": self.to_json()["metrics"],
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of ``labels.json``."""
+        content: dict[str, Any] = _short({"format": FORMAT, "version": VERSION, **asdict(self)})
+        return content
+
+    @classmethod
+    def from_json(cls, value: Any) -> Labels:
+        """Build from the content of ``labels.json``.
+
+        Raises:
+            ValueError: If it is something else, or lacks a field.
+        """
+        if not isinstance(value, Mapping) or value.get("format") != FORMAT:
+            raise ValueError(f"It holds no labels: its 'format' is not {FORMAT!r}.")
+        try:
+            return cls(
+                source=str(value["source"]),
+                dimensions=tuple(
+                    Label(
+                        tuple(Explained(str(each["name"]), float(each["r2"])) for each in one["explained"]),
+                        float(one["exclusive"]),
+                        float(one["change"]),
+                    )
+                    for one in value["dimensions"]
+                ),
+                directions=tuple(
+                    Direction(
+                        str(one["name"]),
+                        float(one["r2"]),
+                        _floats(one["reads"]),
+                        _floats(one["moves"]),
+                        float(one["follows"]),
+                    )
+                    for one in value["directions"]
+                ),
+                whitening=tuple(_floats(row) for row in value["whitening"]),
+                distances=_three(value["distances"]),
+                mean=_floats(value["mean"]),
+                metrics=dict(value["metrics"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"It is damaged: a field is missing or wrong ({error}).") from error
+
+
+def _floats(values: Any) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)
+
+
+def _three(values: Any) -> tuple[float, float, float]:
+    first, second, third = _floats(values)
+    return first, second, third
+
+
+def _short(value: Any) -> Any:
+    """Round to four digits: nobody sees more of them."""
+    if isinstance(value, Mapping):
+        return {key: _short(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_short(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def write_labels(labels: Labels, folder: Path) -> None:
+    """Write ``labels.json`` into an encoder folder."""
+    content = json.dumps(labels.to_json(), separators=(",", ":"), allow_nan=False) + "\n"
+    write_atomically(folder / LABELS, content.encode())
+
+
+def read_labels(folder: Path, latent_dim: int) -> Labels | None:
+    """Read an encoder folder's labels; ``None`` if it has none.
+
+    Raises:
+        ValueError: If the file is damaged, or of an encoder of another size.
+    """
+    path = folder / LABELS
+    if not path.exists():
+        return None
+    try:
+        labels = Labels.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    sizes = {len(labels.dimensions), len(labels.mean), len(labels.whitening)}
+    if sizes != {latent_dim}:
+        raise ValueError(f"{path}: It belongs to another encoder, whose latents have another size.")
+    return labels
+
+
+def measure_labels(vae: VAE, config: EncoderConfig, observed: Observed, seed: int = 0) -> Labels:
+    """Measure what the dimensions of an encoder do.
+
+    Args:
+        vae: The model.
+        config: Its statistics.
+        observed: Frames, and the variables behind them.
+        seed: Chooses which latents are decoded.
+    """
+    from latent_obs.vae import latents
+
+    codes = latents(vae, observed.frames)
+    fitted = _halves(observed.groups)
+    variables = _usable(observed.variables)
+    mean, whitening = _whitening(codes)
+    whitened = (codes - mean) @ whitening.T
+    distances = np.linalg.norm(whitened, axis=1)
+    metrics: dict[str, Any] = {}
+    if observed.factors and len(variables) > 1:
+        from latent_obs.evaluation.disentanglement import measure_disentanglement
+
+        metrics = asdict(measure_disentanglement(codes, variables))
+    changes = visible_change(vae, config, codes, seed)
+    return Labels(
+        source=observed.source,
+        dimensions=tuple(
+            _label(explained_by(codes[:, dim], variables, fitted), float(changes[dim]))
+            for dim in range(codes.shape[1])
+        ),
+        directions=tuple(
+            replace(each, follows=_follows(vae, codes, each, seed))
+            for each in (
+                *_readings(codes, whitened, whitening, variables, fitted),
+                *_principal(codes, mean),
+            )
+        ),
+        whitening=tuple(map(_floats, whitening)),
+        distances=_three(np.percentile(distances, (50, 95, 99))),
+        mean=_floats(mean),
+        metrics=metrics,
+    )
+
+
+def _halves(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which frames to fit on: those of every other episode; where there is one, its first half."""
+    numbers = np.unique(groups)
+    if len(numbers) == 1:
+        return np.arange(len(groups)) < len(groups) // 2
+    return np.isin(groups, numbers[::2])
+
+
+def _usable(variables: Mapping[str, Values]) -> dict[str, Values]:
+    """Leave out variables that are hardly there, hardly change, or repeat one before."""
+    kept: dict[str, Values] = {}
+    for name, values in variables.items():
+        there = np.isfinite(values)
+        if there.mean() < MIN_SHARE:
+            continue
+        _, counts = np.unique(values[there], return_counts=True)
+        if counts.max() > 0.95 * there.sum():
+            continue
+        if any(_correlation(values, other) > 0.98 for other in kept.values()):
+            continue
+        kept[name] = values
+    return kept
+
+
+def _correlation(one: Values, other: Values) -> float:
+    both = np.isfinite(one) & np.isfinite(other)
+    if both.sum() < 10 or one[both].std() == 0 or other[both].std() == 0:
+        return 0.0
+    return abs(float(np.corrcoef(one[both], other[both])[0, 1]))
+
+
+def explained_by(
+    code: npt.NDArray[np.float32], variables: Mapping[str, Values], fitted: npt.NDArray[np.bool_]
+) -> list[Explained]:
+    """Return how much of a dimension each variable explains, the best first.
+
+    Args:
+        code: The dimension, shape (N,).
+        variables: Values of each variable, shape (N,).
+        fitted: Which frames to fit on, shape (N,); the others are measured.
+
+    Example:
+        >>> x = np.random.default_rng(0).uniform(size=2000)
+        >>> wave, fitted = np.sin(6 * x).astype(np.float32), np.arange(2000) < 1000
+        >>> best = explained_by(wave, {"x": x, "y": x[::-1]}, fitted)[0]
+        >>> best.name, round(best.r2, 1)
+        ('x', 1.0)
+    """
+    found = []
+    for name, values in variables.items():
+        there = np.isfinite(values)
+        fit, test = there & fitted, there & ~fitted
+        if fit.sum() < 2 * BINS or test.sum() < BINS:
+            continue
+        edges = np.unique(np.quantile(values[fit], np.linspace(0, 1, BINS + 1)))
+        # A bin holds the values from its edge on, so that of two values each has a bin of its own.
+        bins = np.clip(np.searchsorted(edges, values, "right") - 1, 0, len(edges) - 1)
+        counts = np.bincount(bins[fit], minlength=len(edges))
+        sums = np.bincount(bins[fit], code[fit].astype(np.float64), len(edges))
+        predicted = np.where(counts > 0, sums / np.maximum(counts, 1), code[fit].mean())[bins[test]]
+        total = np.square(code[test] - code[test].mean()).sum()
+        r2 = 1 - float(np.square(code[test] - predicted).sum() / total) if total > 0 else 0.0
+        found.append(Explained(name, max(r2, 0.0)))
+    return sorted(found, key=lambda each: -each.r2)
+
+
+def _label(explained: list[Explained], change: float) -> Label:
+    kept = tuple(each for each in explained[:3] if each.r2 >= 0.01)
+    best, second = ([each.r2 for each in kept] + [0.0, 0.0])[:2]
+    return Label(kept, (best - second) / best if best else 0.0, change)
+
+
+def visible_change(vae: VAE, config: EncoderConfig, codes: Latents, seed: int = 0) -> npt.NDArray[np.float64]:
+    """Return by how many levels each dimension changes the pixel that it changes most.
+
+    A dimension is moved from -2 to +2 standard deviations around its mean, in the latents of eight frames;
+    the mean over these.
+
+    Returns:
+        Shape (latent_dim,), 0 to 255.
+    """
+    import torch
+
+    some = codes[np.random.default_rng(seed).permutation(len(codes))[:8]]
+    changes = np.zeros(codes.shape[1])
+    with torch.no_grad():
+        for dim in range(codes.shape[1]):
+            moved = np.repeat(some[None], 3, 0)
+            offsets = np.array([-2, 0, 2])[:, None] * config.latents["std"][dim]
+            moved[:, :, dim] = config.latents["mean"][dim] + offsets
+            images = vae.decode(torch.from_numpy(moved.reshape(-1, codes.shape[1]))).numpy()
+            images = images.reshape(3, len(some), -1)
+            changes[dim] = 255 * (images.max(0) - images.min(0)).max(1).mean()
+    return changes
+
+
+def _whitening(codes: Latents) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return mean and whitening matrix; directions without variance count little."""
+    mean = codes.mean(0, dtype=np.float64)
+    variances, vectors = np.linalg.eigh(np.cov((codes - mean).T).reshape(len(mean), len(mean)))
+    deviations = np.sqrt(np.maximum(variances, 1e-4 * variances.max()))
+    return mean, (vectors / deviations).T
+
+
+def _readings(
+    codes: Latents,
+    whitened: npt.NDArray[np.float64],
+    whitening: npt.NDArray[np.float64],
+    variables: Mapping[str, Values],
+    fitted: npt.NDArray[np.bool_],
+) -> list[Direction]:
+    """Return the directions of the variables that ridge regression reads best."""
+    back = np.linalg.pinv(whitening)
+    found = []
+    for name, values in variables.items():
+        there = np.isfinite(values)
+        fit, test = there & fitted, there & ~fitted
+        if fit.sum() < 2 * codes.shape[1] or test.sum() < BINS:
+            continue
+        offset, center = values[fit].mean(), whitened[fit].mean(0)
+        inputs = whitened[fit] - center
+        gram = inputs.T @ inputs + np.eye(inputs.shape[1])
+        weights = np.linalg.solve(gram, inputs.T @ (values[fit] - offset))
+        error = np.square(values[test] - offset - (whitened[test] - center) @ weights).sum()
+        total = np.square(values[test] - values[test].mean()).sum()
+        length = np.linalg.norm(weights)
+        if total <= 0 or length == 0 or (r2 := 1 - float(error / total)) < READABLE:
+            continue
+        unit = weights / length
+        found.append(Direction(name, r2, _floats(unit @ whitening), _floats(back @ unit)))
+    return sorted(found, key=lambda each: -each.r2)[:DIRECTIONS]
+
+
+def _follows(vae: VAE, codes: Latents, direction: Direction, seed: int) -> float:
+    """Return :attr:`Direction.follows`, the mean over 64 latents."""
+    import torch
+
+    from latent_obs.vae import latents, to_frames
+
+    some = codes[np.random.default_rng(seed).permutation(len(codes))[:64]]
+    step = np.array(direction.moves, np.float32)
+    with torch.no_grad():
+        ends = [to_frames(vae.decode(torch.from_numpy(some + sign * step))) for sign in (-1, 1)]
+    low, high = (latents(vae, end) @ np.array(direction.reads) for end in ends)
+    return float((high - low).mean() / 2)
+
+
+def _principal(codes: Latents, mean: npt.NDArray[np.float64]) -> list[Direction]:
+    """Return the directions along which the latents vary most."""
+    variances, vectors = np.linalg.eigh(np.cov((codes - mean).T).reshape(len(mean), len(mean)))
+    order = np.argsort(-variances)[:PRINCIPAL]
+    return [
+        Direction(
+            f"principal {i + 1}",
+            float(variances[at] / variances.sum()),
+            _floats(vectors[:, at] / np.sqrt(variances[at])),
+            _floats(vectors[:, at] * np.sqrt(variances[at])),
+        )
+        for i, at in enumerate(order)
+        if variances[at] > 0
+    ]

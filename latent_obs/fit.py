@@ -1,0 +1,358 @@
+"""Fits an encoder to an environment within a given time: collects frames, trains, and keeps the better.
+
+The encoder folder lies in the user's cache, where ``encoder="auto"`` finds it. What is needed to go on, the
+frames and the plan, lies in its hidden folder ``.fit``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+
+from latent_obs.encoders.folder import read_calibration, read_config, read_tensors, write_encoder_folder
+from latent_obs.encoders.resolve import FITTED, EncoderFolder, resolve
+from latent_obs.extras import needs
+from latent_obs.files import cache_folder, write_atomically
+from latent_obs.progress import plain_console
+
+with needs("Fitting an encoder", "make"):
+    from latent_obs.collecting.collect import collect_frames
+    from latent_obs.collecting.config import CollectConfig
+    from latent_obs.collecting.rate import frames_per_second
+    from latent_obs.collecting.sources import open_env
+    from latent_obs.data.folder import FramesFolder
+    from latent_obs.data.storage import locked
+
+if TYPE_CHECKING:
+    from latent_obs.evaluation.evaluate import Evaluation
+    from latent_obs.evaluation.report import Scores
+    from latent_obs.training.config import TrainConfig
+
+WORK = ".fit"
+# Shares of the time: collecting takes at most this much of it, measuring and publishing about this much.
+COLLECT_SHARE, MEASURE_SHARE = 0.35, 0.15
+# More frames than this for each second do not pay: the trainer would see most of them once at the most.
+FRAMES_PER_SECOND = 330
+MIN_FRAMES, MIN_STEPS = 600, 100
+SHARD_ROWS = 1024  # an interrupted fit collects at most so many frames, and the rest of an episode, again
+# Workers each begin an episode, and held-out frames are whole episodes: there must be two.
+MIN_WORKERS = 2
+# A larger network pays where there is time for it.
+SMALL, LARGE, LARGE_FROM_SECONDS = (16, 32, 64), (32, 64, 128), 300.0
+MOMENTS = 14
+EVALUATED_FRAMES = 768
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Fit an encoder to an environment: collect frames, train for a minute, measure it, keep the better."""
+
+    env_id: str
+    """Gymnasium id of an environment with images, such as ALE/Tennis-v5; module:Id imports the module"""
+    seconds: float = 60.0
+    """time for all of it; more makes the encoder better, and a worse one never replaces a better one"""
+    out: Path | None = None
+    """encoder folder to write; default: one in the cache folder, where encoder="auto" finds it"""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """keyword arguments for gymnasium.make, as JSON"""
+    key: str | None = None
+    """the entry of Dict observations that is the image, such as screen in ViZDoom"""
+    render: bool = False
+    """draw the environment, and let the drawing be the observation: for environments of states"""
+    wrapper: str | None = None
+    """module:callable around the environment, such as minigrid.wrappers:RGBImgObsWrapper"""
+    policy: str | None = None
+    """what acts while frames are collected, as `latent-obs collect` takes it; default: brownian where actions
+    are continuous, else random"""
+    latent_dim: int = 32
+    """size of the latent"""
+    seed: int = 0
+    """seed of environments, weights and batches"""
+
+    def __post_init__(self) -> None:
+        if not 5 <= self.seconds <= 86_400:
+            raise ValueError(f"seconds must be from 5 to 86,400 (a day), got {self.seconds:g}.")
+        if self.latent_dim < 1:
+            raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}.")
+
+    @property
+    def folder(self) -> Path:
+        """The encoder folder."""
+        if self.out is not None:
+            return Path(self.out)
+        options = {"env_kwargs": self.env_kwargs, "key": self.key, "render": self.render}
+        options |= {"wrapper": self.wrapper}
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", self.env_id).strip("-.").lower()
+        for value in options.values():
+            if value:
+                name += "-" + re.sub(r"[^A-Za-z0-9.]+", "-", json.dumps(value)).strip("-.").lower()
+        return cache_folder() / FITTED / name[:100]
+
+    def open(self) -> gym.Env[Any, Any]:
+        """Make the environment."""
+        return open_env(self.env_id, self.env_kwargs, self.key, render=self.render, wrapper=self.wrapper)
+
+
+@dataclass
+class Plan:
+    """What a fit has decided to do, kept so that the same command goes on with it.
+
+    Args:
+        config: The fit, as JSON.
+        policy: What acts.
+        frames: Frames to collect.
+        steps: Optimiser steps to take; ``None`` before they are measured.
+        seconds: Seconds spent in earlier calls.
+    """
+
+    config: dict[str, Any]
+    policy: str
+    frames: int
+    steps: int | None = None
+    seconds: float = 0.0
+
+
+def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
+    """Fit an encoder to an environment within ``config.seconds``, and publish its folder.
+
+    The time is split by measuring: how fast the environment gives frames, and how fast this machine trains.
+    An interrupted fit goes on with the same call. Where the folder already holds an encoder that keeps more
+    of held-out episodes, that one stays.
+
+    Args:
+        config: Which environment, and how long.
+        progress: Show progress on standard error.
+
+    Returns:
+        The encoder folder: ``config.json``, weights, calibration frames, the report card ``card.html`` and
+        the picture ``card.png``.
+
+    Raises:
+        ImportError: If the environment's package is not installed.
+        ValueError: If there is no such environment, its observations are no images, or nothing moves in them.
+        CollectError: If the environment fails midway.
+        KeyboardInterrupt: After Ctrl-C, once what is begun is saved.
+
+    Example:
+        >>> fit_encoder(FitConfig("ALE/Tennis-v5")).config.vae.latent_dim  # doctest: +SKIP
+        32
+    """
+    begun, out = time.monotonic(), config.folder
+    # Imported here, so that the workers do not wait for torch.
+    from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate
+    from latent_obs.training import rate
+    from latent_obs.training.pca import write_pca
+    from latent_obs.training.train import train_vae
+
+    work = out / WORK
+    work.mkdir(parents=True, exist_ok=True)
+    with locked(work):
+        if (known := _finished(config, work)) is not None:
+            return known
+        plan = _plan(config, work)
+        with _counting(plan, work, begun):
+            collect = _collect_config(config, plan, work)
+            frames = collect_frames(collect, progress=progress, in_process=False)
+            train = _train_config(config, plan, work)
+            if plan.steps is None:
+                speed = rate.steps_per_second(train, frames)
+                left = config.seconds * (1 - MEASURE_SHARE) - plan.seconds - (time.monotonic() - begun)
+                plan.steps = max(MIN_STEPS, int(left * speed))
+                _write(plan, work)
+                train = replace(train, steps=plan.steps)
+            train_vae(train, progress=progress)
+
+            def measured(encoder: Path) -> Evaluation:
+                config = EvaluateConfig(encoder, train.data, limit=EVALUATED_FRAMES)
+                return evaluate(config, brief=True)
+
+            made = train.out
+            new = measured(made)
+            if score(new.card) < score(new.card.baselines["pca"]):
+                made = work / "pca"
+                write_pca(train, frames, made)
+                new = measured(made)
+            old = measured(out) if _is_encoder(out) else None
+            if old is None or score(new.card) >= score(old.card):
+                _publish(out, made, new)
+        write_atomically(work / "finished.json", (work / "plan.json").read_bytes())
+        (work / "plan.json").unlink()
+        for scratch in (train.out, work / "pca"):
+            shutil.rmtree(scratch, ignore_errors=True)
+    return resolve(out)
+
+
+def score(card: Scores) -> float:
+    """Return what two encoders of one environment are compared by: the R² of what moves and of changes."""
+    return card.moving_r2 + card.changing_r2
+
+
+def _finished(config: FitConfig, work: Path) -> EncoderFolder | None:
+    """Return the encoder of an earlier fit that took as long; ``None`` where there is more to do."""
+    path = work / "finished.json"
+    if not path.is_file() or (work / "plan.json").exists() or not _is_encoder(work.parent):
+        return None
+    done = _read(path)
+    if _identity(done.config) != _identity(_json(config)) or done.config["seconds"] < config.seconds:
+        return None
+    return resolve(work.parent)
+
+
+def _plan(config: FitConfig, work: Path) -> Plan:
+    """Return the plan of an interrupted fit, or make one: measure how fast the environment gives frames."""
+    path = work / "plan.json"
+    if path.is_file():
+        plan = _read(path)
+        if plan.config == _json(config):
+            return plan
+        shutil.rmtree(work / "trained", ignore_errors=True)  # of a fit with another time
+    env = config.open()
+    try:
+        continuous = isinstance(env.action_space, gym.spaces.Box)
+        # Independent continuous actions cancel each other out; a random walk through them does not.
+        policy = config.policy or ("brownian" if continuous else "random")
+        speed = frames_per_second(env, policy, min(2.0, config.seconds / 30))
+    finally:
+        env.close()
+    wanted = speed * (os.cpu_count() or 1) * COLLECT_SHARE * config.seconds
+    frames = int(max(MIN_FRAMES, min(FRAMES_PER_SECOND * config.seconds, wanted)))
+    collected = work / "frames"
+    if collected.exists():
+        try:
+            frames = max(frames, len(FramesFolder(collected)))  # of a shorter fit: they stay, more come
+        except (FileNotFoundError, ValueError):
+            shutil.rmtree(collected)
+    plan = Plan(_json(config), policy, frames)
+    _write(plan, work)
+    return plan
+
+
+def _collect_config(config: FitConfig, plan: Plan, work: Path) -> CollectConfig:
+    return CollectConfig(
+        config.env_id,
+        work / "frames",
+        frames=plan.frames,
+        workers=None if (work / "frames").exists() else max(MIN_WORKERS, os.cpu_count() or 1),
+        policy=plan.policy,
+        seed=config.seed,
+        env_kwargs=config.env_kwargs,
+        key=config.key,
+        render=config.render,
+        wrapper=config.wrapper,
+        shard_rows=SHARD_ROWS,
+    )
+
+
+def _train_config(config: FitConfig, plan: Plan, work: Path) -> TrainConfig:
+    """Return how to train: what reached most in a minute on Breakout, Boxing, Pong and CarRacing."""
+    from latent_obs.training.config import TrainConfig
+
+    return TrainConfig(
+        work / "frames",
+        work / "trained",
+        latent_dim=config.latent_dim,
+        channels=LARGE if config.seconds >= LARGE_FROM_SECONDS else SMALL,
+        steps=plan.steps or 1,
+        batch_size=32,
+        learning_rate=0.01,
+        optimizer="muon",
+        moments=min(MOMENTS, config.latent_dim // 2),
+        evaluate_every=10**6,  # once, at the end
+        seed=config.seed,
+    )
+
+
+def _publish(out: Path, trained: Path, evaluation: Evaluation) -> None:
+    """Write the encoder folder and its card."""
+    from latent_obs.encoders.provenance import Metrics
+    from latent_obs.evaluation.markdown import card_text
+    from latent_obs.evaluation.page import write_card
+    from latent_obs.evaluation.pictures import liveliest, reconstructions
+    from latent_obs.evaluation.report import FIGURES
+    from latent_obs.training.train import remove_card
+
+    config, card = read_config(trained), evaluation.card
+    metrics: dict[str, Any] = {"frames": card.frames, "collapsed": config.metrics["collapsed"]}
+    for figure in FIGURES:
+        if (value := getattr(card, figure.key)) is not None:
+            metrics[figure.key] = value
+    config = replace(config, metrics=Metrics.from_json(metrics))
+    remove_card(out)
+    config = write_encoder_folder(out, config, read_tensors(trained, config), read_calibration(trained))
+    write_card(replace(evaluation, card=replace(card, encoder=str(out))), out)
+    reconstructions(evaluation.vae, liveliest(evaluation.selection.frames, 8), out / "card.png")
+    if (trained / "history.csv").exists():  # PCA has none
+        write_atomically(out / "history.csv", (trained / "history.csv").read_bytes())
+    write_atomically(out / "README.md", card_text(str(out), config).encode())
+
+
+@contextmanager
+def _counting(plan: Plan, work: Path, begun: float) -> Iterator[None]:
+    """Add the seconds of this call to the plan, also when it is interrupted."""
+    try:
+        yield
+    finally:
+        plan.seconds += time.monotonic() - begun
+        _write(plan, work)
+
+
+def _is_encoder(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _json(config: FitConfig) -> dict[str, Any]:
+    fields = asdict(config)
+    del fields["out"]
+    return fields
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what tells one fit from another, whatever time it takes."""
+    return {name: value for name, value in config.items() if name != "seconds"}
+
+
+def _write(plan: Plan, work: Path) -> None:
+    write_atomically(work / "plan.json", (json.dumps(asdict(plan), indent=1) + "\n").encode())
+
+
+def _read(path: Path) -> Plan:
+    try:
+        return Plan(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete {path.parent} to fit anew.") from error
+
+
+def say_fitted(encoder: EncoderFolder) -> None:
+    """Print what a fit made: three figures beside PCA's, the picture, and the line that uses it."""
+    from latent_obs.evaluation.report import ReportCard
+
+    console, out = plain_console(), encoder.path
+    card = ReportCard.from_json(json.loads((out / "card.json").read_text(encoding="utf-8")))
+    pca = card.baselines["pca"]
+    for name, own, other in (
+        ("R² of what moves", card.moving_r2, pca.moving_r2),
+        ("R² of what changes", card.changing_r2, pca.changing_r2),
+        ("R² of places by ridge", card.position_r2, pca.position_r2),
+    ):
+        if own is not None and other is not None:
+            console.print(f"{name:>22}  {own:.3f}   (PCA with {card.latent_dim} components {other:.3f})")
+    run = encoder.config.provenance.run
+    if run is not None and run.config["objective"] == "pca":
+        console.print(
+            "PCA kept more than the VAE in this time, so the encoder is PCA. Give the VAE more time, such as "
+            "--seconds 600.",
+            soft_wrap=True,
+        )
+    for name in ("card.png", "card.html"):
+        console.print(str(out / name), soft_wrap=True)
+    console.print(f'{out}: the encoder; encoder="auto" finds it', soft_wrap=True)

@@ -1,0 +1,118 @@
+"use strict";
+// What a slider can move: one dimension of the latent, or a direction through it. Both are axes with
+// a position in standard deviations of the data.
+
+const LABELLED = 0.5; // a dimension belongs to a variable that explains at least this share of it
+const VISIBLE = 16; // levels: a dimension that changes no pixel by this many changes nothing that one sees
+
+/**
+ * @typedef {object} Axis
+ * @property {string} name such as "z3", or the variable that a direction moves
+ * @property {string} title what a person reads first
+ * @property {string} note what is known of it
+ * @property {number} share length of its bar, 0 to 1
+ * @property {boolean} active whether it varies over the data
+ * @property {boolean} visible whether one sees it move
+ * @property {(latent: Float32Array) => number} read its position in standard deviations
+ * @property {(latent: Float32Array, position: number) => Float32Array} move a latent moved there
+ * @property {(latent: Float32Array) => string} value the number shown beside the slider
+ * @property {(latent: Float32Array, value: number) => Float32Array} set the latent for such a number
+ * @property {number} [dim] of a dimension
+ */
+
+/** The axes of an encoder's dimensions, those that do most clearly one thing first. */
+function dimensionAxes({ latents, labels }, range) {
+  const { mean, kl } = latents;
+  const most = Math.max(...kl);
+  const best = (dim) => labels?.dimensions[dim].explained[0]?.r2 ?? 0;
+  const dims = Array.from(mean.keys()).sort((a, b) => best(b) - best(a) || kl[b] - kl[a]);
+  return dims.map((dim) => {
+    const { active, center, spread } = range(dim);
+    const label = labels?.dimensions[dim];
+    const visible = active && (!label || label.change >= VISIBLE);
+    return {
+      dim, active, visible,
+      name: `z${dim}`,
+      kl: kl[dim],
+      title: label ? titleOf(label, visible) : `z${dim}`,
+      note: label ? noteOf(label, dim) : "",
+      share: label ? best(dim) : Math.min(Math.max(kl[dim] / most, 0), 1) || 0,
+      read: (latent) => (latent[dim] - center) / spread,
+      move: (latent, position) => changed(latent, dim, center + position * spread),
+      value: (latent) => latent[dim].toFixed(2),
+      set: (latent, value) => changed(latent, dim, value),
+    };
+  });
+}
+
+function changed(latent, dim, value) {
+  const moved = latent.slice();
+  moved[dim] = value;
+  return moved;
+}
+
+/** A dimension in a word: its variable, or that it mixes several. */
+function titleOf({ explained }, visible) {
+  if (!visible) return "nothing visible";
+  if (explained.length && explained[0].r2 >= LABELLED) return explained[0].name;
+  return explained.length > 1 ? "mixed" : "unknown";
+}
+
+function noteOf({ explained, exclusive }, dim) {
+  if (explained.length && explained[0].r2 >= LABELLED) {
+    return `z${dim}, R² ${explained[0].r2.toFixed(2)}, exclusive ${Math.round(100 * exclusive)}%`;
+  }
+  const parts = explained.slice(0, 2).map(({ name, r2 }) => `${name} ${r2.toFixed(2)}`);
+  return [`z${dim}`, ...(parts.length ? [`R²: ${parts.join(", ")}`] : [])].join(", ");
+}
+
+/** The axes of an encoder's directions. */
+function directionAxes({ labels }) {
+  return (labels?.directions ?? []).map(({ name, r2, reads, moves, follows }) => {
+    const principal = name.startsWith("principal ");
+    const read = (latent) => reads.reduce((sum, weight, d) => sum + weight * (latent[d] - labels.mean[d]), 0);
+    const move = (latent, position) => {
+      const way = position - read(latent);
+      return latent.map((value, d) => value + way * moves[d]);
+    };
+    return {
+      name, active: true, visible: true, read, move,
+      title: name,
+      note: `${principal ? `${Math.round(100 * r2)}% of the latents' variance` : `R² ${r2.toFixed(2)}`}, the picture ` +
+        `follows ${Math.round(100 * Math.max(0, Math.min(follows, 1)))}%`,
+      share: Math.max(0, Math.min(follows, 1)),
+      value: (latent) => read(latent).toFixed(2),
+      set: move,
+    };
+  });
+}
+
+/** What a person should know before moving the dimensions, in words. */
+function describeLabels({ labels }, axes) {
+  if (!labels) return "";
+  const visible = axes.filter((axis) => axis.visible);
+  const single = visible.filter(({ dim }) => (labels.dimensions[dim].explained[0]?.r2 ?? 0) >= LABELLED);
+  const count = `Of ${visible.length} dimensions that change the picture, ${single.length || "none"} ` +
+    `${single.length > 1 ? "follow" : "follows"} one variable`;
+  const mixed = single.length < visible.length / 2
+    ? " This encoder mixes what it sees: one slider changes several things at once, and that is how it works. " +
+      "The directions below move one thing as far as a straight line can."
+    : "";
+  return `${count}, measured on ${labels.source}.${mixed} R² is the share of a dimension that its variable ` +
+    "explains; it is exclusive as far as no other variable explains it.";
+}
+
+/**
+ * How far a latent is from the data: the Mahalanobis distance, beside that of the data's own frames.
+ * @returns {{share: number, text: string} | null} share 0 at the mean, 1 where no frame is
+ */
+function distanceFromData(labels, latent) {
+  if (!labels) return null;
+  const { whitening, mean, distances: [middle, most, all] } = labels;
+  const offsets = latent.map((value, d) => value - mean[d]);
+  const distance = Math.hypot(...whitening.map((row) => row.reduce((sum, w, d) => sum + w * offsets[d], 0)));
+  const text = distance <= most ? "like the data"
+    : distance <= all ? "rarer than 19 of 20 frames"
+      : "unlike the data: what it shows may mean nothing";
+  return { share: Math.min(distance / (1.25 * all), 1), typical: middle / (1.25 * all), distance, text };
+}

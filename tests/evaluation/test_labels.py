@@ -1,0 +1,192 @@
+"""Labels of dimensions and directions, against codes whose meaning is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from latent_obs.encoders.folder import EncoderConfig, VAEConfig
+from latent_obs.evaluation import labels as module
+from latent_obs.evaluation.labels import (
+    Direction,
+    Labels,
+    explained_by,
+    measure_labels,
+    read_labels,
+    write_labels,
+)
+from latent_obs.evaluation.variables import Observed, image_variables, play
+from latent_obs.frames import FrameSource, FrameSpec
+from latent_obs.vae import VAE
+from tests.conftest import random_tensors
+
+SHAPES = FrameSource("Scenes/Shapes-v0")
+
+
+@pytest.fixture(scope="module")
+def observed() -> Observed:
+    found = play(SHAPES, FrameSpec(), count=1500)
+    assert found is not None
+    return found
+
+
+def labels_of(codes: Any, observed: Observed, monkeypatch: pytest.MonkeyPatch) -> Labels:
+    """Label codes that are given, whatever the frames; the decoder is random and of no interest."""
+    size = codes.shape[1]
+    config = EncoderConfig(
+        FrameSpec(),
+        VAEConfig(size, (4, 8)),
+        {"mean": codes.mean(0).tolist(), "std": codes.std(0).tolist(), "kl": [1.0] * size},
+    )
+    vae = VAE.from_tensors(config.vae, random_tensors(config.vae))
+    monkeypatch.setattr("latent_obs.vae.latents", lambda *_: codes.astype(np.float32))
+    return measure_labels(vae, config, observed)
+
+
+def test_each_dimension_has_the_name_of_what_it_follows(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    x, y, hue = (observed.variables[name] for name in ("x", "y", "hue"))
+    half = (x - x.mean()) / x.std() + (y - y.mean()) / y.std()
+    codes = np.stack([np.cos(x / 8), 3 * hue, half, rng.normal(size=len(x))], 1)
+    found = labels_of(codes, observed, monkeypatch).dimensions
+    assert [label.explained[0].name for label in found[:2]] == ["x", "hue"]
+    assert min(label.explained[0].r2 for label in found[:2]) > 0.97
+    assert min(label.exclusive for label in found[:2]) > 0.9
+    assert {each.name for each in found[2].explained[:2]} == {"x", "y"}
+    assert [each.r2 for each in found[2].explained[:2]] == pytest.approx([0.5, 0.5], abs=0.2)
+    assert found[2].exclusive < 0.3
+    assert max([each.r2 for each in found[3].explained], default=0) < 0.05
+
+
+def test_a_direction_moves_its_variable_and_nothing_else_that_is_read(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two variables are mixed into two dimensions by a matrix; the directions take them apart again."""
+    x, y = (observed.variables[name] for name in ("x", "y"))
+    both = np.stack([(x - x.mean()) / x.std(), (y - y.mean()) / y.std()], 1)
+    mixed = both @ np.array([[2.0, 1.0], [0.5, 1.5]])
+    found = labels_of(mixed, observed, monkeypatch)
+    known = {direction.name: direction for direction in found.directions}
+    for name, wanted in (("x", [1, 0]), ("y", [0, 1])):
+        direction = known[name]
+        assert direction.r2 > 0.98
+        moved = np.array(direction.moves) @ np.linalg.inv([[2.0, 1.0], [0.5, 1.5]])
+        assert moved == pytest.approx(wanted, abs=0.1)
+        assert np.dot(direction.reads, direction.moves) == pytest.approx(1, abs=1e-6)
+        read = (mixed - found.mean) @ np.array(direction.reads)
+        assert read.std() == pytest.approx(1, abs=0.05)
+    shares = [each.r2 for each in found.directions if each.name.startswith("principal")]
+    variances = np.linalg.eigvalsh(np.cov(mixed.T))[::-1]
+    assert shares == pytest.approx(list(variances / variances.sum()), abs=1e-6)
+
+
+def test_the_picture_follows_as_far_as_it_is_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that shows the first dimension and not the second; its pictures are encoded by brightness."""
+
+    class Shows:
+        def decode(self, z: Any) -> Any:
+            return (0.5 + 0.1 * z[:, :1, None, None]).expand(-1, 64, 64, 3)
+
+    monkeypatch.setattr(
+        "latent_obs.vae.latents",
+        lambda _, frames: np.stack([(frames.mean((1, 2, 3)) / 255 - 0.5) / 0.1, np.zeros(len(frames))], 1),
+    )
+    codes = np.random.default_rng(0).uniform(-1, 1, (200, 2)).astype(np.float32)
+    shown, hidden = (
+        module._follows(Shows(), codes, Direction("", 1, tuple(unit), tuple(unit)), 0)  # type: ignore[arg-type]
+        for unit in np.eye(2)
+    )
+    assert shown == pytest.approx(1, abs=0.03)
+    assert hidden == 0
+
+
+def test_the_distance_is_mahalanobis(observed: Observed, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = np.random.default_rng(1).normal(size=(1500, 3)) @ np.array([[2.0, 1, 0], [0, 1, 0.5], [0, 0, 3]])
+    found = labels_of(codes, observed, monkeypatch)
+    inverse = np.linalg.inv(np.cov(codes.T))
+    offset = codes - codes.mean(0)
+    wanted = np.sqrt((offset @ inverse * offset).sum(1))
+    ours = np.linalg.norm(offset @ np.array(found.whitening).T, axis=1)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-3)
+    assert found.distances == pytest.approx(np.percentile(wanted, (50, 95, 99)), rel=1e-3)
+
+
+def test_known_factors_are_measured_by_the_metrics(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = np.stack([(v - v.mean()) / v.std() for v in observed.variables.values()], 1)
+    metrics = labels_of(codes, observed, monkeypatch).metrics
+    assert metrics["mig"] > 0.9
+    assert metrics["dci_disentanglement"] > 0.9
+
+
+def test_a_variable_that_is_not_in_a_frame_counts_only_where_it_is() -> None:
+    rng = np.random.default_rng(0)
+    place = rng.uniform(size=2000)
+    code = np.where(rng.random(2000) < 0.5, place, 5.0).astype(np.float32)
+    seen = np.where(code < 2, place, np.nan)
+    (best,) = explained_by(code, {"ball": seen}, np.arange(2000) < 1000)
+    assert best.r2 > 0.98
+
+
+def test_labels_are_read_as_they_were_written(
+    observed: Observed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    codes = np.random.default_rng(0).normal(size=(1500, 3))
+    written = labels_of(codes, observed, monkeypatch)
+    assert read_labels(tmp_path, 3) is None
+    write_labels(written, tmp_path)
+    known = read_labels(tmp_path, 3)
+    assert known is not None
+    assert known.to_json() == written.to_json()
+    np.testing.assert_allclose(known.whitening, written.whitening, rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="another encoder"):
+        read_labels(tmp_path, 4)
+    content = json.loads((tmp_path / module.LABELS).read_text())
+    del content["directions"]
+    (tmp_path / module.LABELS).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"labels\.json: It is damaged: .*directions"):
+        read_labels(tmp_path, 3)
+
+
+def test_play_reads_ram_by_its_names_and_no_ball_that_is_not_there() -> None:
+    found = play(FrameSource("ALE/Pong-v5"), FrameSpec(), count=300)
+    assert found is not None
+    assert {"ball x", "ball y", "player y", "enemy y"} <= set(found.variables)
+    ball = found.variables["ball x"]
+    assert 0 < np.isnan(ball).mean() < 1
+    # The player's paddle is the green one, on the right.
+    green = (found.frames[..., 1] > 150) & (found.frames[..., 0] < 120) & (found.frames[..., 2] < 120)
+    green[:, :14] = False  # the score
+    y = np.mgrid[:64, :64][0]
+    there = green.sum((1, 2)) > 0
+    middle = (green * y).sum((1, 2))[there] / green.sum((1, 2))[there]
+    assert np.corrcoef(middle, found.variables["player y"][there])[0, 1] > 0.98
+
+
+def test_play_reads_a_state_vector_and_knows_when_there_is_none() -> None:
+    found = play(FrameSource("Scenes/CartPole-v1"), FrameSpec(), count=60)
+    if found is not None:  # pygame may be missing
+        assert list(found.variables) == [f"state {i}" for i in range(4)]
+        assert not found.factors
+    assert play(FrameSource("ALE/Tetris-v5"), FrameSpec(), count=10) is None
+    assert play(FrameSource("Nowhere/Nothing-v0"), FrameSpec(), count=10) is None
+    assert play(FrameSource(""), FrameSpec(), count=10) is None
+
+
+def test_statistics_of_pictures_name_a_colour_and_its_place() -> None:
+    rng = np.random.default_rng(0)
+    frames = np.full((300, 64, 64, 3), (130, 80, 40), np.uint8)
+    places = rng.integers(2, 60, (300, 2))
+    for frame, (y, x) in zip(frames, places, strict=True):
+        frame[y : y + 3, x : x + 3] = (60, 200, 60)
+    found = image_variables(frames)
+    np.testing.assert_allclose(found["green x"], places[:, 1] + 1)
+    np.testing.assert_allclose(found["green y"], places[:, 0] + 1)
+    assert (found["green area"] == 9).all()

@@ -1,0 +1,222 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from latent_obs import LatentObservationWrapper
+from latent_obs.cli import main
+from latent_obs.data.folder import FramesFolder
+from latent_obs.encoders.encoder import load_encoder
+from latent_obs.encoders.folder import read_config, read_tensors
+from latent_obs.encoders.resolve import find_fitted, resolve
+from latent_obs.evaluation.report import ReportCard
+from latent_obs.files import write_atomically
+from latent_obs.fit import FitConfig, Plan, _plan, fit_encoder, say_fitted
+from latent_obs.frames import FrameSource, FrameSpec, frame_source, preprocess
+from latent_obs.vector import LatentObservationWrapper as VectorWrapper
+from tests.conftest import FrameEnv, save_encoder
+
+# Five seconds are little: what is fitted in them may lose to PCA, and int8 may be off.
+pytestmark = pytest.mark.filterwarnings("ignore:.*(parity gate|COLLAPSE|collapsed)")
+QUICK = FitConfig("ALE/Boxing-v5", seconds=5)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LATENT_OBS_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder of Boxing, fitted once for all tests that look at it."""
+    out = tmp_path_factory.mktemp("fitted") / "boxing"
+    fit_encoder(replace(QUICK, out=out), progress=False)
+    return out
+
+
+def test_a_fit_is_an_encoder_folder_with_card_and_calibration(fitted: Path) -> None:
+    assert {path.name for path in fitted.iterdir()} == {
+        ".fit", "README.md", "calibration.png", "card.html", "card.json", "card.png", "config.json",
+        "history.csv", "model.safetensors",
+    }  # fmt: skip
+    config = read_config(fitted)
+    assert config.source.env_id == "ALE/Boxing-v5"
+    assert config.metrics["moving_r2"] > 0.3
+    assert sorted(path.name for path in (fitted / ".fit").iterdir()) == [".lock", "finished.json", "frames"]
+    with gym.make("ALE/Boxing-v5") as env, LatentObservationWrapper(env, fitted) as wrapped:
+        assert wrapped.reset(seed=0)[0].shape == (32,)
+
+
+def test_the_steps_are_those_that_fit_into_what_is_left_of_the_time(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "boxing" / ".fit"
+    shutil.copytree(fitted / ".fit", work)
+    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 2.0)
+    monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    config = replace(QUICK, out=work.parent, seconds=9)
+    plan = _plan(config, work)
+    plan.seconds = 3.0  # spent before an interruption
+    write_atomically(work / "plan.json", json.dumps(asdict(plan)).encode())
+    assert 1 <= fit_encoder(config, progress=False).config.provenance.steps <= 2 * (9 - 3)  # type: ignore[operator]
+
+
+def test_auto_takes_the_fitted_encoder_of_this_environment_and_of_no_other(fitted: Path, cache: Path) -> None:
+    (cache / "encoders").mkdir(parents=True)
+    (cache / "encoders" / "boxing").symlink_to(fitted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with LatentObservationWrapper(gym.make("ALE/Boxing-v5")) as env:
+            assert env.encoder.ref == str(cache / "encoders" / "boxing")
+        make = lambda: gym.make("ALE/Boxing-v5")  # noqa: E731
+        for kind in (gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv):
+            envs = VectorWrapper(kind([make] * 2))
+            assert envs.encoder.ref == str(cache / "encoders" / "boxing")
+            envs.close()
+    with LatentObservationWrapper(gym.make("ALE/Pong-v5")) as env:
+        assert env.encoder.ref == "pong-v0"
+    other = {"game": "boxing", "frameskip": 2, "repeat_action_probability": 0.25, "max_pool": False}
+    assert find_fitted(FrameSource("ALE/Boxing-v5", {"frameskip": 2}, other)) is None
+    assert find_fitted(frame_source(gym.spec("ALE/Boxing-v5")), key="screen") is None
+
+
+def test_the_spec_refuses_another_encoder_of_the_same_name(fitted: Path, cache: Path) -> None:
+    """A machine that fitted another encoder of the environment must not take it for this one."""
+    folder = cache / "encoders" / "boxing"
+    folder.parent.mkdir(parents=True)
+    folder.symlink_to(fitted)
+    with LatentObservationWrapper(gym.make("ALE/Boxing-v5")) as env:
+        spec = env.spec
+    assert spec is not None
+    folder.unlink()
+    save_encoder(folder)
+    with pytest.raises(ValueError, match="its latents would mean something else"):
+        gym.make(spec)
+
+
+def test_the_same_fit_again_is_finished(fitted: Path) -> None:
+    before = (fitted / "model.safetensors").stat().st_mtime_ns
+    begun = time.monotonic()
+    assert fit_encoder(replace(QUICK, out=fitted), progress=False).path == fitted
+    assert time.monotonic() - begun < 1
+    assert (fitted / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_worse_encoder_never_replaces_a_better_one(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "boxing"
+    shutil.copytree(fitted, out)
+    before = read_tensors(out, read_config(out))
+    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 0.0)
+    monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    fit_encoder(replace(QUICK, out=out, seconds=6), progress=False)
+    after = read_tensors(out, read_config(out))
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    monkeypatch.setattr("latent_obs.fit.score", lambda card: -card.moving_r2)
+    fit_encoder(replace(QUICK, out=out, seconds=7), progress=False)
+    assert any(
+        not np.array_equal(value, before[name]) for name, value in read_tensors(out, read_config(out)).items()
+    )
+
+
+def test_where_pca_wins_pca_is_the_encoder(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "boxing"
+    shutil.copytree(fitted / ".fit", out / ".fit")
+    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 0.0)
+    monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    encoder = fit_encoder(replace(QUICK, out=out), progress=False)
+    say_fitted(encoder)
+    assert "PCA kept more than the VAE in this time" in " ".join(capsys.readouterr().out.split())
+    card = ReportCard.from_json(json.loads((out / "card.json").read_text()))
+    assert card.moving_r2 == pytest.approx(card.baselines["pca"].moving_r2, abs=0.03)
+    with gym.make("ALE/Boxing-v5") as env, LatentObservationWrapper(env, out) as wrapped:
+        obs, _ = wrapped.reset(seed=0)
+        frame = preprocess(env.reset(seed=0)[0], FrameSpec())
+    exact = load_encoder(out, precision="float32", backend="torch")(frame)
+    np.testing.assert_allclose(obs, exact, atol=0.1)
+
+
+@pytest.mark.parametrize("after", [0.5, 4.0])
+def test_an_interrupted_fit_goes_on_with_its_plan(tmp_path: Path, after: float) -> None:
+    out = tmp_path / "boxing"
+    command = [sys.executable, "-m", "latent_obs", "fit", "ALE/Boxing-v5", "--seconds", "8"]
+    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / ".fit" / "plan.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(after)
+    os.kill(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "the same command continues from there" in told
+    config = FitConfig("ALE/Boxing-v5", seconds=8, out=out)
+    plan = _plan(config, out / ".fit")
+    assert plan.seconds > 0
+    resolved = fit_encoder(config, progress=False)
+    assert len(FramesFolder(out / ".fit" / "frames")) == plan.frames
+    if plan.steps is not None:
+        assert resolved.config.provenance.steps == plan.steps
+
+
+def test_a_longer_fit_collects_more_to_what_is_there(fitted: Path, tmp_path: Path) -> None:
+    work = tmp_path / "boxing" / ".fit"
+    shutil.copytree(fitted / ".fit", work)
+    few = len(FramesFolder(work / "frames"))
+    plan = _plan(replace(QUICK, seconds=50, out=work.parent), work)
+    assert isinstance(plan, Plan)
+    assert plan.frames > few
+
+
+def test_fit_at_construction_makes_the_encoder_once(monkeypatch: pytest.MonkeyPatch, fitted: Path) -> None:
+    asked: list[FitConfig] = []
+
+    def fit(config: FitConfig, **_: Any) -> Any:
+        asked.append(config)
+        return resolve(fitted)
+
+    monkeypatch.setattr("latent_obs.fit.fit_encoder", fit)
+    env = gym.make("ALE/Boxing-v5", frameskip=2)
+    with pytest.warns(UserWarning, match="frameskip 4, here 2"), LatentObservationWrapper(env, "fit") as env:
+        assert env.encoder.ref == str(fitted)
+    assert asked == [FitConfig("ALE/Boxing-v5", env_kwargs={"frameskip": 2})]
+
+
+def test_an_environment_that_nobody_can_make_again_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"encoder='fit' needs an environment that gymnasium\.make made"):
+        LatentObservationWrapper(FrameEnv(), "fit")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["CartPole-v1"], "--render"),
+        (["ALE/Nothing-v5"], "cannot make the environment"),
+        (["ALE/Boxing-v5", "--seconds", "1"], "seconds must be from 5 to 86,400"),
+    ],
+)
+def test_what_cannot_be_fitted_is_one_line(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        assert main(["fit", *words]) == 1
+    captured = capsys.readouterr()
+    assert told in " ".join((captured.err + captured.out).split())
+    assert "Traceback" not in captured.err

@@ -3,8 +3,8 @@
 $ python benchmarks/disentanglement.py     # about 10 min of one core
 
 The script trains as the recipe shapes-v0 says with five seeds, and measures MIG, DCI and SAP on scenes that
-none of them saw. The baselines are the same training on single frames instead of pairs, and the same network
-before training. With ``--encoders`` it measures encoders that are there.
+another seed draws. The baselines are the same training on single frames instead of pairs, and the same
+network before training. With ``--encoders`` it measures encoders that are there.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from latent_obs.encoders.folder import EncoderConfig, Latents
-from latent_obs.evaluation.report import FOLLOWS
 from latent_obs.evaluation.variables import Observed, Values
 from latent_obs.files import write_atomically
 
@@ -32,6 +31,9 @@ LABELS = "labels.json"
 BINS = 20
 # A variable with less data than this share of the frames is left out, and so is one that hardly changes.
 MIN_SHARE = 0.25
+# A dimension follows a variable that explains at least this share of its variance, and is ahead of the second
+# variable by at least this share of its own.
+FOLLOWS, EXCLUSIVE = 0.5, 0.25
 # Below this share, moving a direction does not reliably move its variable.
 READABLE = 0.2
 DIRECTIONS, PRINCIPAL = 8, 4
@@ -71,10 +73,15 @@ class Label:
         """Say it in a few words."""
         if not self.visible:
             return "nothing visible"
-        if self.explained and self.explained[0].r2 >= FOLLOWS:
+        if self.follows:
             return f"{self.explained[0].name}, R² {self.explained[0].r2:.2f}"
         parts = [f"{each.name} {each.r2:.2f}" for each in self.explained[:2]]
         return f"mixed: {', '.join(parts)}" if parts else "unknown"
+
+    @property
+    def follows(self) -> bool:
+        """Whether one variable explains most of the dimension, and clearly more than any other."""
+        return bool(self.explained) and self.explained[0].r2 >= FOLLOWS and self.exclusive >= EXCLUSIVE
 
     @property
     def visible(self) -> bool:
@@ -136,7 +143,7 @@ class Labels:
         return {
             "source": self.source,
             "visible": len(seen),
-            "following": sum(any(each.r2 >= FOLLOWS for each in label.explained) for label in seen),
+            "following": sum(label.follows for label in seen),
             "metrics": self.to_json()["metrics"],
         }
 

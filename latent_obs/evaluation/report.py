@@ -17,8 +17,6 @@ FORMAT = "latent_obs.report_card"
 VERSION = 1
 REPORTS_FORMAT = "latent_obs.reports"
 
-# A dimension follows a variable that explains at least this share of its variance.
-FOLLOWS = 0.5
 # How an encoder runs in each backend; "openvino" is the fastest way on this CPU, by the compiled kernel too.
 RUNS = {"openvino": "as wrappers do", "torch": "in eager PyTorch"}
 # The encoder and its baselines, as fields and as headings of columns.

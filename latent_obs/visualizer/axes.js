@@ -2,7 +2,9 @@
 // What a slider can move: one dimension of the latent, or a direction through it. Both are axes with
 // a position in standard deviations of the data.
 
-const LABELLED = 0.5; // a dimension belongs to a variable that explains at least this share of it
+// A dimension follows a variable that explains at least this share of it, and is ahead of the second variable by at
+// least this share of its own.
+const [FOLLOWS, EXCLUSIVE] = [0.5, 0.25];
 const VISIBLE = 16; // levels: a dimension that changes no pixel by this many changes nothing that one sees
 
 /**
@@ -51,15 +53,22 @@ function changed(latent, dim, value) {
   return moved;
 }
 
+/** Whether one variable explains most of a dimension, and clearly more than any other. */
+function follows({ explained, exclusive }) {
+  return explained.length > 0 && explained[0].r2 >= FOLLOWS && exclusive >= EXCLUSIVE;
+}
+
 /** A dimension in a word: its variable, or that it mixes several. */
-function titleOf({ explained }, visible) {
+function titleOf(label, visible) {
+  const { explained } = label;
   if (!visible) return "nothing visible";
-  if (explained.length && explained[0].r2 >= LABELLED) return explained[0].name;
+  if (follows(label)) return explained[0].name;
   return explained.length > 1 ? "mixed" : "unknown";
 }
 
-function noteOf({ explained, exclusive }, dim) {
-  if (explained.length && explained[0].r2 >= LABELLED) {
+function noteOf(label, dim) {
+  const { explained, exclusive } = label;
+  if (follows(label)) {
     return `z${dim}, R² ${explained[0].r2.toFixed(2)}, exclusive ${Math.round(100 * exclusive)}%`;
   }
   const parts = explained.slice(0, 2).map(({ name, r2 }) => `${name} ${r2.toFixed(2)}`);
@@ -68,7 +77,7 @@ function noteOf({ explained, exclusive }, dim) {
 
 /** The axes of an encoder's directions. */
 function directionAxes({ labels }) {
-  return (labels?.directions ?? []).map(({ name, r2, reads, moves, follows }) => {
+  return (labels?.directions ?? []).map(({ name, r2, reads, moves, follows: kept }) => {
     const principal = name.startsWith("principal ");
     const read = (latent) => reads.reduce((sum, weight, d) => sum + weight * (latent[d] - labels.mean[d]), 0);
     const move = (latent, position) => {
@@ -79,8 +88,8 @@ function directionAxes({ labels }) {
       name, active: true, visible: true, read, move,
       title: name,
       note: `${principal ? `${Math.round(100 * r2)}% of the latents' variance` : `R² ${r2.toFixed(2)}`}, the picture ` +
-        `follows ${Math.round(100 * Math.max(0, Math.min(follows, 1)))}%`,
-      share: Math.max(0, Math.min(follows, 1)),
+        `follows ${Math.round(100 * Math.max(0, Math.min(kept, 1)))}%`,
+      share: Math.max(0, Math.min(kept, 1)),
       value: (latent) => read(latent).toFixed(2),
       set: move,
     };
@@ -91,7 +100,7 @@ function directionAxes({ labels }) {
 function describeLabels({ labels }, axes) {
   if (!labels) return "";
   const visible = axes.filter((axis) => axis.visible);
-  const single = visible.filter(({ dim }) => (labels.dimensions[dim].explained[0]?.r2 ?? 0) >= LABELLED);
+  const single = visible.filter(({ dim }) => follows(labels.dimensions[dim]));
   const count = `Of ${visible.length} dimensions that change the picture, ${single.length || "none"} ` +
     `${single.length > 1 ? "follow" : "follows"} one variable`;
   const mixed = single.length < visible.length / 2

@@ -102,6 +102,10 @@ class TrainingRun:
                 f"A batch of {config.batch_size} cannot be shared by {fabric.world_size} processes. "
                 "Raise --batch-size."
             )
+        if config.pairs and fabric.world_size > 1:
+            raise ValueError(
+                f"pairs trains in one process, got {fabric.world_size}. Start it without torchrun."
+            )
         # The frames folder may be larger than this machine, so it is sampled once for all that needs samples.
         self.episodes, self.held_out_episodes = folder.split(config.validation, config.seed)
         self.sample = read_once(fabric, lambda: folder.sample(SAMPLE_FRAMES, self.episodes, config.seed))

@@ -355,4 +355,5 @@ def say_fitted(encoder: EncoderFolder) -> None:
         )
     for name in ("card.png", "card.html"):
         console.print(str(out / name), soft_wrap=True)
-    console.print(f'{out}: the encoder; encoder="auto" finds it', soft_wrap=True)
+    taken = "auto" if out.parent == cache_folder().absolute() / FITTED else out
+    console.print(f'{out}: pass encoder="{taken}"', soft_wrap=True)

@@ -146,7 +146,9 @@ def test_where_pca_wins_pca_is_the_encoder(
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
     encoder = fit_encoder(replace(QUICK, out=out), progress=False)
     say_fitted(encoder)
-    assert "PCA kept more than the VAE in this time" in " ".join(capsys.readouterr().out.split())
+    told = " ".join(capsys.readouterr().out.split())
+    assert "PCA kept more than the VAE in this time" in told
+    assert f'pass encoder="{out}"' in told
     card = ReportCard.from_json(json.loads((out / "card.json").read_text()))
     assert card.moving_r2 == pytest.approx(card.baselines["pca"].moving_r2, abs=0.03)
     with gym.make("ALE/Boxing-v5") as env, LatentObservationWrapper(env, out) as wrapped:

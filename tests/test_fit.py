@@ -180,6 +180,11 @@ def test_an_interrupted_fit_goes_on_with_its_plan(tmp_path: Path, after: float) 
         assert resolved.config.provenance.steps == plan.steps
 
 
+def test_an_encoder_that_was_trained_otherwise_is_left_alone(encoder: Path) -> None:
+    with pytest.raises(ValueError, match="holds an encoder that latent-obs fit did not make"):
+        fit_encoder(replace(QUICK, out=encoder), progress=False)
+
+
 def test_a_longer_fit_collects_more_to_what_is_there(fitted: Path, tmp_path: Path) -> None:
     work = tmp_path / "boxing" / ".fit"
     shutil.copytree(fitted / ".fit", work)

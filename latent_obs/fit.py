@@ -158,7 +158,8 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
     work = out / WORK
     if _is_encoder(out) and not work.exists():
         raise ValueError(
-            f"{out} holds an encoder that latent-obs fit did not make, so it is left alone. Choose another --out."
+            f"{out} holds an encoder that latent-obs fit did not make, so it is left alone. Choose another "
+            "--out."
         )
     work.mkdir(parents=True, exist_ok=True)
     with locked(work):

@@ -144,7 +144,7 @@ def start(frames: object, encoder: str, out: Path) -> subprocess.Popen[bytes]:
 
 def watch(
     process: subprocess.Popen[bytes], staging: Path, files: int
-) -> tuple[subprocess.Popen[bytes], list]:
+) -> tuple[subprocess.Popen[bytes], list[tuple[int, float]]]:
     """Wait for so many files or the end; return how many there were and the resident MiB, again and again."""
     begun, seen = time.monotonic(), list[tuple[int, float]]()
     while process.poll() is None:
@@ -154,7 +154,7 @@ def watch(
         if done and seen and not seen[-1][0]:
             print(f"first file after {time.monotonic() - begun:.1f} s")
         if held and staging.exists():  # until it is renamed
-            seen.append((done, *held))
+            seen.append((done, held[0]))
         if done >= files:
             break
         time.sleep(0.05 if files < 100 else 1)  # listing many files takes time too

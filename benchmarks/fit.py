@@ -76,7 +76,8 @@ def play(env_id: str, game: str, frames: int, seed: int) -> tuple[Any, Any, list
         for name, address in state_variables(game).get(category, {}).items()
         if name.endswith(("_x", "_y"))
     }
-    images, state = [], []
+    images: list[Any] = []
+    state: list[list[float]] = []
     env.reset(seed=seed)
     env.action_space.seed(seed)
     rng = np.random.default_rng(seed)

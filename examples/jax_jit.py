@@ -45,12 +45,11 @@ def main(args: Args) -> None:
     expected = load_encoder(args.encoder)(frames)
     weights = jax.random.normal(jax.random.key(0), (expected.shape[1], 4))
 
-    @jax.jit
     def policy(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         latents = encode(pixels)
         return latents, latents @ weights
 
-    latents, logits = policy(frames)
+    latents, logits = jax.jit(policy)(frames)
     np.testing.assert_array_equal(latents, expected)
     print(f"jit:  {logits.shape} logits from {latents.shape} latents")
     np.testing.assert_array_equal(jax.jit(jax.vmap(encode))(frames), expected)

@@ -11,7 +11,8 @@ from pathlib import Path
 import tyro
 
 from latent_obs import preprocess
-from latent_obs.demo import play
+from latent_obs.collecting.policies import make_policy
+from latent_obs.collecting.sources import open_env
 from latent_obs.evaluation.pictures import filmstrip, traversals
 from latent_obs.vae import load_vae
 
@@ -27,7 +28,13 @@ class Args:
 
 def main(args: Args) -> None:
     vae, config = load_vae(args.encoder)
-    observations = play(config.source.env_id, config.source.env_kwargs)
+    env = open_env(config.source.env_id, config.source.env_kwargs)
+    policy = make_policy("sticky", env)
+    policy.reset(123)
+    observations = [env.reset(seed=123)[0]]
+    for _ in range(200):
+        observations.append(env.step(policy.act(observations[-1]))[0])
+    observations = observations[-28::3]  # ten of them, three steps apart
     args.out.mkdir(parents=True, exist_ok=True)
     filmstrip(vae, config, observations, args.out / "filmstrip.png")
     print(args.out / "filmstrip.png")

@@ -139,7 +139,8 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
 
     Raises:
         ImportError: If the environment's package is not installed.
-        ValueError: If there is no such environment, its observations are no images, or nothing moves in them.
+        ValueError: If there is no such environment, its observations are no images, nothing moves in them, or
+            the folder holds an encoder that was made in another way.
         CollectError: If the environment fails midway.
         KeyboardInterrupt: After Ctrl-C, once what is begun is saved.
 
@@ -155,6 +156,11 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
     from latent_obs.training.train import train_vae
 
     work = out / WORK
+    if _is_encoder(out) and not work.exists():
+        raise ValueError(
+            f"{out} holds an encoder that latent-obs fit did not make, so it is left alone. Choose another "
+            "--out."
+        )
     work.mkdir(parents=True, exist_ok=True)
     with locked(work):
         if (known := _finished(config, work)) is not None:
@@ -238,11 +244,12 @@ def _plan(config: FitConfig, work: Path) -> Plan:
 
 
 def _collect_config(config: FitConfig, plan: Plan, work: Path) -> CollectConfig:
+    begun = any((work / "frames").glob("*.parquet"))
     return CollectConfig(
         config.env_id,
         work / "frames",
         frames=plan.frames,
-        workers=None if (work / "frames").exists() else max(MIN_WORKERS, os.cpu_count() or 1),
+        workers=None if begun else max(MIN_WORKERS, os.cpu_count() or 1),
         policy=plan.policy,
         seed=config.seed,
         env_kwargs=config.env_kwargs,
@@ -355,4 +362,5 @@ def say_fitted(encoder: EncoderFolder) -> None:
         )
     for name in ("card.png", "card.html"):
         console.print(str(out / name), soft_wrap=True)
-    console.print(f'{out}: the encoder; encoder="auto" finds it', soft_wrap=True)
+    taken = "auto" if out.parent == cache_folder().absolute() / FITTED else out
+    console.print(f'{out}: pass encoder="{taken}"', soft_wrap=True)

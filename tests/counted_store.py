@@ -17,7 +17,7 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 
-class CountedStore(LocalFileSystem):
+class CountedStore(LocalFileSystem):  # type: ignore[misc]
     """Counts the bytes of its files that are read.
 
     Attributes:
@@ -29,7 +29,7 @@ class CountedStore(LocalFileSystem):
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
-        return super()._strip_protocol(path.removeprefix("counted://here"))
+        return str(super()._strip_protocol(path.removeprefix("counted://here")))
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
         return _Counted(open(path, mode))

@@ -32,6 +32,7 @@ NEEDS = {
     "sb3_recurrent.py": ("sb3_contrib",),
     "sbx_sac.py": ("sbx",),
     "skrl_ppo.py": ("skrl",),
+    "stable_worldmodel_data.py": ("stable_worldmodel",),
     "tianshou_dqn.py": ("tianshou",),
 }
 
@@ -75,6 +76,11 @@ NEEDS = {
         ("examples/sbx_sac.py", ["--steps", "60"], "sac trained for 60 steps on (64,)"),
         ("examples/sbx_sac.py", ["--steps", "60", "--algorithm", "crossq"], "crossq trained for 60 steps"),
         ("examples/skrl_ppo.py", ["--steps", "256", "--rollout", "16"], "8 environments on (128,)"),
+        (
+            "examples/stable_worldmodel_data.py",
+            ["--episodes", "2", "--episode-steps", "8"],
+            "a window: observation (4, 32), action (4, 1), pixels (4, 3, 64, 64)",
+        ),
         ("examples/tianshou_dqn.py", ["--steps", "400", "--buffer", "1000"], "DQN for 400 steps on (128,)"),
         ("examples/rllib_ppo.py", ["--iterations", "1", "--batch", "64", "--envs", "2"], "iteration 1:"),
         ("benchmarks/wrapper_step.py", ["--steps", "200"], "wrapped / bare"),

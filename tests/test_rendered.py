@@ -14,10 +14,12 @@ import pytest
 
 from latent_obs import LatentObservationWrapper
 from latent_obs.data.folder import FramesFolder
-from latent_obs.frames import preprocess
+from latent_obs.frames import FrameSpec, preprocess
 
 ROOT = Path(__file__).parents[1]
 STATE = 'gym.wrappers.AddRenderObservation(gym.make("{}", render_mode="rgb_array"))'
+# Without a camera of its own, MuJoCo puts one where an unseeded reset has put the robot.
+ROBOT = STATE.replace('"rgb_array"', '"rgb_array", camera_name="track"')
 ROOM = 'RGBImgObsWrapper(gym.make("{}"))'
 
 
@@ -25,7 +27,7 @@ ROOM = 'RGBImgObsWrapper(gym.make("{}"))'
 @pytest.mark.parametrize(
     ("package", "env_id", "line", "options", "key"),
     [
-        ("mujoco", "HalfCheetah-v5", STATE, ["--render"], None),
+        ("mujoco", "HalfCheetah-v5", ROBOT, ["--render", "--env-kwargs", '{"camera_name": "track"}'], None),
         ("highway_env", "highway_env:highway-v0", STATE, ["--render"], None),
         (
             "minigrid",
@@ -35,6 +37,7 @@ ROOM = 'RGBImgObsWrapper(gym.make("{}"))'
             "image",
         ),
     ],
+    ids=["mujoco", "highway", "minigrid"],
 )
 def test_the_line_and_the_command_draw_the_same(
     package: str,
@@ -52,9 +55,9 @@ def test_the_line_and_the_command_draw_the_same(
     out = tmp_path / "frames"
     collect = ["collect", env_id, *options, "--frames", "6", "--workers", "1", "--out", str(out)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, "-m", "latent_obs", *collect], capture_output=True, text=True, env=env, check=False
-    )
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes its log there
+    command = [sys.executable, "-m", "latent_obs", *collect]
+    run = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert run.returncode == 0, run.stderr
     collected = FramesFolder(out).load()
     assert len(collected) == 6
@@ -65,7 +68,7 @@ def test_the_line_and_the_command_draw_the_same(
     # The seed of the first episode, as docs/formats.md says.
     seed = int(np.random.SeedSequence((0, 0, 0)).generate_state(2)[0])
     obs, _ = made.reset(seed=seed)
-    assert np.array_equal(collected[0], preprocess(obs[key] if key else obs))
+    assert np.array_equal(collected[0], preprocess(obs[key] if key else obs, FrameSpec()))
     wrapped = LatentObservationWrapper(made, encoder, key=key)
     latent, _ = wrapped.reset(seed=seed)
     assert np.array_equal(latent[key] if key else latent, wrapped.encoder(collected[0]))

@@ -23,9 +23,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from latent_obs.collecting.collect import CollectError, collect_frames
+from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.collecting.processes import run_processes
+from latent_obs.collecting.trial import CollectError
 from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, look_again
 from latent_obs.data import storage
 from latent_obs.data.folder import FramesFolder
@@ -229,10 +230,11 @@ def test_an_env_that_hangs_from_the_start_is_ended_and_the_call_named(
     call: str, trouble: str, tmp_path: Path
 ) -> None:
     """It hangs when it is tried out, before any worker starts."""
-    config = replace(QUICK, out=tmp_path / "frames", env_kwargs={trouble: call}, step_timeout=3)
+    out = tmp_path / "frames"
+    config = replace(QUICK, out=out, env_kwargs={trouble: call}, step_timeout=3)
     with pytest.raises(CollectError, match=f"its {call} took longer than the 3 s of --step-timeout"):
         collect_frames(config, progress=False)
-    assert not config.out.exists()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("call", ["constructor", "reset"])

@@ -214,7 +214,8 @@ def test_auto_knows_a_game_in_a_process_that_cannot_send_its_spec() -> None:
     venv = SubprocVecEnv([pong_with_a_lambda] * 2)
     latent = VecLatentObservation(venv)
     assert latent.encoder.ref == "pong-v0"
-    assert latent.reset().shape == (2, 32), "its workers are alive"
+    obs: Any = latent.reset()
+    assert obs.shape == (2, 32), "its workers are alive"
     venv.close()
 
 

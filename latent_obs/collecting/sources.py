@@ -71,6 +71,9 @@ def open_env(
         if render:
             if env.render_mode != "rgb_array":
                 raise ValueError(f"{env_id!r} does not draw itself: it has no render_mode 'rgb_array'.")
+            # The wrapper resets without a seed, and MuJoCo places its camera by the first reset.
+            env.reset(seed=0)
+            env.render()
             env = gym.wrappers.AddRenderObservation(env)
         if wrapper is not None:
             env = _wrapped(env, wrapper)

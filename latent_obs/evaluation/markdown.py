@@ -163,7 +163,7 @@ def _making(config: EncoderConfig, recipe: Mapping[str, Any]) -> list[str]:
         of = envs[0] if len(envs) == 1 else f"each of {len(envs)} environments ({', '.join(envs)})"
         lines.append(f"- {each['frames']:,} frames of {of}, policy `{each['policy']}`, seed {each['seed']}.")
     settings = run.get("config", {})
-    if settings:
+    if {"steps", "batch_size", "channels", "learning_rate", "seed", "objective"} <= settings.keys():
         channels = "-".join(map(str, settings["channels"]))
         lines.append(
             f"- {settings['steps']:,} steps of {settings['batch_size']} frames, convolutions {channels}, "

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from latent_obs.data.storage import refuse_irregular
 from latent_obs.encoders.provenance import Record, Run
 from latent_obs.files import write_atomically
 
@@ -77,9 +78,10 @@ def read_checkpoint(folder: Path, run: Run, overwrite: bool) -> tuple[dict[str, 
         ValueError: If the checkpoint is damaged or another run's.
     """
     path = folder / CHECKPOINT
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return None
     try:
+        refuse_irregular(path)
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             for name in ("run", "progress"):

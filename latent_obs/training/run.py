@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,6 +101,10 @@ class TrainingRun:
             raise ValueError(
                 f"A batch of {config.batch_size} cannot be shared by {fabric.world_size} processes. "
                 "Raise --batch-size."
+            )
+        if config.pairs and fabric.world_size > 1:
+            raise ValueError(
+                f"pairs trains in one process, got {fabric.world_size}. Start it without torchrun."
             )
         # The frames folder may be larger than this machine, so it is sampled once for all that needs samples.
         self.episodes, self.held_out_episodes = folder.split(config.validation, config.seed)
@@ -386,10 +390,17 @@ class TrainingRun:
                 self.optimizer.load(tensors)
             self.weighted_variance.copy_(tensors["weighted_variance"])
             self.gradient_norm.copy_(tensors["gradient_norm"])
+            best = {k[5:]: v.to(self.fabric.device) for k, v in tensors.items() if k.startswith("best.")}
+            if best and _shapes(best) != _shapes(self.vae.state_dict()):
+                raise KeyError("a tensor of the best state")
         except (KeyError, RuntimeError) as error:
             raise damaged(self.config.out, error) from error
-        self.best = {k[5:]: v.to(self.fabric.device) for k, v in tensors.items() if k.startswith("best.")}
+        self.best = best
         self.step, self.seconds = progress.step, progress.seconds
         self.best_loss = math.inf if progress.best_loss is None else progress.best_loss
         self.best_step, self.waited = progress.best_step, progress.waited
         return [{k: math.nan if v is None else v for k, v in row.items()} for row in progress.history]
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}

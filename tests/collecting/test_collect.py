@@ -23,8 +23,9 @@ import pytest
 from stable_baselines3 import PPO
 
 from latent_obs import LatentObservationWrapper
-from latent_obs.collecting.collect import CollectError, collect_frames
+from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
+from latent_obs.collecting.trial import CollectError
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.shards import read_shard
 from latent_obs.encoders.encoder import NORMALIZE

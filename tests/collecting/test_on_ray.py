@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import ray
 
-from latent_obs.collecting.collect import CollectError, collect_frames
+from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
+from latent_obs.collecting.trial import CollectError
 from latent_obs.data.folder import FramesFolder
 from tests.data.test_storage import bucket, rows
 

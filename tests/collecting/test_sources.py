@@ -139,6 +139,37 @@ def test_a_state_environment_is_drawn(workers: int, tmp_path: Path) -> None:
         env.close()
 
 
+class CameraEnv(gym.Env[Any, Any]):
+    """Its first drawing decides where its camera stands for ever, as in MuJoCo."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}  # noqa: RUF012
+    render_mode = "rgb_array"
+    observation_space = gym.spaces.Box(0, 1, (1,))
+    action_space = gym.spaces.Discrete(2)
+    camera: int | None = None
+
+    def __init__(self, **options: Any) -> None:
+        self.state = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.state = int(self.np_random.integers(2**16))
+        return np.zeros(1, np.float32), {}
+
+    def render(self) -> Any:
+        self.camera = self.state if self.camera is None else self.camera
+        return np.full((8, 8, 3), (self.camera % 256, self.camera // 256, self.state % 256), np.uint8)
+
+
+def test_a_seed_repeats_a_drawing_whose_camera_stands_where_the_first_reset_was() -> None:
+    gym.register("Camera-v0", CameraEnv)
+    try:
+        first, second = (open_env("Camera-v0", {}, render=True).reset(seed=3)[0] for _ in range(2))
+    finally:
+        del gym.registry["Camera-v0"]
+    assert np.array_equal(first, second)
+
+
 def test_frames_of_states_and_of_drawings_do_not_mix(tmp_path: Path) -> None:
     config = CollectConfig("ALE/Pong-v5", tmp_path, frames=20, workers=1)
     assert "render" not in collect_frames(config, progress=False).identity, "as before there was --render"

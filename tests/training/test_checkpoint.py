@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +45,13 @@ def test_a_bit_that_flipped_is_noticed(tmp_path: Path) -> None:
         (tmp_path / CHECKPOINT).write_bytes(data[:place] + flipped + data[place + 1 :])
         with pytest.raises(ValueError, match="something else than was written"):
             read_checkpoint(tmp_path, RUN, overwrite=False)
+
+
+def test_a_pipe_under_the_name_of_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    """Opening it would wait for ever."""
+    os.mkfifo(tmp_path / CHECKPOINT)
+    with pytest.raises(ValueError, match=r"not a regular file.* delete it to start again"):
+        read_checkpoint(tmp_path, RUN, overwrite=False)
 
 
 def test_a_state_that_is_not_finite_never_replaces_a_good_one(tmp_path: Path) -> None:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import tyro
 from machine import machine
@@ -33,7 +32,7 @@ from latent_obs.evaluation.baselines import pca_code
 from latent_obs.evaluation.ram import games, state_variables
 from latent_obs.evaluation.readers import ridge, whiten
 from latent_obs.evaluation.report import ReportCard
-from latent_obs.frames import FrameSpec, frame_source, preprocess
+from latent_obs.frames import FrameSpec, preprocess
 
 
 @dataclass(frozen=True)
@@ -131,8 +130,7 @@ def main(args: Args) -> None:
                 row = [env_id, str(seed), f"{took:.0f}", f"{len(folder):,}"]
                 row += [f"{card.moving_r2:.3f} ({pca.moving_r2:.3f})"]
                 row += [f"{card.changing_r2:.3f} ({pca.changing_r2:.3f})"]
-                env = gym.make(env_id) if env_id.startswith("ALE/") else None
-                game = frame_source(env).emulator["game"] if env is not None else ""
+                game = folder.source.emulator.get("game", "")
                 if game in games():
                     (images, known, names), (others, truth, _) = (
                         play(env_id, game, count, 901 + i) for i, count in enumerate((frames, frames // 2))

@@ -45,7 +45,7 @@ class Args:
     seeds: tuple[int, ...] = (0,)
     """seeds of the fits"""
     options: str = ""
-    """more options for the command, such as "--render" """
+    """more options for the command, such as --options=--render"""
     frames: int = 4_000
     """frames to fit ridge regression on, and half as many to measure it on"""
     smallest: bool = False

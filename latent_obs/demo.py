@@ -22,6 +22,7 @@ from latent_obs.progress import plain_console, progress_bar, stop_on_signals
 
 EXTRAS = "make,sb3"
 with needs("The demo", EXTRAS):
+    import latent_obs.data.folder  # noqa: F401  # else fit would miss its packages in its own name
     from latent_obs.fit import FitConfig, fit_encoder, say_fitted
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,11 @@ def test_where_pca_wins_pca_is_the_encoder(
 def test_an_interrupted_fit_goes_on_with_its_plan(tmp_path: Path, after: float) -> None:
     out = tmp_path / "boxing"
     command = [sys.executable, "-m", "latent_obs", "fit", "ALE/Boxing-v5", "--seconds", "8"]
-    process = subprocess.Popen([*command, "--out", str(out)], stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background of a shell ignore SIGINT, and so would their children.
+    heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(
+        [*command, "--out", str(out)], stderr=subprocess.PIPE, text=True, preexec_fn=heeds
+    )
     deadline = time.monotonic() + 60
     while not (out / ".fit" / "plan.json").exists() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -50,10 +50,10 @@ class ImageMoments:
         >>> frames = np.zeros((100, 64, 64, 3), np.uint8)
         >>> frames[np.arange(100), 20, np.arange(100) % 60] = 255  # a dot that runs to the right
         >>> moments = ImageMoments(frames, np.zeros((64, 64, 3), np.uint8), count=4)
-        >>> moments.names
-        ['x of the colour (240, 240, 240)']
+        >>> moments.names[0]
+        'x of the colour (240, 240, 240)'
         >>> tuple(moments(torch.from_numpy(frames[:7])).shape)
-        (7, 1)
+        (7, 2)
 
     Source: Hu (1962), "Visual pattern recognition by moment invariants".
     """

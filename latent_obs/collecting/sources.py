@@ -46,8 +46,9 @@ def open_env(
     """
     options = {**(env_kwargs or {}), **({"render_mode": "rgb_array"} if render else {})}
     if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY"} & set(os.environ):
-        # Else SDL, which draws many environments, looks for a screen and prints an error that is none.
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        # Else SDL, which draws many environments, looks for a screen and prints an error that is none. Its
+        # driver "dummy" alone would leave highway-env's images black.
+        os.environ.setdefault("SDL_VIDEODRIVER", "offscreen,dummy")
     try:
         if env_id.startswith("ALE/"):
             import ale_py

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 RESULT, AGENT, PARTIAL = "ppo.json", "ppo.zip", "ppo-unfinished.zip"
 ENVS, STACK, GAMES, CLIP_STEPS = 8, 4, 16, 240
+# Where games are long and drawing is slow, fewer are played, in fewer environments at a time.
+PLAY_ENVS, PLAY_SECONDS = 4, 30.0
 SAVE_EVERY = 30.0  # seconds
 
 
@@ -107,7 +109,9 @@ def run_demo(config: DemoConfig) -> None:
 
     agent = PPO.load(folder / AGENT, device="cpu")
     trained = _play(config, lambda obs, _: agent.predict(obs, deterministic=False)[0])
-    random = _play(config, lambda _, envs: np.array([envs.action_space.sample() for _ in range(ENVS)]))
+    random = _play(
+        config, lambda _, envs: np.array([envs.action_space.sample() for _ in range(envs.num_envs)])
+    )
     pictures = _draw(config, outcome, trained, random)
     console.print(f"return of random play         {_spread(random.returns)}")
     console.print(f"return of the trained agent   {_spread(trained.returns)}, {outcome['steps']:,} steps")
@@ -149,7 +153,9 @@ def _make_envs(config: DemoConfig, training: bool = True) -> VecEnv:
             env = atari_wrappers.FireResetEnv(env)
         return atari_wrappers.ClipRewardEnv(env) if training else env
 
-    latents = VecLatentObservation(DummyVecEnv([make] * ENVS), config.encoder.folder)
+    latents = VecLatentObservation(
+        DummyVecEnv([make] * (ENVS if training else PLAY_ENVS)), config.encoder.folder
+    )
     return VecFrameStack(latents, STACK)
 
 
@@ -240,7 +246,8 @@ def _play(config: DemoConfig, act: Callable[[Any, VecEnv], Any]) -> Games:
     images: list[Any] = []
     obs = envs.reset()
     raw = envs.venv.venv  # type: ignore[attr-defined]  # below the stack and the latents
-    while len(returns) < GAMES or len(images) < CLIP_STEPS:
+    until = time.monotonic() + PLAY_SECONDS
+    while not returns or len(images) < CLIP_STEPS or (len(returns) < GAMES and time.monotonic() < until):
         obs, _, _, infos = envs.step(act(obs, envs))
         returns += [float(info["episode"]["r"]) for info in infos if "episode" in info]
         images = [*images[-CLIP_STEPS + 1 :], raw.buf_obs[None][0].copy()]

@@ -247,7 +247,7 @@ def _play(config: DemoConfig, act: Callable[[Any, VecEnv], Any]) -> Games:
     obs = envs.reset()
     raw = envs.venv.venv  # type: ignore[attr-defined]  # below the stack and the latents
     until = time.monotonic() + PLAY_SECONDS
-    while not returns or len(images) < CLIP_STEPS or (len(returns) < GAMES and time.monotonic() < until):
+    while not returns or ((len(returns) < GAMES or len(images) < CLIP_STEPS) and time.monotonic() < until):
         obs, _, _, infos = envs.step(act(obs, envs))
         returns += [float(info["episode"]["r"]) for info in infos if "episode" in info]
         images = [*images[-CLIP_STEPS + 1 :], raw.buf_obs[None][0].copy()]

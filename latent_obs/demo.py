@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 import numpy as np
 
+from latent_obs.encoders.folder import read_config
 from latent_obs.extras import missing, needs
 from latent_obs.files import write_atomically
 from latent_obs.frames import Frames
@@ -164,16 +165,10 @@ def _train_ppo(config: DemoConfig) -> dict[str, Any]:
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
 
-    folder = config.folder
-    weights = json.loads((config.encoder.folder / "config.json").read_text())["weights_sha256"]
-    settings: dict[str, Any] = {
-        "env": config.env,
-        "env_kwargs": config.env_kwargs,
-        "seconds": config.ppo_seconds,
-    }
-    settings["weights_sha256"] = weights
-    outcome: dict[str, Any] = {"settings": settings, "finished": False}
-    outcome |= {"spent": 0.0, "steps": 0, "games": []}
+    folder, weights = config.folder, read_config(config.encoder.folder).weights_sha256
+    settings: dict[str, Any] = {"env": config.env, "env_kwargs": config.env_kwargs}
+    settings |= {"seconds": config.ppo_seconds, "weights_sha256": weights}
+    outcome: dict[str, Any] = {"settings": settings, "finished": False, "spent": 0.0, "steps": 0, "games": []}
     if (folder / RESULT).exists():
         saved = json.loads((folder / RESULT).read_text(encoding="utf-8"))
         if saved.get("settings") == settings:
@@ -185,14 +180,9 @@ def _train_ppo(config: DemoConfig) -> dict[str, Any]:
     if outcome["steps"]:
         model = PPO.load(folder / PARTIAL, envs, device="cpu")
     else:
-        small: dict[str, Any] = {
-            "policy_kwargs": {"net_arch": [256, 256]},
-            "clip_range": 0.1,
-            "ent_coef": 0.01,
-        }
         model = PPO(
-            "MlpPolicy", envs, n_steps=128, batch_size=256, n_epochs=4, learning_rate=2.5e-4,
-            seed=0, device="cpu", **small,
+            "MlpPolicy", envs, n_steps=128, batch_size=256, n_epochs=4, learning_rate=2.5e-4, clip_range=0.1,
+            ent_coef=0.01, policy_kwargs={"net_arch": [256, 256]}, seed=0, device="cpu",
         )  # fmt: skip
     before, begun = outcome["spent"], time.monotonic()
 

@@ -90,13 +90,10 @@ class FitConfig:
         """The encoder folder."""
         if self.out is not None:
             return Path(self.out)
-        options = {"env_kwargs": self.env_kwargs, "key": self.key, "render": self.render}
-        options |= {"wrapper": self.wrapper}
-        name = re.sub(r"[^A-Za-z0-9.]+", "-", self.env_id).strip("-.").lower()
-        for value in options.values():
-            if value:
-                name += "-" + re.sub(r"[^A-Za-z0-9.]+", "-", json.dumps(value)).strip("-.").lower()
-        return cache_folder() / FITTED / name[:100]
+        options = (self.env_kwargs, self.key, self.render, self.wrapper)
+        words = [self.env_id, *(json.dumps(option) for option in options if option)]
+        names = [re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.").lower() for word in words]
+        return cache_folder() / FITTED / "-".join(names)[:100]
 
     def open(self) -> gym.Env[Any, Any]:
         """Make the environment."""

@@ -376,9 +376,17 @@ def visible_change(vae: VAE, config: EncoderConfig, codes: Latents, seed: int = 
 def _whitening(codes: Latents) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return mean and whitening matrix; directions without variance count little."""
     mean = codes.mean(0, dtype=np.float64)
-    variances, vectors = np.linalg.eigh(np.cov((codes - mean).T).reshape(len(mean), len(mean)))
+    variances, vectors = _components(codes, mean)
     deviations = np.sqrt(np.maximum(variances, 1e-4 * variances.max()))
     return mean, (vectors / deviations).T
+
+
+def _components(
+    codes: Latents, mean: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the latents' variances along their principal directions, ascending; these are the columns."""
+    variances, vectors = np.linalg.eigh(np.cov((codes - mean).T).reshape(len(mean), len(mean)))
+    return variances, vectors
 
 
 def _readings(
@@ -426,7 +434,7 @@ def _follows(vae: VAE, codes: Latents, direction: Direction, seed: int) -> float
 
 def _principal(codes: Latents, mean: npt.NDArray[np.float64]) -> list[Direction]:
     """Return the directions along which the latents vary most."""
-    variances, vectors = np.linalg.eigh(np.cov((codes - mean).T).reshape(len(mean), len(mean)))
+    variances, vectors = _components(codes, mean)
     order = np.argsort(-variances)[:PRINCIPAL]
     return [
         Direction(

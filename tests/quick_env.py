@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ class QuickEnv(gym.Env[Any, Any]):
     keeps its process alive. ``hang_in`` and ``hold_in`` name the call, ``"constructor"`` or ``"reset"``, that
     sleeps or holds the lock. ``server`` names a file: a process is started, as games do, and its number
     added to the file; with ``"multiprocessing:"`` before the name, multiprocessing starts it.
+    ``interrupt`` names a file: the first environment that closes makes it and sends SIGINT to its parent.
     """
 
     observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
@@ -42,8 +44,9 @@ class QuickEnv(gym.Env[Any, Any]):
         hang_in: str | None = None,
         hold_in: str | None = None,
         server: str | None = None,
+        interrupt: str | None = None,
     ) -> None:
-        self.hang_in, self.hold_in = hang_in, hold_in
+        self.hang_in, self.hold_in, self.interrupt = hang_in, hold_in, interrupt
         self.pause, self.steps = pause, 0
         self.hang_after, self.hold_after, self.break_after = hang_after, hold_after, break_after
         self.exit_after, self.vanish_after, self.linger_after = exit_after, vanish_after, linger_after
@@ -78,6 +81,11 @@ class QuickEnv(gym.Env[Any, Any]):
             time.sleep(self.pause)
         self.left -= 1
         return self._image(int(action)), float(action), self.left == 0, False, {}
+
+    def close(self) -> None:
+        if self.interrupt is not None and not os.path.exists(self.interrupt):
+            open(self.interrupt, "w").close()
+            os.kill(os.getppid(), signal.SIGINT)
 
     def _trouble(self, call: str) -> None:
         if self.hang_in == call:

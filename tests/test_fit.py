@@ -86,7 +86,8 @@ def test_auto_takes_the_fitted_encoder_of_this_environment_and_of_no_other(fitte
         warnings.simplefilter("error")
         with LatentObservationWrapper(gym.make("ALE/Boxing-v5")) as env:
             assert env.encoder.ref == str(cache / "encoders" / "boxing")
-        make = lambda: gym.make("ALE/Boxing-v5")  # noqa: E731
+        # The prefix imports ALE in spawned workers too, which importing TorchRL makes the default.
+        make = lambda: gym.make("ale_py:ALE/Boxing-v5")  # noqa: E731
         for kind in (gym.vector.SyncVectorEnv, gym.vector.AsyncVectorEnv):
             envs = VectorWrapper(kind([make] * 2))
             assert envs.encoder.ref == str(cache / "encoders" / "boxing")

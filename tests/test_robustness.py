@@ -201,6 +201,15 @@ def test_the_second_signal_ends_a_worker_in_the_calling_process(tmp_path: Path) 
     assert list(tmp_path.glob(".*.tmp")) == []
 
 
+def test_a_signal_in_the_last_moment_of_the_trial_is_heeded(tmp_path: Path) -> None:
+    out = tmp_path / "frames"
+    config = replace(QUICK, out=out, env_kwargs={"interrupt": str(tmp_path / "sent")})
+    with pytest.raises(KeyboardInterrupt):
+        collect_frames(config, progress=False, in_process=False)
+    assert (tmp_path / "sent").exists()
+    assert contents(out) == {}
+
+
 def test_signals_in_quick_succession_count_as_one(capfd: pytest.CaptureFixture[str]) -> None:
     """A launcher passes on the Ctrl-C that the terminal has sent to everyone."""
     with stop_on_signals() as stop:

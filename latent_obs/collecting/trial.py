@@ -90,6 +90,8 @@ def try_out_in_process(config: CollectConfig) -> Files:
                 reason = f"the process that tried it out died with exit code {process.exitcode}"
                 raise _nothing_from(config, reason) from None
             process.join(GRACE_SECONDS)  # it ends by itself, unless something of the environment's keeps it
+            if stop.is_set():  # by a signal in the last moments of the trial
+                raise KeyboardInterrupt
         finally:
             if process.pid is not None:
                 end_group(process)

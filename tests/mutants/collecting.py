@@ -13,6 +13,13 @@ ACTING = "tests/collecting/test_policies.py"
 
 MUTANTS = [
     Mutant(
+        "a signal in the last moment of the trial is lost",
+        TRIAL,
+        "            if stop.is_set():  # by a signal in the last moments of the trial\n",
+        "            if False:\n",
+        f"{ROBUST}::test_a_signal_in_the_last_moment_of_the_trial_is_heeded",
+    ),
+    Mutant(
         "a shard that was interrupted twice keeps the shorter part",
         WORKER,
         "writer.rows <= before:",

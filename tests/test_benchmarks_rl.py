@@ -28,6 +28,7 @@ PPO = pytest.importorskip("stable_baselines3").PPO
 SAC = pytest.importorskip("stable_baselines3").SAC
 
 import agents  # noqa: E402
+import atari_100k  # noqa: E402
 import car_racing  # noqa: E402
 import iterate  # noqa: E402
 import random_play  # noqa: E402
@@ -356,3 +357,53 @@ def test_an_interrupted_sac_run_goes_on_with_what_it_remembers(
 def test_sac_is_refused_for_other_games(tmp_path: Path, encoder: Path) -> None:
     with pytest.raises(ValueError, match="CarRacing only"):
         train_agent.train(config(tmp_path, encoder, algorithm="sac"))
+
+
+def test_dqn_learns_once_for_each_step_and_its_settings_are_kept(tmp_path: Path, encoder: Path) -> None:
+    small = '{"learning_starts": 40, "batch_size": 8, "buffer_size": 400}'
+    folder = train_agent.train(config(tmp_path, encoder, algorithm="dqn", steps=120, changes=small))
+    model = agents.load_model(folder / "model.zip", None, "cpu", "dqn")
+    assert model.observation_space.shape == (4 * 32,)
+    # Four environments: from step 44 to step 120 a rollout of 4 steps is followed by 4 updates.
+    assert model._n_updates == 80
+    about = json.loads((folder / "run.json").read_text())
+    assert about["settings"]["algorithm"] == "dqn"
+    assert about["settings"]["hyperparameters"]["n_steps"] == 10
+    with pytest.raises(ValueError, match="discrete actions"):
+        train_agent.train(dataclasses.replace(config(tmp_path, encoder), game="CarRacing", algorithm="dqn"))
+
+
+def score(game: str, seed: int, mean_return: float) -> atari_100k.Score:
+    return atari_100k.Score(game, seed, 0.9, 20_000, 80_000, mean_return, 1.0, 60.0)
+
+
+def test_scores_are_normalised_by_random_play_and_the_human(tmp_path: Path) -> None:
+    rows = [
+        score("Pong", 0, 14.6),
+        score("Boxing", 0, 0.1),
+        score("Freeway", 0, 2.96),
+        score("Krull", 0, 1598),
+    ]
+    assert [row.normalised for row in rows] == pytest.approx([1, 0, 0.1, 0])
+    found = atari_100k.aggregate(rows)
+    assert {name: value for name, (value, _) in found.items()} == pytest.approx(
+        {"median": 0.05, "mean": 0.275, "IQM": 0.05}
+    )
+    assert all(bounds is None for _, bounds in found.values()), "one seed tells nothing of other seeds"
+    atari_100k.write_scores(rows, tmp_path / "scores.csv")
+    assert atari_100k.read_scores(tmp_path / "scores.csv") == rows
+
+
+def test_seeds_are_drawn_anew_within_each_game() -> None:
+    rows = [score("Pong", seed, [-20.7, 14.6][seed]) for seed in (0, 1)] + [
+        score("Boxing", seed, 12.1) for seed in (0, 1)
+    ]
+    value, bounds = atari_100k.aggregate(rows)["mean"]
+    assert value == pytest.approx(0.75)
+    # Pong's mean of two draws is 0, 0.5 or 1, with probabilities 1/4, 1/2, 1/4; Boxing's is always 1.
+    assert bounds == pytest.approx([0.5, 1.0])
+
+
+def test_only_games_of_atari_100k_have_a_score() -> None:
+    with pytest.raises(ValueError, match="got Tetris"):
+        atari_100k.main(atari_100k.Args(games=("Tetris",)))

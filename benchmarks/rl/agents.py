@@ -5,11 +5,12 @@ trained by the same PPO. The arm on pixels adds the field's standard preprocessi
 on latents adds ``VecLatentObservation`` and ``MlpPolicy``. The hyperparameters are the RL Zoo's tuned ones
 (``hyperparams/ppo.yml`` of DLR-RM/rl-baselines3-zoo); ``LATENT_CHANGES`` lists those that differ for latents.
 
-CarRacing can be trained with SAC too, which needs fewer steps.
+Two algorithms with a replay memory need fewer steps: SAC for CarRacing, and DQN for Atari.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
@@ -18,7 +19,7 @@ from typing import Any, Literal, SupportsFloat
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import GrayscaleObservation, ResizeObservation, TransformReward
-from stable_baselines3 import PPO, SAC
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.atari_wrappers import (
     ClipRewardEnv,
     EpisodicLifeEnv,
@@ -36,10 +37,10 @@ from latent_obs.sb3 import VecLatentObservation
 
 Arm = Literal["pixels", "latents", "latents-raw"]
 Family = Literal["atari", "car_racing", "vizdoom"]
-Algorithm = Literal["ppo", "sac"]
-MODELS: dict[Algorithm, type[PPO] | type[SAC]] = {"ppo": PPO, "sac": SAC}
+Algorithm = Literal["ppo", "sac", "dqn"]
+MODELS: dict[Algorithm, type[PPO] | type[SAC] | type[DQN]] = {"ppo": PPO, "sac": SAC, "dqn": DQN}
 
-N_ENVS: dict[Algorithm, int] = {"ppo": 8, "sac": 4}
+N_ENVS: dict[Algorithm, int] = {"ppo": 8, "sac": 4, "dqn": 4}
 
 # "lin_x" is the zoo's notation for a value that falls from x to zero over the run.
 PPO_ARGUMENTS: dict[Family, dict[str, Any]] = {
@@ -88,6 +89,22 @@ SAC_ARGUMENTS: dict[str, Any] = {
     "tau": 0.02,
     "gamma": 0.98,
     "ent_coef": "auto_0.1",
+    "policy_kwargs": {"net_arch": [256, 256]},
+}
+# For few steps: an update for each step and returns over many steps, as in van Hasselt et al. (2019),
+# "When to use parametric models in reinforcement learning?". The rest are our own values.
+DQN_ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 3e-4,
+    "buffer_size": 100_000,
+    "batch_size": 64,
+    "learning_starts": 1600,
+    "train_freq": 1,
+    "gradient_steps": -1,
+    "n_steps": 10,
+    "gamma": 0.99,
+    "target_update_interval": 2000,
+    "exploration_fraction": 0.1,
+    "exploration_final_eps": 0.02,
     "policy_kwargs": {"net_arch": [256, 256]},
 }
 SAC_SKIP, PPO_SKIP, VIZDOOM_SKIP = 4, 2, 4
@@ -240,10 +257,12 @@ def make_venv(
     """Make the environments of one arm, all in this process.
 
     Raises:
-        ValueError: If the algorithm is SAC and the game is not CarRacing.
+        ValueError: If the algorithm is SAC and the game is not CarRacing, or the other way round with DQN.
     """
     if algorithm == "sac" and family(game) != "car_racing":
         raise ValueError(f"SAC is set up for CarRacing only, got {game}. Use --algorithm ppo.")
+    if algorithm == "dqn" and family(game) == "car_racing":
+        raise ValueError("DQN takes discrete actions, which CarRacing has not. Use --algorithm ppo or sac.")
     make = make_pixels if arm == "pixels" else make_env
     venv: VecEnv = DummyVecEnv([lambda: make(game, algorithm, training)] * (n_envs or N_ENVS[algorithm]))
     if arm != "pixels":
@@ -257,15 +276,15 @@ def hyperparameters(
     game: str, arm: Arm, changes: dict[str, Any], algorithm: Algorithm = "ppo"
 ) -> dict[str, Any]:
     """Return the algorithm's arguments as JSON values, with the arm's changes and the given ones."""
-    if algorithm == "sac":
-        return {**SAC_ARGUMENTS, **changes}
+    if algorithm != "ppo":
+        return {**(SAC_ARGUMENTS if algorithm == "sac" else DQN_ARGUMENTS), **changes}
     for_arm = {} if arm == "pixels" else LATENT_CHANGES[family(game)]
     return {**PPO_ARGUMENTS[family(game)], **for_arm, **changes}
 
 
 def make_model(
     arm: Arm, venv: VecEnv, arguments: dict[str, Any], seed: int, device: str, algorithm: Algorithm = "ppo"
-) -> PPO | SAC:
+) -> PPO | SAC | DQN:
     """Make an untrained agent from :func:`hyperparameters`."""
     policy = "CnnPolicy" if arm == "pixels" else "MlpPolicy"
     # The copy is for SAC, which adds entries to the policy_kwargs that it is given.
@@ -274,6 +293,14 @@ def make_model(
         activation = getattr(nn, arguments["policy_kwargs"]["activation_fn"])
         ready["policy_kwargs"] = {**arguments["policy_kwargs"], "activation_fn": activation}
     return MODELS[algorithm](policy, venv, seed=seed, device=device, **ready)
+
+
+def load_model(file: Any, venv: VecEnv | None, device: str, algorithm: Algorithm) -> PPO | SAC | DQN:
+    """Load an agent that was saved, as a path or a binary file."""
+    with warnings.catch_warnings():
+        # SB3 warns of the memory that it chose itself for returns over several steps.
+        warnings.filterwarnings("ignore", "`n_steps=.* is ignored")
+        return MODELS[algorithm].load(file, venv, device=device)
 
 
 def _schedule(value: Any) -> Any:

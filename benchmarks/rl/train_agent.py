@@ -34,18 +34,19 @@ import numpy as np
 import torch
 import tyro
 from agents import (
-    MODELS,
     Algorithm,
     Arm,
     derived_seed,
     env_id,
     hyperparameters,
+    load_model,
     make_model,
     make_venv,
     stack,
 )
-from stable_baselines3 import PPO, SAC
+from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
 
 from latent_obs.data.storage import locked
@@ -85,7 +86,7 @@ class RunConfig:
     changes: str = "{}"
     """hyperparameters to change, as JSON"""
     algorithm: Algorithm = "ppo"
-    """sac works for CarRacing only; its runs need another --out than PPO's"""
+    """sac is for CarRacing, and dqn for discrete actions; their runs need another --out than PPO's"""
     threads: int = 1
     """threads of PyTorch"""
     device: str = "cpu"
@@ -231,7 +232,7 @@ class Recorder(BaseCallback):
         with zipfile.ZipFile(data, "w") as archive:
             archive.writestr("mark.json", json.dumps(self.mark))
             archive.writestr(MODEL, networks.getvalue())
-            if isinstance(self.model, SAC):
+            if isinstance(self.model, OffPolicyAlgorithm):
                 replay = io.BytesIO()
                 self.model.save_replay_buffer(replay)
                 archive.writestr(BUFFER, replay.getvalue())
@@ -277,8 +278,8 @@ def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
             mark = json.loads(archive.read("mark.json"))
             assert mark is not None
             networks = io.BytesIO(archive.read(MODEL))
-            model = MODELS[config.algorithm].load(networks, venv, device=config.device)
-            if isinstance(model, SAC):
+            model = load_model(networks, venv, config.device, config.algorithm)
+            if isinstance(model, OffPolicyAlgorithm):
                 model.load_replay_buffer(io.BytesIO(archive.read(BUFFER)))
         # With the run's first seed, its first games would be played again.
         model.set_random_seed(derived_seed(config.seed, mark["steps"]))
@@ -344,7 +345,9 @@ def _check_settings(config: RunConfig) -> None:
             )
 
 
-def _about(config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: PPO | SAC) -> dict[str, Any]:
+def _about(
+    config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: PPO | SAC | DQN
+) -> dict[str, Any]:
     """Return what is needed to repeat a run, beside its settings."""
     wrapper = unwrap_vec_wrapper(venv, VecLatentObservation)
     device = str(model.device)

@@ -30,9 +30,39 @@ ATARI = f"{RL}::test_a_recorded_game_of_atari_is_whole_and_its_rewards_are_true"
 SKIP = f"{RL}::test_leaving_out_frames_that_nobody_sees_changes_nothing"
 CHARGED = f"{RL}::test_an_agent_that_gives_up_is_charged"
 INDEX = "tests/test_benchmarks.py::test_the_index_has_every_script_and_every_result"
+HUNDRED = "benchmarks/rl/atari_100k.py"
+NORMALISED = f"{RL}::test_scores_are_normalised_by_random_play_and_the_human"
 MACHINE = "tests/test_benchmarks.py::test_the_machine_is_told_by_its_model_and_the_flags_that_matter"
 
 MUTANTS = [
+    Mutant(
+        "A normalised score of 1 is the human's distance from zero.",
+        HUNDRED,
+        "/ (human - random)",
+        "/ human",
+        NORMALISED,
+    ),
+    Mutant(
+        "The median over games is that of all runs' mean.",
+        HUNDRED,
+        "float(np.median([",
+        "float(np.mean([",
+        NORMALISED,
+    ),
+    Mutant(
+        "Seeds are drawn once for all games.",
+        HUNDRED,
+        "[rng.choice(runs, len(runs)) for runs in table]",
+        "[runs for runs in table]",
+        f"{RL}::test_seeds_are_drawn_anew_within_each_game",
+    ),
+    Mutant(
+        "DQN learns from single steps.",
+        AGENTS,
+        '"n_steps": 10',
+        '"n_steps": 1',
+        f"{RL}::test_dqn_learns_once_for_each_step_and_its_settings_are_kept",
+    ),
     Mutant("The IQM is the mean.", REPORT, "cut = len(scores) // 4", "cut = 0", IQM),
     Mutant("The IQM leaves out a third.", REPORT, "cut = len(scores) // 4", "cut = len(scores) // 3", IQM),
     Mutant("The IQM does not sort.", REPORT, "np.sort(scores, axis=0)[cut", "np.asarray(scores)[cut", IQM),

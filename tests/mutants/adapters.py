@@ -91,7 +91,7 @@ MUTANTS = [
     ),
     Mutant(
         "several entries with one encoder come back in the wrong order",
-        "latent_obs/adapter.py",
+        "latent_obs/entries.py",
         "for i, part in zip(mine, np.split(both, ends[:-1]), strict=True)",
         "for i, part in zip(mine[::-1], np.split(both, ends[:-1]), strict=True)",
         "tests/test_images.py -k wrapping_twice",
@@ -105,7 +105,7 @@ MUTANTS = [
     ),
     Mutant(
         "a vector environment of two games takes the first one's encoder",
-        "latent_obs/adapter.py",
+        "latent_obs/entries.py",
         "FrameSource.combine([frame_source(s) for s in specs])",
         "frame_source(specs[0])",
         "tests/test_images.py -k two_games",

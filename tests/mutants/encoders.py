@@ -109,8 +109,8 @@ MUTANTS = [
     Mutant(
         "A cache that cannot be written is an error",
         REMEMBERED_PY,
-        "        write_atomically(folder() / name, content)\n    except (OSError, RuntimeError):",
-        "        write_atomically(folder() / name, content)\n    except RuntimeError:",
+        "        write_atomically(cache_folder() / name, content)\n    except (OSError, RuntimeError):",
+        "        write_atomically(cache_folder() / name, content)\n    except RuntimeError:",
         f"{REMEMBERED} -k cannot_be_written",
     ),
     Mutant(

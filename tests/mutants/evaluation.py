@@ -28,8 +28,8 @@ MUTANTS = [
     Mutant(
         "PCA is fitted on the frames that it is measured on",
         _EVALUATE,
-        "fit_baselines(selection.others, encoder.vae)",
-        "fit_baselines(frames, encoder.vae)",
+        "fit_baselines(selection.others, encoder.vae,",
+        "fit_baselines(selection.frames, encoder.vae,",
         f"{_TEST_EVALUATE} -k baselines",
     ),
     Mutant(
@@ -307,7 +307,7 @@ MUTANTS = [
     ),
     Mutant(
         "the command line parses brackets in a card as markup",
-        "latent_obs/cli.py",
+        "latent_obs/commands.py",
         "_say(text.strip())",
         '__import__("rich.console").console.Console().print(text.strip())',
         f"{_TEST_RECIPE} -k brackets",

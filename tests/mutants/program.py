@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.mutants import Mutant
 
 EXTRAS = "latent_obs/extras.py"
-CLI = "latent_obs/cli.py"
+COMMANDS = "latent_obs/commands.py"
 TESTS = "tests/test_extras.py"
 README = "tests/test_readme.py"
 
@@ -19,7 +19,7 @@ MUTANTS = [
     ),
     Mutant(
         "The help imports the modules of all commands",
-        CLI,
+        COMMANDS,
         "from rich.table import Table\n",
         "from rich.table import Table\nimport matplotlib\n",
         f"{TESTS}::test_these_commands_need_the_base_dependencies_alone",

@@ -194,9 +194,9 @@ MUTANTS = [
     ),
     Mutant(
         "The learning rate falls in the history only",
-        RUN,
-        'group["lr"] = rate',
-        'group["lr"] = config.learning_rate',
+        OPTIMIZER,
+        'group["lr"] = learning_rate',
+        'group["lr"] = group["lr"]',
         ONE_STEP,
     ),
     Mutant(
@@ -286,7 +286,7 @@ MUTANTS = [
     Mutant(
         "The old encoder's card stays",
         TRAIN,
-        "    _remove_card(config.out)\n",
+        "    remove_card(config.out)\n",
         "",
         f"{WHOLE}::test_another_encoder_is_only_replaced_when_told_to",
     ),

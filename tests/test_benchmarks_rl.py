@@ -355,7 +355,7 @@ def test_an_interrupted_sac_run_goes_on_with_what_it_remembers(
 
 
 def test_sac_is_refused_for_other_games(tmp_path: Path, encoder: Path) -> None:
-    with pytest.raises(ValueError, match="CarRacing only"):
+    with pytest.raises(ValueError, match="CarRacing and Pendulum only"):
         train_agent.train(config(tmp_path, encoder, algorithm="sac"))
 
 
@@ -407,3 +407,17 @@ def test_seeds_are_drawn_anew_within_each_game() -> None:
 def test_only_games_of_atari_100k_have_a_score() -> None:
     with pytest.raises(ValueError, match="got Tetris"):
         atari_100k.main(atari_100k.Args(games=("Tetris",)))
+
+
+def test_sac_swings_a_rendered_pendulum(tmp_path: Path, encoder: Path) -> None:
+    pytest.importorskip("pygame")
+    small = '{"learning_starts": 8, "batch_size": 8, "buffer_size": 400, "gradient_steps": 1}'
+    settings = config(tmp_path, encoder, algorithm="sac", steps=820, changes=small)
+    folder = train_agent.train(dataclasses.replace(settings, game="Pendulum-v1"))
+    about = json.loads((folder / "run.json").read_text())
+    assert about["observation_shape"] == [3 * 32]
+    # Four environments, whose episodes have 200 steps with rewards from -16.3 to 0.
+    assert about["finished"]["episodes"] == 4
+    assert -16.3 * 200 < about["finished"]["mean_return"] < 0
+    with pytest.raises(ValueError, match="set up for SAC only"):
+        train_agent.train(dataclasses.replace(settings, game="Pendulum-v1", algorithm="ppo", out=tmp_path))

@@ -5,7 +5,7 @@ trained by the same PPO. The arm on pixels adds the field's standard preprocessi
 on latents adds ``VecLatentObservation`` and ``MlpPolicy``. The hyperparameters are the RL Zoo's tuned ones
 (``hyperparams/ppo.yml`` of DLR-RM/rl-baselines3-zoo); ``LATENT_CHANGES`` lists those that differ for latents.
 
-Two algorithms with a replay memory need fewer steps: SAC for CarRacing, and DQN for Atari.
+Two algorithms with a replay memory need fewer steps: SAC for CarRacing and Pendulum, and DQN for Atari.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from latent_obs.collecting.sources import open_env
 from latent_obs.sb3 import VecLatentObservation
 
 Arm = Literal["pixels", "latents", "latents-raw"]
-Family = Literal["atari", "car_racing", "vizdoom"]
+Family = Literal["atari", "car_racing", "vizdoom", "pendulum"]
 Algorithm = Literal["ppo", "sac", "dqn"]
 MODELS: dict[Algorithm, type[PPO] | type[SAC] | type[DQN]] = {"ppo": PPO, "sac": SAC, "dqn": DQN}
 
@@ -91,6 +91,8 @@ SAC_ARGUMENTS: dict[str, Any] = {
     "ent_coef": "auto_0.1",
     "policy_kwargs": {"net_arch": [256, 256]},
 }
+# The zoo's for Pendulum, but for the number of environments: as many updates as steps.
+PENDULUM_ARGUMENTS: dict[str, Any] = {"learning_rate": 1e-3, "learning_starts": 400, "gradient_steps": -1}
 # For few steps: an update for each step and returns over many steps, as in van Hasselt et al. (2019),
 # "When to use parametric models in reinforcement learning?". The rest are our own values.
 DQN_ARGUMENTS: dict[str, Any] = {
@@ -116,6 +118,7 @@ LATENT_CHANGES: dict[Family, dict[str, Any]] = {
     "car_racing": {},
 }
 LATENT_CHANGES["vizdoom"] = LATENT_CHANGES["atari"]
+LATENT_CHANGES["pendulum"] = LATENT_CHANGES["car_racing"]
 
 
 class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
@@ -197,9 +200,11 @@ def env_id(game: str) -> str:
 
 
 def family(game: str) -> Family:
-    """Return the family of a game: CarRacing, ViZDoom, or Atari for all others."""
+    """Return the family of a game: CarRacing, ViZDoom, Pendulum, or Atari for all others."""
     if game.startswith("Vizdoom"):
         return "vizdoom"
+    if game.startswith("Pendulum"):
+        return "pendulum"
     return "car_racing" if "CarRacing" in game else "atari"
 
 
@@ -222,6 +227,8 @@ def make_env(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> 
     if family(game) == "vizdoom":
         doom = Monitor(open_env(env_id(game), {"frame_skip": VIZDOOM_SKIP}, "screen"))
         return TransformReward(doom, lambda reward: float(reward) * VIZDOOM_REWARD_SCALE)
+    if family(game) == "pendulum":
+        return Monitor(open_env(env_id(game), render=True))
     env = open_env(env_id(game))
     if algorithm == "sac":
         env = Monitor(GiveUp(env, PATIENCE, GIVEN_UP) if training else env)
@@ -257,12 +264,15 @@ def make_venv(
     """Make the environments of one arm, all in this process.
 
     Raises:
-        ValueError: If the algorithm is SAC and the game is not CarRacing, or the other way round with DQN.
+        ValueError: If the algorithm does not take the game's actions, or is not set up for them.
     """
-    if algorithm == "sac" and family(game) != "car_racing":
-        raise ValueError(f"SAC is set up for CarRacing only, got {game}. Use --algorithm ppo.")
-    if algorithm == "dqn" and family(game) == "car_racing":
-        raise ValueError("DQN takes discrete actions, which CarRacing has not. Use --algorithm ppo or sac.")
+    continuous = family(game) in ("car_racing", "pendulum")
+    if algorithm == "sac" and not continuous:
+        raise ValueError(f"SAC is set up for CarRacing and Pendulum only, got {game}. Use --algorithm ppo.")
+    if algorithm != "sac" and family(game) == "pendulum":
+        raise ValueError(f"Pendulum is set up for SAC only, got {algorithm}. Use --algorithm sac.")
+    if algorithm == "dqn" and continuous:
+        raise ValueError(f"DQN takes discrete actions, which {game} has not. Use --algorithm ppo or sac.")
     make = make_pixels if arm == "pixels" else make_env
     venv: VecEnv = DummyVecEnv([lambda: make(game, algorithm, training)] * (n_envs or N_ENVS[algorithm]))
     if arm != "pixels":
@@ -276,6 +286,8 @@ def hyperparameters(
     game: str, arm: Arm, changes: dict[str, Any], algorithm: Algorithm = "ppo"
 ) -> dict[str, Any]:
     """Return the algorithm's arguments as JSON values, with the arm's changes and the given ones."""
+    if family(game) == "pendulum":
+        return {**PENDULUM_ARGUMENTS, **changes}
     if algorithm != "ppo":
         return {**(SAC_ARGUMENTS if algorithm == "sac" else DQN_ARGUMENTS), **changes}
     for_arm = {} if arm == "pixels" else LATENT_CHANGES[family(game)]

@@ -86,7 +86,7 @@ class RunConfig:
     changes: str = "{}"
     """hyperparameters to change, as JSON"""
     algorithm: Algorithm = "ppo"
-    """sac is for CarRacing, and dqn for discrete actions; their runs need another --out than PPO's"""
+    """sac is for CarRacing and Pendulum, dqn for discrete actions; each needs an --out of its own"""
     threads: int = 1
     """threads of PyTorch"""
     device: str = "cpu"

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from latent_obs.fit import FitConfig, fit_encoder
     from latent_obs.frames import FrameSpec, preprocess
     from latent_obs.push import PushConfig, push_encoder
+    from latent_obs.refresh import RefreshConfig, refresh_encoder
     from latent_obs.training.config import TrainConfig
     from latent_obs.training.train import train_vae
     from latent_obs.vae import VAE
@@ -63,6 +64,7 @@ __all__ = [
     "MergeConfig",
     "PullConfig",
     "PushConfig",
+    "RefreshConfig",
     "SplitConfig",
     "TrainConfig",
     "VAEConfig",
@@ -79,6 +81,7 @@ __all__ = [
     "preprocess",
     "pull_encoder",
     "push_encoder",
+    "refresh_encoder",
     "split_frames",
     "train_vae",
     "visualize_encoder",
@@ -103,6 +106,7 @@ _HOME = {
     "fit": ("FitConfig", "fit_encoder"),
     "frames": ("FrameSpec", "preprocess"),
     "push": ("PushConfig", "push_encoder"),
+    "refresh": ("RefreshConfig", "refresh_encoder"),
     "training.config": ("TrainConfig",),
     "training.train": ("train_vae",),
     "vae": ("VAE",),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from latent_obs.fit import FitConfig
     from latent_obs.push import PushConfig, PushFramesConfig
     from latent_obs.recipe import BuildConfig, MeasureConfig
+    from latent_obs.refresh import RefreshConfig
     from latent_obs.training.config import TrainConfig
     from latent_obs.visualizer import VisualizeConfig
 
@@ -89,6 +90,12 @@ def _fit(config: FitConfig) -> None:
     from latent_obs.fit import fit_encoder, say_fitted
 
     say_fitted(fit_encoder(config))
+
+
+def _refresh(config: RefreshConfig) -> None:
+    from latent_obs.refresh import refresh_encoder, say_refreshed
+
+    say_refreshed(refresh_encoder(config))
 
 
 def _train(config: TrainConfig) -> None:
@@ -371,6 +378,12 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
                 _fit,
                 "fit",
                 "FitConfig",
+            ),
+            "refresh": Command(
+                "Train an encoder on with frames of its agent, which goes on with it as it is.",
+                _refresh,
+                "refresh",
+                "RefreshConfig",
             ),
             "train": Command("Train a VAE on a folder of frames.", _train, "training.config", "TrainConfig"),
             "evaluate": Command(

@@ -28,6 +28,7 @@ from latent_obs.progress import plain_console
 with needs("Fitting an encoder", "make"):
     from latent_obs.collecting.collect import collect_frames
     from latent_obs.collecting.config import CollectConfig
+    from latent_obs.collecting.policies import default_policy
     from latent_obs.collecting.rate import frames_per_second
     from latent_obs.collecting.sources import open_env
     from latent_obs.data.folder import FramesFolder
@@ -221,9 +222,7 @@ def _plan(config: FitConfig, work: Path) -> Plan:
         shutil.rmtree(work / "trained", ignore_errors=True)  # of a fit with another time
     env = config.open()
     try:
-        continuous = isinstance(env.action_space, gym.spaces.Box)
-        # Independent continuous actions cancel each other out; a random walk through them does not.
-        policy = config.policy or ("brownian" if continuous else "random")
+        policy = config.policy or default_policy(env)
         speed = frames_per_second(env, policy, min(2.0, config.seconds / 30))
     finally:
         env.close()

@@ -199,6 +199,16 @@ def make_policy(
     return policies[0] if len(policies) == 1 else MixedPolicy(policies, [weight for _, weight in parts])
 
 
+def default_policy(env: gym.Env[Any, Any]) -> str:
+    """Name what acts where nobody says what: independent continuous actions would cancel each other out.
+
+    Example:
+        >>> default_policy(gym.make("CartPole-v1"))
+        'random'
+    """
+    return "brownian" if isinstance(env.action_space, gym.spaces.Box) else "random"
+
+
 def parse_mix(name: str) -> list[tuple[str, float]]:
     """Split a policy's name into the policies it mixes and their weights.
 

@@ -188,11 +188,12 @@ def _model(
 def _metadata(name: str, encoder: EncoderConfig) -> dict[str, str]:
     """Return the model's metadata: one entry, ``latent_obs``, in JSON."""
     whole = encoder.to_json()
+    kept = ("frame_spec", "vae", "latents", "scaled_as", "source")
     content = {
         "format": FORMAT,
         "version": VERSION,
         "encoder": name,
-        **{field: whole[field] for field in ("frame_spec", "vae", "latents", "source")},
+        **{field: whole[field] for field in kept if field in whole},
     }
     return {"latent_obs": json.dumps(content, allow_nan=False)}
 

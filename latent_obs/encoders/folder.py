@@ -115,6 +115,8 @@ class EncoderConfig:
         metrics: How good it is on held-out episodes; a JSON object is converted.
         weights_sha256: SHA-256 of ``model.safetensors``, by which an interrupted replacement of an encoder is
             noticed. :func:`write_encoder_folder` sets it; ``None`` in folders that are older than this field.
+        scaled_as: ``mean`` and ``std`` by which ``normalize`` scales; a refreshed encoder keeps those of the
+            encoder that it was made from. ``None`` (default): those in ``latents``.
     """
 
     frame_spec: FrameSpec
@@ -124,6 +126,7 @@ class EncoderConfig:
     provenance: Provenance = field(default_factory=Provenance)
     metrics: Metrics = field(default_factory=Metrics)
     weights_sha256: str | None = field(default=None, compare=False)
+    scaled_as: dict[str, list[float]] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "provenance", Provenance.from_json(self.provenance))
@@ -133,7 +136,8 @@ class EncoderConfig:
     def scaling(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """What ``normalize`` subtracts from each dimension of a latent, and what it divides it by.
 
-        They are the mean and the standard deviation over the training frames. An inactive dimension is
+        They are the mean and the standard deviation over the training frames, of a refreshed encoder over
+        those of the first encoder in that line. An inactive dimension is
         divided by 1, because it holds noise, which must not become as loud as the others.
 
         Example:
@@ -142,7 +146,8 @@ class EncoderConfig:
             >>> shift.tolist(), scale.tolist()
             ([0.5, 3.0], [2.0, 1.0])
         """
-        mean, std = np.array(self.latents["mean"]), np.array(self.latents["std"])
+        by = self.latents if self.scaled_as is None else self.scaled_as
+        mean, std = np.array(by["mean"]), np.array(by["std"])
         return mean, np.where(np.square(std) > ACTIVE_VARIANCE, std, 1.0)
 
     def to_json(self) -> dict[str, Any]:
@@ -153,6 +158,7 @@ class EncoderConfig:
             "frame_spec": self.frame_spec.to_json(),
             "vae": {"latent_dim": self.vae.latent_dim, "channels": list(self.vae.channels)},
             "latents": self.latents,
+            **({} if self.scaled_as is None else {"scaled_as": self.scaled_as}),
             "source": self.source.to_json(),
             "provenance": self.provenance.to_json(),
             "metrics": self.metrics.to_json(),
@@ -173,17 +179,10 @@ class EncoderConfig:
         sizes = check(value.get("vae"), dict[str, object], "vae")
         channels = check(sizes.get("channels"), list[int], "vae.channels")
         vae = VAEConfig(check(sizes.get("latent_dim"), int, "vae.latent_dim"), tuple(channels))
-        known = check(value.get("latents"), dict[str, object], "latents")
-        latents = {
-            name: check(known.get(name), list[float], f"latents.{name}") for name in ("mean", "std", "kl")
-        }
-        for name, numbers in latents.items():
-            if len(numbers) != vae.latent_dim:
-                raise ValueError(f"latents.{name} has {len(numbers)} values for {vae.latent_dim} dimensions")
-            if max(map(abs, numbers)) > MAX_STATISTIC:
-                raise ValueError(f"latents.{name} holds values beyond {MAX_STATISTIC:,.0f}")
-        if min(latents["std"]) <= 0:
-            raise ValueError("latents.std holds a value that is not positive")
+        latents = _statistics(value.get("latents"), "latents", ("mean", "std", "kl"), vae.latent_dim)
+        scaled_as = value.get("scaled_as")
+        if scaled_as is not None:
+            scaled_as = _statistics(scaled_as, "scaled_as", ("mean", "std"), vae.latent_dim)
         source = check(value.get("source", {}), dict[str, object], "source")
         for name in ("env_kwargs", "emulator"):
             check(source.get(name, {}), dict[str, object], f"source.{name}")
@@ -195,7 +194,22 @@ class EncoderConfig:
             Provenance.from_json(value.get("provenance", {})),
             Metrics.from_json(value.get("metrics", {})),
             check(value.get("weights_sha256"), str | None, "weights_sha256"),
+            scaled_as,
         )
+
+
+def _statistics(value: Any, where: str, names: tuple[str, ...], latent_dim: int) -> dict[str, list[float]]:
+    """Read statistics of the latents, one number for each dimension under each name."""
+    known = check(value, dict[str, object], where)
+    read = {name: check(known.get(name), list[float], f"{where}.{name}") for name in names}
+    for name, numbers in read.items():
+        if len(numbers) != latent_dim:
+            raise ValueError(f"{where}.{name} has {len(numbers)} values for {latent_dim} dimensions")
+        if max(map(abs, numbers)) > MAX_STATISTIC:
+            raise ValueError(f"{where}.{name} holds values beyond {MAX_STATISTIC:,.0f}")
+    if min(read["std"]) <= 0:
+        raise ValueError(f"{where}.std holds a value that is not positive")
+    return read
 
 
 def read_config(folder: Path) -> EncoderConfig:

@@ -88,6 +88,29 @@ class Run(Record):
 
 
 @dataclass(frozen=True, eq=False)
+class Refreshed(Record):
+    """What ``latent-obs refresh`` started from, and what it measured on held-out frames of the agent.
+
+    Args:
+        encoder: The old encoder.
+        sha256: SHA-256 of its weights.
+        policy: The agent.
+        frames: Number of those frames.
+        r2: How much of the variance of the old encoder's latents the new one's are.
+        moving_r2_before: R² of what moves in the frames, of the old encoder.
+        moving_r2: The same of the new one.
+    """
+
+    encoder: str
+    sha256: str
+    policy: str
+    frames: int
+    r2: float
+    moving_r2_before: float
+    moving_r2: float
+
+
+@dataclass(frozen=True, eq=False)
 class Provenance(Record):
     """How an encoder was made. A field is ``None`` where nothing is known of it.
 
@@ -108,6 +131,7 @@ class Provenance(Record):
         recipe: Name of the recipe.
         license: SPDX identifier of the weights' licence.
         build_seconds: Seconds of collecting and of measuring, and the number of ``cores``.
+        refreshed: Of a refreshed encoder, which one it goes on from.
     """
 
     run: Run | None = None
@@ -125,6 +149,7 @@ class Provenance(Record):
     recipe: str | None = None
     license: str | None = None
     build_seconds: dict[str, float] | None = None
+    refreshed: Refreshed | None = None
 
 
 @dataclass(frozen=True, eq=False)

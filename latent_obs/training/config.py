@@ -21,6 +21,9 @@ class TrainConfig:
     init_from: str | Path | None = None
     """encoder whose weights training starts from: a name, a folder or hf://USER/NAME; its latent and its
     channels must have the same sizes"""
+    anchor: float = 0.0
+    """hold each latent within about this many of its standard deviations of where the encoder of `init_from`
+    has it, so that policies trained on that one go on; `latent-obs refresh` takes 0.05; 0: let it move"""
     latent_dim: int = 32
     """size of the latent"""
     channels: tuple[int, ...] = (32, 64, 128)
@@ -97,6 +100,11 @@ class TrainConfig:
                 f"pairs needs an even batch_size and one process, got a batch of {self.batch_size} and "
                 f"{self.devices * self.num_nodes} processes."
             )
+        if not 0 <= self.anchor < math.inf or (self.anchor and self.init_from is None):
+            raise ValueError(
+                "anchor must not be negative, and it needs an encoder to start from (init_from); got anchor="
+                f"{self.anchor} and init_from={self.init_from}."
+            )
         if self.beta_start and not self.beta:
             raise ValueError(f"beta_start={self.beta_start} needs a beta above 0 to fall to, got 0.")
         if not 0 <= self.moments <= self.latent_dim:
@@ -122,7 +130,7 @@ class TrainConfig:
         for name in ("data", "out", "devices", "num_nodes", "tensorboard", "overwrite"):
             del fields[name]
         # An option that came later says nothing of itself at its default, so that older runs stay equal.
-        for name in ("optimizer", "moments", "beta_start", "pairs"):
+        for name in ("optimizer", "moments", "beta_start", "pairs", "anchor"):
             if fields[name] == type(self).__dataclass_fields__[name].default:
                 del fields[name]
         fields["init_from"] = None if self.init_from is None else str(self.init_from)

@@ -19,6 +19,7 @@ from latent_obs.encoders.folder import ACTIVE_VARIANCE
 from latent_obs.encoders.provenance import Run
 from latent_obs.measures import color_bins, color_rarity
 from latent_obs.progress import Bar
+from latent_obs.training.anchor import Anchor
 from latent_obs.training.batch_norm import BatchNorm, unfold
 from latent_obs.training.checkpoint import (
     CHECKPOINT,
@@ -130,6 +131,9 @@ class TrainingRun:
         self.generator = torch.Generator(device)
         self.medians = read_once(fabric, folder.medians)
         self.moments = self._image_moments() if config.moments else None
+        self.anchor: Anchor | None = None
+        if config.anchor and config.init_from is not None:
+            self.anchor = Anchor(config.init_from, config.anchor, device)
         self.rarity = torch.from_numpy(color_rarity(start)).to(device)
         # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
         count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))
@@ -219,6 +223,8 @@ class TrainingRun:
         self.optimizer.zero_grad()
         if self.moments is not None:
             losses = losses + self.moments.nll(parts.mean, frames)
+        if self.anchor is not None:
+            losses = losses + self.anchor.nll(parts.mean, frames)
         (losses.sum() / config.batch_size).backward()  # type: ignore[no-untyped-call]
         self._sum_gradients()
 

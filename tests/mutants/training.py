@@ -16,7 +16,104 @@ OPTIMIZER, MOMENTS = "latent_obs/training/optimizer.py", "latent_obs/training/mo
 PCA, FIT = "latent_obs/training/pca.py", "latent_obs/fit.py"
 TEST_MOMENTS, TEST_FIT = "tests/training/test_moments.py", "tests/test_fit.py"
 
+REFRESH, ANCHOR, TEST_REFRESH = (
+    "latent_obs/refresh.py",
+    "latent_obs/training/anchor.py",
+    "tests/test_refresh.py",
+)
+
 MUTANTS = [
+    Mutant(
+        "Training ignores the anchor",
+        RUN,
+        "losses = losses + self.anchor.nll",
+        "losses = losses + 0 * self.anchor.nll",
+        f"{TEST_REFRESH} -k without_the_anchor",
+    ),
+    Mutant(
+        "The anchor counts in the latents' own units",
+        ANCHOR,
+        "(scale * deviation)",
+        "torch.full_like(scale, deviation)",
+        f"{TEST_REFRESH} -k counts_in_standard_deviations",
+    ),
+    Mutant(
+        "The decoder does not take the mapped latents",
+        REFRESH,
+        '["decoder.linear.weight"] @ inverse',
+        '["decoder.linear.weight"] @ to.matrix',
+        f"{TEST_REFRESH} -k folded_in",
+    ),
+    Mutant(
+        "The posterior's variance is not mapped",
+        REFRESH,
+        "np.log(np.square(np.diag(to.matrix)))",
+        "np.log(np.abs(np.diag(to.matrix)))",
+        f"{TEST_REFRESH} -k folded_in",
+    ),
+    Mutant(
+        "A refreshed encoder is scaled by its own frames",
+        REFRESH,
+        "        scaled_as=by,\n",
+        "",
+        f"{TEST_REFRESH} -k scaled_as_before",
+    ),
+    Mutant(
+        "An encoder that is refreshed again is scaled by the second one's frames",
+        REFRESH,
+        "by = old.config.scaled_as or {",
+        "by = {",
+        f"{TEST_REFRESH} -k can_be_refreshed",
+    ),
+    Mutant(
+        "What is kept is measured on frames that were trained on",
+        REFRESH,
+        'held_out = FramesFolder(out / WORK / "held_out").sample(MEASURED)',
+        "held_out = sample",
+        f"{TEST_REFRESH} -k recorded_r2",
+    ),
+    Mutant(
+        "The held-out episodes are those that were trained on",
+        REFRESH,
+        "seed=config.seed + SEEDS",
+        "seed=config.seed",
+        f"{TEST_REFRESH} -k agent_and_of_random",
+    ),
+    Mutant(
+        "An encoder that lost its latents is published",
+        REFRESH,
+        "if kept < config.least_r2:",
+        "if kept < 0:",
+        f"{TEST_REFRESH} -k tighter",
+    ),
+    Mutant(
+        "Another anchor goes on with what the first one trained",
+        REFRESH,
+        'if {"steps", "anchor"} & set(changed):',
+        "if False:",
+        f"{TEST_REFRESH} -k tighter",
+    ),
+    Mutant(
+        "Another agent under the same name is taken for the first",
+        REFRESH,
+        '"policy_files": digests}',
+        '"policy_files": {}}',
+        f"{TEST_REFRESH} -k noticed",
+    ),
+    Mutant(
+        "All earlier frames are taken, and outnumber the agent's",
+        REFRESH,
+        "    if share >= 1:\n",
+        "    if True:\n",
+        f"{TEST_REFRESH} -k earlier_frames",
+    ),
+    Mutant(
+        "The monitor's command forgets that latents were not scaled",
+        "latent_obs/entries.py",
+        "if not self.encoder.normalize:",
+        "if False:",
+        "tests/test_drift.py -k names_the_command",
+    ),
     Mutant(
         "Muon steps the image of biases as a matrix",
         OPTIMIZER,

@@ -35,6 +35,7 @@ class Drift:
         encoder: It knows the mean and standard deviation of its latents over the training frames.
         window: Latents, of all environments together, in the window.
         threshold: Nats per dimension above which the latents have left the training distribution.
+        command: What somebody types to train the encoder on with frames of its agent, for the warning.
 
     Attributes:
         value: The drift of the last ``window`` latents, at first of as many as there were; 0 at
@@ -56,12 +57,18 @@ class Drift:
         True
     """
 
-    def __init__(self, encoder: Encoder, window: int = 1000, threshold: float = 0.5) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        window: int = 1000,
+        threshold: float = 0.5,
+        command: str = "latent-obs refresh ENCODER ENV AGENT",
+    ) -> None:
         if window < 2:
             raise ValueError(f"window must be at least 2, got {window}.")
         if not threshold > 0:
             raise ValueError(f"threshold must be positive, got {threshold}.")
-        self.encoder, self.threshold = encoder, threshold
+        self.encoder, self.threshold, self.command = encoder, threshold, command
         self.mean, self.std = encoder.statistics  # scaled as the latents are, so the drift is the same
         self._active = np.square(self.std) > ACTIVE_VARIANCE
         if not self._active.any():
@@ -105,7 +112,7 @@ class Drift:
             warnings.warn(
                 f"The last {size} latents have left the training distribution of the encoder "
                 f"{self.encoder.ref}: drift {self.value:.2f} nats per dimension, threshold {self.threshold}. "
-                "Collect frames with the current policy and train the encoder on them too.",
+                f"Save the agent and train the encoder on with what it sees: {self.command}",
                 UserWarning,
                 stacklevel=4,
             )
@@ -141,7 +148,8 @@ class LatentDriftMonitor(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstr
         gym.utils.RecordConstructorArgs.__init__(self, window=window, threshold=threshold)
         gym.Wrapper.__init__(self, env)
         wrapper = find_wrapper(env, LatentObservationWrapper)
-        self.drift, self._entries = Drift(wrapper.encoder, window, threshold), wrapper._entries
+        self._entries = wrapper._entries
+        self.drift = Drift(wrapper.encoder, window, threshold, self._entries.refresh_command())
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -75,7 +76,7 @@ class ImageEntries:
         ]
         # The encoder comes last: its warnings would be moot before an error.
         self.source = FrameSource.combine([frame_source(s) for s in specs]) if specs else FrameSource()
-        made = MadeBy.of(made_by)
+        self._made = made = MadeBy.of(made_by)
         self._each = (
             isinstance(encoder, Mapping) and self._keys[0] is not None and set(encoder) == set(self._keys)
         )
@@ -121,6 +122,13 @@ class ImageEntries:
             "normalize": self.encoder.normalize,
             "fingerprint": dict(zip(names, prints, strict=True)) if self._each else prints[0],
         }
+
+    def refresh_command(self) -> str:
+        """Return the command that trains the first entry's encoder on with frames of its agent."""
+        words = [self._made.command(f"refresh {shlex.quote(self.encoder.ref)}", self._keys[0]), "agent.zip"]
+        if not self.encoder.normalize:
+            words.append("--no-policy-normalize")
+        return " ".join(words)
 
     def stacks(self, rows: int = 1) -> list[LatentStack]:
         """Make the stacks of latents, one for each entry, for a number of environments."""

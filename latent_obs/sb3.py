@@ -256,7 +256,8 @@ class VecLatentDriftMonitor(VecEnvWrapper):
                 "above that wrapper."
             )
         super().__init__(venv)
-        self.drift, self._entries = Drift(wrapper.encoder, window, threshold), wrapper._entries
+        self._entries = wrapper._entries
+        self.drift = Drift(wrapper.encoder, window, threshold, self._entries.refresh_command())
 
     def reset(self) -> VecEnvObs:
         """Reset the environments; the window goes on."""

@@ -196,7 +196,8 @@ class LatentDriftMonitor(gym.vector.VectorWrapper, gym.utils.RecordConstructorAr
         gym.utils.RecordConstructorArgs.__init__(self, window=window, threshold=threshold)
         gym.vector.VectorWrapper.__init__(self, env)
         wrapper = find_wrapper(env, LatentObservationWrapper)
-        self.drift, self._entries = Drift(wrapper.encoder, window, threshold), wrapper._entries
+        self._entries = wrapper._entries
+        self.drift = Drift(wrapper.encoder, window, threshold, self._entries.refresh_command())
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environments; the window goes on."""

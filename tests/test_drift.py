@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -155,3 +156,21 @@ def test_what_cannot_be_watched_is_refused_by_the_constructor(trained: Path, tmp
     write_encoder_folder(tmp_path / "flat", config, random_tensors(TINY_VAE))
     with pytest.raises(ValueError, match="has collapsed"):
         Drift(load_encoder(tmp_path / "flat"))
+
+
+def test_the_warning_names_the_command_that_refreshes_the_encoder() -> None:
+    """With what makes the environment, and how the agent's latents are scaled."""
+    env = gym.make("ale_py:ALE/Breakout-v5", repeat_action_probability=0.0)
+    raw = LatentDriftMonitor(
+        LatentObservationWrapper(env, "breakout-v0", normalize=False), window=2, threshold=1e-9
+    )
+    line = (
+        "latent-obs refresh breakout-v0 ALE/Breakout-v5 --env-kwargs '{\"repeat_action_probability\": 0.0}'"
+    )
+    with pytest.warns(UserWarning, match=re.escape(f"{line} agent.zip --no-policy-normalize")):
+        play(raw, 3)
+    envs = gym.make_vec("latent_obs:LatentObs/Pong-v5", num_envs=2)
+    assert vector.LatentDriftMonitor(envs).drift.command == "latent-obs refresh pong-v0 ALE/Pong-v5 agent.zip"
+    envs.close()
+    venv = VecLatentObservation(DummyVecEnv([lambda: gym.make("ale_py:ALE/Pong-v5")]))
+    assert VecLatentDriftMonitor(venv).drift.command == "latent-obs refresh pong-v0 ALE/Pong-v5 agent.zip"

@@ -55,6 +55,11 @@ NEEDS = {
             "episode played",
         ),
         (
+            "examples/sb3_refresh.py",
+            ["--steps", "200", "--frames", "300", "--encoder-steps", "20"],
+            "trained on to 400 steps with the new encoder",
+        ),
+        (
             "examples/sb3_sac.py",
             ["--steps", "32", "--play-steps", "2", "--encoder", "ENCODER"],
             "episode driven",

@@ -19,7 +19,6 @@ import pytest
 from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.collecting.sources import open_env
-from latent_obs.encoders.encoder import load_encoder
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks" / "rl"
 sys.path.append(str(SCRIPTS))
@@ -30,9 +29,9 @@ SAC = pytest.importorskip("stable_baselines3").SAC
 import agents  # noqa: E402
 import atari_100k  # noqa: E402
 import car_racing  # noqa: E402
-import iterate  # noqa: E402
 import random_play  # noqa: E402
 import records  # noqa: E402
+import refresh  # noqa: E402
 import run  # noqa: E402
 import train_agent  # noqa: E402
 
@@ -193,25 +192,44 @@ def test_collect_opens_an_environment_as_it_was_trained(tmp_path: Path) -> None:
     assert len(collect_frames(settings, progress=False)) == 60
 
 
-def test_iterating_trains_the_encoder_and_the_agent_again(tmp_path: Path, trained: Path) -> None:
-    """On the agent's frames too, with the encoder's own sizes; a second call finds everything done."""
+def test_refreshing_measures_the_same_agent_with_both_encoders(tmp_path: Path, trained: Path) -> None:
+    """And trains it on with each; a second call finds everything done."""
     run_folder = train_agent.train(config(tmp_path, trained, steps=256))
-    old = tmp_path / "frames"
-    collect_frames(CollectConfig(GAME, old, frames=300, workers=1), progress=False)
-    args = iterate.Args(run_folder, str(old), tmp_path / "out", new_frames=150, encoder_steps=3)
-    lines = iterate.iterate(args)
-    assert [line.split()[0] for line in lines[2:4]] == ["old", "iterated"]
-    assert all("nats per dimension" in line for line in lines[2:4])
-    before, after = (load_encoder(ref).config for ref in (trained, tmp_path / "out" / "encoder"))
-    assert before.vae == after.vae
-    assert after.provenance["run"]["data"]["frames"] == 450
-    settings = json.loads(
-        (tmp_path / "out" / "runs" / run_folder.relative_to(tmp_path / "runs") / "run.json").read_text()
+    args = refresh.Args(
+        run_folder, tmp_path / "out", new_frames=150, encoder_steps=3, games=5, more_steps=256
     )
-    assert settings["settings"]["encoder"] == str(tmp_path / "out" / "encoder")
-    assert iterate.iterate(args) == lines
+    result = refresh.measure(args)
+    assert [len(result["returns"][name]) for name in ("old", "new")] == [5, 5]
+    assert all(0 <= value <= 120 for values in result["returns"].values() for value in values)
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == result
+    runs = [tmp_path / "out" / f"runs_{name}" for name in ("old", "new")]
+    abouts = [json.loads(next(run.glob("*/*/*/run.json")).read_text()) for run in runs]
+    assert [about["settings"]["encoder"] for about in abouts] == [
+        str(trained),
+        str(tmp_path / "out" / "encoder"),
+    ]
+    assert {about["settings"]["start"] for about in abouts} == {str(run_folder / "model.zip")}
+    told = refresh.lines(result)
+    assert "old" in told[2]
+    assert f"{sum(result['returns']['old']) / 5:.2f}" in told[2]
+    assert refresh.measure(args) == result
     with pytest.raises(ValueError, match="no finished run"):
-        iterate.iterate(dataclasses.replace(args, run=tmp_path / "none"))
+        refresh.measure(dataclasses.replace(args, run=tmp_path / "none"))
+
+
+def test_an_agent_is_trained_on_from_another_run(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its weights, which stay where no update is made, and for as many steps as are asked for."""
+    first = train_agent.train(config(tmp_path, encoder, steps=256)) / "model.zip"
+    monkeypatch.setattr(PPO, "train", lambda _: None)
+    onward = dataclasses.replace(config(tmp_path, encoder, steps=128, start=first), out=tmp_path / "onward")
+    folder = train_agent.train(onward)
+    before, after = (
+        PPO.load(path, device="cpu").get_parameters()["policy"] for path in (first, folder / "model.zip")
+    )
+    assert all(before[name].equal(after[name]) for name in before)
+    assert json.loads((folder / "run.json").read_text())["finished"]["steps"] == 128
 
 
 def test_an_agent_is_evaluated_on_whole_games(tmp_path: Path, encoder: Path) -> None:

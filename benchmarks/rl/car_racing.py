@@ -287,8 +287,8 @@ def _trained_as(agent: Path) -> tuple[Any, Any]:
     return settings["arm"], settings.get("algorithm", "ppo")
 
 
-def evaluate_agent(args: Args) -> list[float]:
-    """Return the returns of an agent of train_agent.py, which acts deterministically."""
+def evaluate_agent(args: Args, deterministic: bool = True) -> list[float]:
+    """Return the returns of an agent of train_agent.py, which takes its likeliest actions or samples them."""
     from agents import MODELS, make_venv
     from stable_baselines3.common.evaluation import evaluate_policy
 
@@ -305,7 +305,9 @@ def evaluate_agent(args: Args) -> list[float]:
                 raise KeyboardInterrupt
             bar.advance(int(values["done"]))
 
-        returns, _ = evaluate_policy(model, venv, args.trials, callback=follow, return_episode_rewards=True)
+        returns, _ = evaluate_policy(
+            model, venv, args.trials, deterministic, callback=follow, return_episode_rewards=True
+        )
     venv.close()
     return [float(value) for value in returns]  # type: ignore[union-attr]
 

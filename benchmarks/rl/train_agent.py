@@ -85,6 +85,8 @@ class RunConfig:
     """the encoder of the latents: auto, a bundled one's name, or an encoder folder"""
     changes: str = "{}"
     """hyperparameters to change, as JSON"""
+    start: Path | None = None
+    """model.zip of a run with the same hyperparameters, whose agent is trained on"""
     algorithm: Algorithm = "ppo"
     """sac is for CarRacing and Pendulum, dqn for discrete actions; each needs an --out of its own"""
     threads: int = 1
@@ -105,7 +107,7 @@ class RunConfig:
     def arguments(self) -> list[str]:
         """Return the command line of this run."""
         switches = ("progress", "smallest")
-        fields = {name: value for name, value in asdict(self).items() if name not in switches}
+        fields = {n: value for n, value in asdict(self).items() if n not in switches and value is not None}
         words = [
             str(word) for name, value in fields.items() for word in (f"--{name.replace('_', '-')}", value)
         ]
@@ -290,7 +292,12 @@ def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
         about["parts"] += 1
     else:
         seed = derived_seed(config.seed, 0)
-        model = make_model(config.arm, venv, arguments, seed, config.device, config.algorithm)
+        if config.start is None:
+            model = make_model(config.arm, venv, arguments, seed, config.device, config.algorithm)
+        else:
+            model = MODELS[config.algorithm].load(config.start, venv, device=config.device)
+            model.set_random_seed(seed)
+            model.num_timesteps = 0
         about = {"settings": _settings(config), "parts": 1, **_about(config, venv, arguments, model)}
     _write_json(config.folder / RUN, about)
     journal = Journal(config.folder, mark)
@@ -329,7 +336,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     encoder = {} if config.arm == "pixels" else {"encoder": config.encoder}
     # Runs of PPO were recorded before there was another algorithm.
     algorithm = {} if config.algorithm == "ppo" else {"algorithm": config.algorithm}
-    return {**fields, **algorithm, "hyperparameters": arguments, **encoder}
+    start = {} if config.start is None else {"start": str(config.start)}
+    return {**fields, **algorithm, "hyperparameters": arguments, **encoder, **start}
 
 
 def _check_settings(config: RunConfig) -> None:

@@ -261,7 +261,7 @@ MUTANTS = [
         "float(reward), True",
         CHARGED,
     ),
-    Mutant("The index lacks a script.", "benchmarks/README.md", "`rl/iterate.py`", "`rl/iterate`", INDEX),
+    Mutant("The index lacks a script.", "benchmarks/README.md", "`rl/refresh.py`", "`rl/refresh`", INDEX),
     Mutant(
         "The index links a result that is gone.",
         "benchmarks/README.md",

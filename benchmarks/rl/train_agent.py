@@ -295,7 +295,7 @@ def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
         if config.start is None:
             model = make_model(config.arm, venv, arguments, seed, config.device, config.algorithm)
         else:
-            model = MODELS[config.algorithm].load(config.start, venv, device=config.device)
+            model = load_model(config.start, venv, config.device, config.algorithm)
             model.set_random_seed(seed)
             model.num_timesteps = 0
         about = {"settings": _settings(config), "parts": 1, **_about(config, venv, arguments, model)}

@@ -217,8 +217,8 @@ MUTANTS = [
     Mutant(
         "Half of the trials are played.",
         CAR,
-        "returns, _ = evaluate_policy(model, venv, args.trials",
-        "returns, _ = evaluate_policy(model, venv, args.trials // 2",
+        "model, venv, args.trials, deterministic",
+        "model, venv, args.trials // 2, deterministic",
         TRIALS,
     ),
     Mutant(

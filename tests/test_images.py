@@ -318,8 +318,8 @@ def test_grids_of_object_codes_are_refused_by_size_too(encoder: Path) -> None:
     ("make", "command"),
     [
         (
-            lambda: gym.make("ALE/Tennis-v5", difficulty=2),
-            """ALE/Tennis-v5 --env-kwargs '{"difficulty": 2}'""",
+            lambda: gym.make("ALE/Pooyan-v5", mode=30),
+            """ALE/Pooyan-v5 --env-kwargs '{"mode": 30}'""",
         ),
         (
             lambda: gym.wrappers.AddRenderObservation(gym.make("CartPole-v1", render_mode="rgb_array")),

@@ -19,10 +19,10 @@ from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import EncoderConfig, VAEConfig, read_calibration, read_config, read_tensors
 from latent_obs.encoders.provenance import Metrics
-from latent_obs.encoders.resolve import PRETRAINED, list_encoders
+from latent_obs.encoders.resolve import PRETRAINED, list_encoders, resolve_auto
 from latent_obs.evaluation.markdown import card_text, read_card
 from latent_obs.evaluation.report import Reports
-from latent_obs.frames import FrameSpec, preprocess
+from latent_obs.frames import FrameSource, FrameSpec, preprocess
 from latent_obs.recipe import BuildConfig, build_recipe, list_recipes, read_recipe
 from latent_obs.scenes import RENDERED
 from tests.conftest import save_encoder
@@ -329,6 +329,7 @@ def test_every_bundled_encoder_has_its_recipe_and_card() -> None:
         own = [report for env_id, report in card["reports"].items() if env_id not in card["unseen"]]
         assert all(report["active_units"] >= 2 for report in own), name
         text = read_card(name)
+        assert text == card_text(name, encoder, Reports.from_json(card)), name
         assert f"# {name}" in text
         for heading in ("## Report card", "## How it was made", "## Known failures", "## Licence"):
             assert heading in text, name
@@ -343,11 +344,43 @@ def registered(env_id: str) -> str:
 def test_the_bundled_encoders_are_small_and_keep_what_moves() -> None:
     assert sum(path.stat().st_size for path in PRETRAINED.rglob("*") if path.is_file()) < 40e6
     for name, encoder in list_encoders().items():
-        if len(encoder.source.env_ids) == 1 and encoder.source.emulator:
+        if len(encoder.source.env_ids) > 1:
+            continue
+        card = read_json(PRETRAINED / name / "reports.json")["reports"][encoder.source.env_id]
+        pca = card["floors"]["pca"]
+        kept = card["moving_r2"] + card["changing_r2"]
+        assert kept > pca["moving_r2"] + pca["changing_r2"], f"{name}: whoever wants this has PCA"
+        if encoder.source.emulator:
             assert encoder.metrics["moving_r2"] >= 0.85, name
-            scores = read_json(PRETRAINED / name / "reports.json")["reports"][encoder.source.env_id]["probe"]
-            readers = scores["readers"].values()
+        if card["probe"] is not None:
+            readers = card["probe"]["readers"].values()
             assert all(reader["encoder"]["f1"] > reader["random"]["f1"] for reader in readers), name
+
+
+def test_auto_takes_the_encoder_of_each_bundled_game_by_id_and_by_game() -> None:
+    """The versions and frame skips of an ALE game share its encoder; a variant of an encoder is not taken."""
+    for name, encoder in list_encoders().items():
+        source = encoder.source
+        if len(source.env_ids) > 1 or name == "pong-linear-v0":
+            continue
+        assert resolve_auto(FrameSource(source.env_id)) == name
+        if game := source.emulator.get("game"):
+            assert name == f"{game}-v0"
+            assert resolve_auto(FrameSource("NoFrameskip-v4", {"mode": 1}, {"game": game})) == name
+
+
+def test_the_table_of_games_that_one_recipe_made_is_of_their_recipes_and_cards() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()]
+    made = [name for name in list_recipes() if read_recipe(name).train.get("optimizer") == "muon"]
+    assert made
+    for name in made:
+        recipe = read_recipe(name)
+        (card,) = read_json(PRETRAINED / name / "reports.json")["reports"].values()
+        figures = ("moving_r2", "changing_r2", "position_r2")
+        told = [f"{card[key]:.3f} ({card['floors']['pca'][key]:.3f})" for key in figures]
+        sizes = [f"{recipe.collect[0].frames:,}", f"{recipe.train['steps']:,}", str(card["data"]["episodes"])]
+        assert any(row[:7] == [name, *sizes, *told] for row in rows), name
 
 
 def read_json(path: Path) -> Any:
@@ -362,6 +395,16 @@ def test_a_card_of_an_encoder_without_one_tells_what_its_config_knows(
     assert "---" not in card_text("x", load_encoder(encoder).config).split("# x")[1].split("\n")[0]
     assert main(["card", "pong-v0"]) == 0
     assert "moving-object R²" in capsys.readouterr().out
+
+
+def test_a_card_tells_the_optimizer_and_the_moments() -> None:
+    config = read_config(PRETRAINED / "pong-v0")
+    assert "16-32-64, Adam, learning rate 0.001, seed 0, objective calibrated, " in card_text("x", config)
+    run = config.provenance.run
+    assert run is not None
+    run = replace(run, config={**run.config, "optimizer": "muon", "moments": 14})
+    told = card_text("x", replace(config, provenance=replace(config.provenance, run=run)))
+    assert "16-32-64, Muon, learning rate 0.001, seed 0, objective calibrated with 14 moments, " in told
 
 
 def test_what_a_card_has_in_brackets_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

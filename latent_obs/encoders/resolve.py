@@ -40,8 +40,7 @@ def resolve_auto(source: FrameSource, command: str | None = None, key: str | Non
     """Name the most specific encoder for an environment.
 
     That is the one that ``latent-obs fit`` made of it on this machine; else the newest bundled one trained on
-    this environment alone (``pong`` before variants such as ``pong-linear``), else for ALE games the newest
-    general one for Atari, else the newest for any image.
+    this environment alone (``pong`` before variants such as ``pong-linear``), else the newest for any image.
 
     Args:
         source: The environment to be wrapped. An ALE game is known by its name, whatever the id.
@@ -52,7 +51,7 @@ def resolve_auto(source: FrameSource, command: str | None = None, key: str | Non
         The name of a bundled encoder, or the path of a fitted one.
 
     Warns:
-        UserWarning: Once for each environment in a process, where it is a general one.
+        UserWarning: Once for each environment in a process, where it is the one for any image.
 
     Example:
         >>> resolve_auto(FrameSource("QbertNoFrameskip-v4", {}, {"game": "qbert"}))
@@ -67,7 +66,7 @@ def resolve_auto(source: FrameSource, command: str | None = None, key: str | Non
         source_of = bundled[name].source
         if (game and game == source_of.emulator.get("game")) or source_of.env_ids == (source.env_id,):
             return name
-    name = families["atari" if game else "general"]
+    name = families["general"]
     env_id = source.env_id or "an environment without an id"
     if env_id not in _told:
         _told.add(env_id)

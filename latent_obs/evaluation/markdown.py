@@ -165,10 +165,12 @@ def _making(config: EncoderConfig, recipe: Mapping[str, Any]) -> list[str]:
     settings = run.get("config", {})
     if {"steps", "batch_size", "channels", "learning_rate", "seed", "objective"} <= settings.keys():
         channels = "-".join(map(str, settings["channels"]))
+        moments = f" with {settings['moments']} moments" if settings.get("moments") else ""
         lines.append(
             f"- {settings['steps']:,} steps of {settings['batch_size']} frames, convolutions {channels}, "
-            f"learning rate {settings['learning_rate']:g}, seed {settings['seed']}, objective "
-            f"{settings['objective']}, {provenance.get('precision', 'float32')}."
+            f"{settings.get('optimizer', 'adam').capitalize()}, learning rate {settings['learning_rate']:g}, "
+            f"seed {settings['seed']}, objective {settings['objective']}{moments}, "
+            f"{provenance.get('precision', 'float32')}."
         )
     if "seconds" in provenance:
         spent = provenance.get("build_seconds", {})

@@ -303,20 +303,19 @@ def test_auto_takes_the_most_specific_and_newest_encoder(
     """Versions are numbers: 10 is newer than 9."""
     monkeypatch.setattr("latent_obs.encoders.resolve.PRETRAINED", tmp_path)
     monkeypatch.setattr("latent_obs.encoders.resolve._told", set())
-    make_bundled(tmp_path, "general-v0", "Kart-v0 + ALE/Pong-v5 + ALE/Tennis-v5")
-    make_bundled(tmp_path, "atari-v9", "ALE/Pong-v5 + ALE/Tennis-v5")
-    make_bundled(tmp_path, "atari-v10", "ALE/Pong-v5 + ALE/Tennis-v5")
+    make_bundled(tmp_path, "general-v9", "Kart-v0 + ALE/Pong-v5 + ALE/Tennis-v5")
+    make_bundled(tmp_path, "general-v10", "Kart-v0 + ALE/Pong-v5 + ALE/Tennis-v5")
     make_bundled(tmp_path, "pong-v9", "ALE/Pong-v5", "pong")
     make_bundled(tmp_path, "pong-v10", "ALE/Pong-v5", "pong")
     make_bundled(tmp_path, "kart-v0", "Kart-v0")
-    assert list(list_encoders()) == ["atari-v9", "atari-v10", "general-v0", "kart-v0", "pong-v9", "pong-v10"]
+    assert list(list_encoders()) == ["general-v9", "general-v10", "kart-v0", "pong-v9", "pong-v10"]
     assert resolve_auto(FrameSource("PongNoFrameskip-v4", {}, {"game": "pong"})) == "pong-v10"
     assert resolve_auto(FrameSource("Kart-v0")) == "kart-v0"
     for source, name, known in (
-        (FrameSource("ALE/Tennis-v5", {}, {"game": "tennis"}), "atari-v10", "on it among others"),
-        (FrameSource("ALE/Hero-v5", {}, {"game": "hero"}), "atari-v10", "on others"),
-        (FrameSource("Robot-v0"), "general-v0", "on others"),
-        (FrameSource(), "general-v0", "on others"),
+        (FrameSource("ALE/Tennis-v5", {}, {"game": "tennis"}), "general-v10", "on it among others"),
+        (FrameSource("ALE/Hero-v5", {}, {"game": "hero"}), "general-v10", "on others"),
+        (FrameSource("Robot-v0"), "general-v10", "on others"),
+        (FrameSource(), "general-v10", "on others"),
     ):
         with pytest.warns(UserWarning, match=known):
             assert resolve_auto(source) == name

@@ -121,7 +121,7 @@ def test_threads_that_share_a_network_do_not_disturb_one_another(num_threads: in
         assert all(map(np.array_equal, pool.map(encode, work), expected))
 
 
-@pytest.mark.parametrize("name", ["pong-v0", "atari-v0"])
+@pytest.mark.parametrize("name", ["pong-v0", "general-v0"])
 def test_an_encoder_in_int8_has_the_bits_of_the_reference(name: str) -> None:
     """Its mean, its posterior, and its mean normalised: the same sums each time."""
     found = resolve(name)

@@ -52,6 +52,8 @@ __all__ = [
 # Rounding weights to half precision may move a latent by this much of its standard deviation (rms).
 HALF_TOLERANCE = 0.005
 _PICTURE_FRAMES = 12
+# Of more frames, some are more alike: walks along them hold more still.
+_LABEL_FRAMES = 30_000
 
 
 @dataclass(frozen=True)
@@ -327,7 +329,7 @@ def _label(encoder: Path, work: Path, out: Path) -> None:
 
     vae, config = load_vae(encoder)
     fresh = [FramesFolder(path) for path in sorted((work / "fresh").iterdir()) if path.is_dir()]
-    if (observed := observe(config.source, config.frame_spec, fresh)) is not None:
+    if (observed := observe(config.source, config.frame_spec, fresh, _LABEL_FRAMES)) is not None:
         write_labels(measure_labels(vae, config, observed), out)
 
 

@@ -182,7 +182,7 @@ def _labels(found: EncoderFolder, vae: VAE, folder: FramesFolder) -> Labels | No
         return known
     source = config.source if config.source.env_id else folder.source
     observed = observe(source, config.frame_spec, [folder], LABEL_FRAMES)
-    return None if observed is None else measure_labels(vae, config, observed)
+    return None if observed is None else measure_labels(vae, config, observed, walks=False)
 
 
 def _scores(code: Code, selection: Selection, foreground: Foreground, positions: float | None) -> Scores:

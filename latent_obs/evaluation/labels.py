@@ -1,8 +1,8 @@
-"""What each dimension of a latent does, and directions in it that mean something.
+"""What each dimension of a latent does, and what else in it a slider can move.
 
 A dimension is labelled with the variable that explains most of it: a factor or state of the environment
 where it is known, else a statistic of the picture (:mod:`latent_obs.evaluation.variables`). Where variables
-are mixed in the dimensions, some can still be read along a direction.
+are mixed in the dimensions, a walk along real frames still moves one (:mod:`latent_obs.evaluation.walks`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from latent_obs.encoders.folder import EncoderConfig, Latents
 from latent_obs.evaluation.variables import Observed, Values
+from latent_obs.evaluation.walks import Walk, find_walks
 from latent_obs.files import write_atomically
 
 if TYPE_CHECKING:
@@ -34,9 +35,8 @@ MIN_SHARE = 0.25
 # A dimension follows a variable that explains at least this share of its variance, and is ahead of the second
 # variable by at least this share of its own.
 FOLLOWS, EXCLUSIVE = 0.5, 0.25
-# Below this share, moving a direction does not reliably move its variable.
-READABLE = 0.2
-DIRECTIONS, PRINCIPAL = 8, 4
+# Principal directions.
+PRINCIPAL = 4
 # A dimension is visible if, moved from -2 to +2 standard deviations, it changes some pixel by this many
 # levels.
 VISIBLE = 16
@@ -75,8 +75,11 @@ class Label:
             return "nothing visible"
         if self.follows:
             return f"{self.explained[0].name}, R² {self.explained[0].r2:.2f}"
-        parts = [f"{each.name} {each.r2:.2f}" for each in self.explained[:2]]
-        return f"mixed: {', '.join(parts)}" if parts else "unknown"
+        if not self.explained:
+            return "unknown"
+        if self.exclusive >= EXCLUSIVE:
+            return f"partly {self.explained[0].name}, R² {self.explained[0].r2:.2f}"
+        return f"mixed: {', '.join(f'{each.name} {each.r2:.2f}' for each in self.explained[:2])}"
 
     @property
     def follows(self) -> bool:
@@ -94,13 +97,11 @@ class Direction:
     """A straight line through the latent.
 
     Moving a latent by ``moves`` changes its reading, ``reads`` times (latent - mean), by 1. Readings have
-    mean 0 and standard deviation 1 over the data. Of all moves that do so, ``moves`` is the one that goes
-    least far from the data.
+    mean 0 and standard deviation 1 over the data.
 
     Attributes:
-        name: The variable that is read along it, or ``"principal 1"``.
-        r2: How much of the variable is read along it, on episodes not fitted on; of a principal direction,
-            its share of the latents' variance.
+        name: ``"principal 1"``, of the largest variance, and so on.
+        r2: Its share of the latents' variance.
         reads: Shape (latent_dim,).
         moves: Shape (latent_dim,).
         follows: How far the picture follows: a latent is moved by one standard deviation either way, decoded
@@ -121,7 +122,8 @@ class Labels:
     Attributes:
         source: On which frames it was measured, as a part of a sentence.
         dimensions: A label for each dimension.
-        directions: The variables that can be read, the best first, then the principal directions.
+        walks: Walks along real frames, for the variables that the decoder draws.
+        directions: The principal directions.
         whitening: Matrix that turns (latent - mean) into numbers of unit covariance, so that their length is
             the Mahalanobis distance from the data; shape (latent_dim, latent_dim).
         distances: The 50th, 95th and 99th percentile of that distance over the data.
@@ -131,6 +133,7 @@ class Labels:
 
     source: str
     dimensions: tuple[Label, ...]
+    walks: tuple[Walk, ...]
     directions: tuple[Direction, ...]
     whitening: tuple[tuple[float, ...], ...]
     distances: tuple[float, float, float]
@@ -171,6 +174,16 @@ class Labels:
                         float(one["change"]),
                     )
                     for one in value["dimensions"]
+                ),
+                walks=tuple(
+                    Walk(
+                        str(one["name"]),
+                        _floats(one["values"]),
+                        tuple(_floats(row) for row in one["latents"]),
+                        float(one["drawn"]),
+                        tuple(map(str, one["along"])),
+                    )
+                    for one in value["walks"]
                 ),
                 directions=tuple(
                     Direction(
@@ -229,12 +242,15 @@ def read_labels(folder: Path, latent_dim: int) -> Labels | None:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     sizes = {len(labels.dimensions), len(labels.mean), len(labels.whitening)}
+    sizes |= {len(row) for walk in labels.walks for row in walk.latents}
     if sizes != {latent_dim}:
         raise ValueError(f"{path}: It belongs to another encoder, whose latents have another size.")
     return labels
 
 
-def measure_labels(vae: VAE, config: EncoderConfig, observed: Observed, seed: int = 0) -> Labels:
+def measure_labels(
+    vae: VAE, config: EncoderConfig, observed: Observed, seed: int = 0, *, walks: bool = True
+) -> Labels:
     """Measure what the dimensions of an encoder do.
 
     Args:
@@ -242,6 +258,7 @@ def measure_labels(vae: VAE, config: EncoderConfig, observed: Observed, seed: in
         config: Its statistics.
         observed: Frames, and the variables behind them.
         seed: Chooses which latents are decoded.
+        walks: Whether to find the walks, which takes most of the time.
     """
     from latent_obs.vae import latents
 
@@ -249,8 +266,7 @@ def measure_labels(vae: VAE, config: EncoderConfig, observed: Observed, seed: in
     fitted = _halves(observed.groups)
     variables = _usable(observed.variables)
     mean, whitening = _whitening(codes)
-    whitened = (codes - mean) @ whitening.T
-    distances = np.linalg.norm(whitened, axis=1)
+    distances = np.linalg.norm((codes - mean) @ whitening.T, axis=1)
     metrics: dict[str, Any] = {}
     if observed.factors and len(variables) > 1:
         from latent_obs.evaluation.disentanglement import measure_disentanglement
@@ -263,12 +279,13 @@ def measure_labels(vae: VAE, config: EncoderConfig, observed: Observed, seed: in
             _label(explained_by(codes[:, dim], variables, fitted), float(changes[dim]))
             for dim in range(codes.shape[1])
         ),
+        walks=find_walks(
+            vae, observed.frames, codes, observed.variables, list(_there(observed.variables)), seed
+        )
+        if walks
+        else (),
         directions=tuple(
-            replace(each, follows=_follows(vae, codes, each, seed))
-            for each in (
-                *_readings(codes, whitened, whitening, variables, fitted),
-                *_principal(codes, mean),
-            )
+            replace(each, follows=_follows(vae, codes, each, seed)) for each in _principal(codes, mean)
         ),
         whitening=tuple(map(_floats, whitening)),
         distances=_three(np.percentile(distances, (50, 95, 99))),
@@ -288,16 +305,22 @@ def _halves(groups: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
 def _usable(variables: Mapping[str, Values]) -> dict[str, Values]:
     """Leave out variables that are hardly there, hardly change, or repeat one before."""
     kept: dict[str, Values] = {}
+    for name, values in _there(variables).items():
+        if not any(_correlation(values, other) > 0.98 for other in kept.values()):
+            kept[name] = values
+    return kept
+
+
+def _there(variables: Mapping[str, Values]) -> dict[str, Values]:
+    """Leave out variables that are hardly there or hardly change."""
+    kept: dict[str, Values] = {}
     for name, values in variables.items():
         there = np.isfinite(values)
         if there.mean() < MIN_SHARE:
             continue
         _, counts = np.unique(values[there], return_counts=True)
-        if counts.max() > 0.95 * there.sum():
-            continue
-        if any(_correlation(values, other) > 0.98 for other in kept.values()):
-            continue
-        kept[name] = values
+        if counts.max() <= 0.95 * there.sum():
+            kept[name] = values
     return kept
 
 
@@ -387,35 +410,6 @@ def _components(
     """Return the latents' variances along their principal directions, ascending; these are the columns."""
     variances, vectors = np.linalg.eigh(np.cov((codes - mean).T).reshape(len(mean), len(mean)))
     return variances, vectors
-
-
-def _readings(
-    codes: Latents,
-    whitened: npt.NDArray[np.float64],
-    whitening: npt.NDArray[np.float64],
-    variables: Mapping[str, Values],
-    fitted: npt.NDArray[np.bool_],
-) -> list[Direction]:
-    """Return the directions of the variables that ridge regression reads best."""
-    back = np.linalg.pinv(whitening)
-    found = []
-    for name, values in variables.items():
-        there = np.isfinite(values)
-        fit, test = there & fitted, there & ~fitted
-        if fit.sum() < 2 * codes.shape[1] or test.sum() < BINS:
-            continue
-        offset, center = values[fit].mean(), whitened[fit].mean(0)
-        inputs = whitened[fit] - center
-        gram = inputs.T @ inputs + np.eye(inputs.shape[1])
-        weights = np.linalg.solve(gram, inputs.T @ (values[fit] - offset))
-        error = np.square(values[test] - offset - (whitened[test] - center) @ weights).sum()
-        total = np.square(values[test] - values[test].mean()).sum()
-        length = np.linalg.norm(weights)
-        if total <= 0 or length == 0 or (r2 := 1 - float(error / total)) < READABLE:
-            continue
-        unit = weights / length
-        found.append(Direction(name, r2, _floats(unit @ whitening), _floats(back @ unit)))
-    return sorted(found, key=lambda each: -each.r2)[:DIRECTIONS]
 
 
 def _follows(vae: VAE, codes: Latents, direction: Direction, seed: int) -> float:

@@ -23,7 +23,7 @@ Values = npt.NDArray[np.float64]  # (N,), NaN where a frame does not have the va
 
 # These words follow the seed in the SeedSequence, so that no collection plays the same episodes.
 _SEED_TAG = (1, 21)
-FRAMES = 6000
+FRAMES = 12_000
 # Fewer frames say nothing of a latent's covariance.
 MIN_FRAMES = 500
 # A pixel differs from the median frame if a channel does by this many levels.

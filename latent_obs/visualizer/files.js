@@ -84,12 +84,13 @@ function parseLabels(text) {
     throw new Error("labels.json is not JSON.");
   }
   const numbers = (list, length) => Array.isArray(list) && list.length === length && list.every(Number.isFinite);
-  const { mean, dimensions, directions, whitening, distances } = labels ?? {};
+  const { mean, dimensions, walks, directions, whitening, distances } = labels ?? {};
   const size = mean?.length;
   const right = labels?.format === "latent_obs.labels" && typeof labels.source === "string"
     && numbers(mean, size) && numbers(distances, 3)
     && Array.isArray(whitening) && whitening.length === size && whitening.every((row) => numbers(row, size))
     && Array.isArray(dimensions) && dimensions.length === size && dimensions.every(isLabel)
+    && Array.isArray(walks) && walks.every((walk) => isWalk(walk, size))
     && Array.isArray(directions) && directions.every((one) => typeof one?.name === "string"
       && Number.isFinite(one.r2) && Number.isFinite(one.follows) && numbers(one.reads, size) && numbers(one.moves, size));
   if (!right) throw new Error("labels.json does not describe the dimensions of an encoder.");
@@ -99,4 +100,12 @@ function parseLabels(text) {
 function isLabel(label) {
   return Number.isFinite(label?.change) && Number.isFinite(label.exclusive) && Array.isArray(label.explained)
     && label.explained.every((one) => typeof one?.name === "string" && Number.isFinite(one.r2));
+}
+
+function isWalk(walk, size) {
+  const numbers = (list, length) => Array.isArray(list) && list.length === length && list.every(Number.isFinite);
+  const count = walk?.values?.length;
+  return typeof walk?.name === "string" && count > 1 && numbers(walk.values, count) && Number.isFinite(walk.drawn)
+    && Array.isArray(walk.latents) && walk.latents.length === count && walk.latents.every((row) => numbers(row, size))
+    && Array.isArray(walk.along) && walk.along.every((name) => typeof name === "string");
 }

@@ -9,6 +9,7 @@ const moved = (latent) => {
   setLatent(latent);
 };
 const rows = new Rows(assistant, { open: $("active"), more: $("more"), folded: $("inactive") }, moved);
+const walks = new Rows(assistant, { open: $("walks-list") }, moved);
 const directions = new Rows(assistant, { open: $("directions-list"), more: $("more-directions") }, moved);
 
 /** What is shown. A source is a frame with its latent and label; `index` is its place in the gallery. */
@@ -55,6 +56,7 @@ function shown() {
 async function useEncoder(encoder, note, showFrame) {
   view.encoder = encoder;
   rows.clear();
+  walks.clear();
   directions.clear();
   const { latentDim, channels } = encoder.network;
   const { kl, psnr: quality } = encoder.metrics ?? {};
@@ -72,11 +74,16 @@ async function useEncoder(encoder, note, showFrame) {
   await shown();
   assistant.ask("load", { model: encoder.model });
   const axes = dimensionAxes(encoder, (dim) => encoder.range(dim));
-  $("order-note").textContent = encoder.labels ? "The dimension that does most clearly one thing comes first."
+  $("order-note").textContent = encoder.labels ? "Dimensions that follow one variable come first."
     : "The most informative dimension comes first.";
   $("labels-note").textContent = describeLabels(encoder, axes);
   rows.build(axes);
   rows.show(view.latent);
+  walks.build(walkAxes(encoder));
+  walks.show(view.latent);
+  $("walks-panel").hidden = !encoder.labels?.walks.length;
+  // What does what it says comes first.
+  $("dimensions-panel")[isMixed(encoder, axes) ? "before" : "after"]($("walks-panel"));
   directions.build(directionAxes(encoder));
   directions.show(view.latent);
   $("directions-panel").hidden = !encoder.labels;
@@ -148,6 +155,7 @@ function draw() {
   paint($("output"), isSource ? source.reconstruction : encoder.network.decode(latent));
   $("output-note").textContent = isSource ? "the reconstruction" : describeChange();
   rows.show(latent);
+  walks.show(latent);
   directions.show(latent);
   showDistance();
   clearTimeout(saving);

@@ -76,14 +76,17 @@ class Rows {
     row.change.setAttribute("aria-label", `Where ${name} changes the output`);
     row.slider.setAttribute("aria-label", title === name ? name : `${name}: ${title}`);
     row.number.setAttribute("aria-label", `Value of ${name}`);
-    row.tiles = STOPS.map((stop) => {
+    row.describe = axis.describe ?? describe;
+    row.stops = axis.tiles ?? STOPS;
+    if (axis.step) row.slider.step = axis.step;
+    row.tiles = row.stops.map((stop) => {
       const button = document.createElement("button");
       const canvas = document.createElement("canvas");
       canvas.width = canvas.height = SIDE;
       canvas.className = "pixels";
       button.type = "button";
       button.tabIndex = -1; // the slider below does the same with the keyboard
-      button.setAttribute("aria-label", `${name} at ${describe(stop)}`);
+      button.setAttribute("aria-label", `${name} at ${row.describe(stop)}`);
       button.append(canvas);
       button.addEventListener("click", () => this.onInput(axis.move(this.latent, stop)));
       find(".strip").append(button);
@@ -109,7 +112,7 @@ class Rows {
       row.offset = offset;
       row.number.value = text;
       if (Math.abs(Number(row.slider.value) - offset) > 0.025) row.slider.value = offset;
-      row.slider.setAttribute("aria-valuetext", `${text}, ${describe(offset)}`);
+      row.slider.setAttribute("aria-valuetext", `${text}, ${row.describe(offset)}`);
       for (const { button, stop } of row.tiles) {
         button.classList.toggle("near", Math.abs(offset - stop) < 0.5);
       }
@@ -147,12 +150,12 @@ class Rows {
   async draw(row) {
     const { rows } = this;
     row.drawn = row.axis.move(this.latent, 0);
-    const latents = STOPS.map((stop) => row.axis.move(row.drawn, stop));
+    const latents = row.stops.map((stop) => row.axis.move(row.drawn, stop));
     const { images, change } = await this.assistant.ask("strip", { latents });
     if (rows !== this.rows) return; // of another encoder by now
     const region = (row.region = changedRegion(change));
     row.tiles.forEach(({ canvas }, i) => paint(canvas, images[i], region));
-    paint(row.change, changePicture(images[STOPS.indexOf(0)], change, region));
+    paint(row.change, changePicture(images[images.length >> 1], change, region));
     row.change.setAttribute("aria-label", `Where ${row.axis.name} changes the output: ${place(change)}`);
   }
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from latent_obs.encoders.folder import EncoderConfig, VAEConfig
 from latent_obs.evaluation import labels as module
 from latent_obs.evaluation.labels import (
     Direction,
+    Explained,
+    Label,
     Labels,
     explained_by,
     measure_labels,
@@ -20,6 +23,7 @@ from latent_obs.evaluation.labels import (
     write_labels,
 )
 from latent_obs.evaluation.variables import Observed, image_variables, play
+from latent_obs.evaluation.walks import Walk
 from latent_obs.frames import FrameSource, FrameSpec
 from latent_obs.vae import VAE
 from tests.conftest import random_tensors
@@ -44,7 +48,7 @@ def labels_of(codes: Any, observed: Observed, monkeypatch: pytest.MonkeyPatch) -
     )
     vae = VAE.from_tensors(config.vae, random_tensors(config.vae))
     monkeypatch.setattr("latent_obs.vae.latents", lambda *_: codes.astype(np.float32))
-    return measure_labels(vae, config, observed)
+    return measure_labels(vae, config, observed, walks=False)
 
 
 def test_each_dimension_has_the_name_of_what_it_follows(
@@ -64,26 +68,34 @@ def test_each_dimension_has_the_name_of_what_it_follows(
     assert max([each.r2 for each in found[3].explained], default=0) < 0.05
 
 
-def test_a_direction_moves_its_variable_and_nothing_else_that_is_read(
+def test_the_principal_directions_are_those_of_the_covariance(
     observed: Observed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two variables are mixed into two dimensions by a matrix; the directions take them apart again."""
     x, y = (observed.variables[name] for name in ("x", "y"))
     both = np.stack([(x - x.mean()) / x.std(), (y - y.mean()) / y.std()], 1)
     mixed = both @ np.array([[2.0, 1.0], [0.5, 1.5]])
-    found = labels_of(mixed, observed, monkeypatch)
-    known = {direction.name: direction for direction in found.directions}
-    for name, wanted in (("x", [1, 0]), ("y", [0, 1])):
-        direction = known[name]
-        assert direction.r2 > 0.98
-        moved = np.array(direction.moves) @ np.linalg.inv([[2.0, 1.0], [0.5, 1.5]])
-        assert moved == pytest.approx(wanted, abs=0.1)
-        assert np.dot(direction.reads, direction.moves) == pytest.approx(1, abs=1e-6)
-        read = (mixed - found.mean) @ np.array(direction.reads)
-        assert read.std() == pytest.approx(1, abs=0.05)
-    shares = [each.r2 for each in found.directions if each.name.startswith("principal")]
-    variances = np.linalg.eigvalsh(np.cov(mixed.T))[::-1]
-    assert shares == pytest.approx(list(variances / variances.sum()), abs=1e-6)
+    found = labels_of(mixed, observed, monkeypatch).directions
+    variances, vectors = np.linalg.eigh(np.cov(mixed.T))
+    assert [each.name for each in found] == ["principal 1", "principal 2"]
+    assert [each.r2 for each in found] == pytest.approx(list(variances[::-1] / variances.sum()), abs=1e-6)
+    for direction, variance, vector in zip(found, variances[::-1], vectors.T[::-1], strict=True):
+        assert np.abs(np.dot(direction.moves, vector)) == pytest.approx(np.sqrt(variance), rel=1e-4)
+        read = (mixed - mixed.mean(0)) @ np.array(direction.reads)
+        assert read.std() == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("explained", "exclusive", "said"),
+    [
+        ((("x", 0.9), ("y", 0.1)), 0.89, "x, R² 0.90"),
+        ((("x", 0.9), ("y", 0.8)), 0.11, "mixed: x 0.90, y 0.80"),
+        ((("x", 0.3), ("y", 0.1)), 0.67, "partly x, R² 0.30"),
+        ((("x", 0.3),), 1.0, "partly x, R² 0.30"),
+        ((), 0.0, "unknown"),
+    ],
+)
+def test_a_label_says_whether_a_dimension_is_mixed(explained: Any, exclusive: float, said: str) -> None:
+    assert str(Label(tuple(Explained(*each) for each in explained), exclusive, 90.0)) == said
 
 
 def test_the_picture_follows_as_far_as_it_is_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,12 +151,14 @@ def test_labels_are_read_as_they_were_written(
     observed: Observed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     codes = np.random.default_rng(0).normal(size=(1500, 3))
-    written = labels_of(codes, observed, monkeypatch)
+    walk = Walk("x", (1.0, 2.0), ((0.5, 1.5, 2.5), (3.0, 4.0, 5.0)), 0.75, ("y",))
+    written = replace(labels_of(codes, observed, monkeypatch), walks=(walk,))
     assert read_labels(tmp_path, 3) is None
     write_labels(written, tmp_path)
     known = read_labels(tmp_path, 3)
     assert known is not None
     assert known.to_json() == written.to_json()
+    assert known.walks == (walk,)
     np.testing.assert_allclose(known.whitening, written.whitening, rtol=1e-3, atol=1e-6)
     with pytest.raises(ValueError, match="another encoder"):
         read_labels(tmp_path, 4)

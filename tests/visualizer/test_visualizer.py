@@ -236,7 +236,4 @@ def test_the_example_page_is_what_the_code_makes_today() -> None:
     assert json.loads(element(page, "about"))["episode"]["count"] == 80
 
 
-REMAKE = (
-    "Make it again: latent-obs collect ALE/Pong-v5 --frames 3000 --policy sticky && "
-    "latent-obs visualize pong-v0 --frames frames --out examples/vae-visualizer.html"
-)
+REMAKE = "Make it again: latent-obs visualize shapes-v0 --out examples/vae-visualizer.html"

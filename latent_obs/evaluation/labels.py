@@ -183,7 +183,7 @@ class Labels:
                         float(one["drawn"]),
                         tuple(map(str, one["along"])),
                     )
-                    for one in value["walks"]
+                    for one in value.get("walks", ())  # an encoder labelled without them has none
                 ),
                 directions=tuple(
                     Direction(

@@ -110,7 +110,8 @@ def _varies(values: Values) -> bool:
 
 def _scaled(values: Values) -> Values:
     """Return a variable in standard deviations around its mean."""
-    return np.nan_to_num((values - np.nanmean(values)) / np.nanstd(values), nan=ABSENT)
+    scaled: Values = np.nan_to_num((values - np.nanmean(values)) / np.nanstd(values), nan=ABSENT)
+    return scaled
 
 
 def _errors(vae: VAE, frames: Frames, codes: Latents) -> npt.NDArray[np.uint8]:
@@ -183,4 +184,5 @@ def _kept(frames: Frames, errors: npt.NDArray[np.uint8], still: Frames) -> npt.N
 def _distances(rows: npt.NDArray[np.float64], anchors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the Euclidean distances, shape (len(rows), len(anchors))."""
     squares = np.square(rows).sum(1)[:, None] + np.square(anchors).sum(1) - 2 * rows @ anchors.T
-    return np.sqrt(np.maximum(squares, 0))
+    distances: npt.NDArray[np.float64] = np.sqrt(np.maximum(squares, 0))
+    return distances

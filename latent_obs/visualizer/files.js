@@ -84,7 +84,7 @@ function parseLabels(text) {
     throw new Error("labels.json is not JSON.");
   }
   const numbers = (list, length) => Array.isArray(list) && list.length === length && list.every(Number.isFinite);
-  const { mean, dimensions, walks, directions, whitening, distances } = labels ?? {};
+  const { mean, dimensions, walks = [], directions, whitening, distances } = labels ?? {};
   const size = mean?.length;
   const right = labels?.format === "latent_obs.labels" && typeof labels.source === "string"
     && numbers(mean, size) && numbers(distances, 3)
@@ -94,7 +94,7 @@ function parseLabels(text) {
     && Array.isArray(directions) && directions.every((one) => typeof one?.name === "string"
       && Number.isFinite(one.r2) && Number.isFinite(one.follows) && numbers(one.reads, size) && numbers(one.moves, size));
   if (!right) throw new Error("labels.json does not describe the dimensions of an encoder.");
-  return labels;
+  return { ...labels, walks };
 }
 
 function isLabel(label) {

@@ -24,9 +24,9 @@ from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import read_config
 from latent_obs.encoders.resolve import find_fitted, resolve
-from latent_obs.evaluation.report import ReportCard
+from latent_obs.evaluation.report import ReportCard, Scores
 from latent_obs.files import write_atomically
-from latent_obs.fit import FitConfig, Plan, _plan, fit_encoder, say_fitted
+from latent_obs.fit import FitConfig, Plan, _plan, fit_encoder, say_fitted, score
 from latent_obs.frames import FrameSource, FrameSpec, frame_source, preprocess
 from latent_obs.vector import LatentObservationWrapper as VectorWrapper
 from tests.conftest import FrameEnv, save_encoder
@@ -139,6 +139,14 @@ def test_a_worse_encoder_never_replaces_a_better_one(
         assert (read_config(out).weights_sha256 != before) == replaced
 
 
+def test_an_encoder_that_loses_a_rare_object_is_worse() -> None:
+    """A VAE's and PCA's figures of ViZDoom's Basic, where the VAE alone keeps the monster."""
+    vae = Scores(moving_r2=0.877, changing_r2=0.879, psnr=25.0, foreground=0.5, rare_r2=0.994)
+    pca = Scores(moving_r2=0.886, changing_r2=0.883, psnr=25.0, foreground=0.5, rare_r2=0.970)
+    assert score(vae) > score(pca)
+    assert score(replace(vae, rare_r2=None)) < score(replace(pca, rare_r2=None))
+
+
 def test_where_pca_wins_pca_is_the_encoder(
     fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,3 +243,18 @@ def test_what_cannot_be_fitted_is_one_line(
     captured = capsys.readouterr()
     assert told in " ".join((captured.err + captured.out).split())
     assert "Traceback" not in captured.err
+
+
+def test_a_fit_trains_with_adam_where_torch_has_no_muon(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Muon came with torch 2.9; the package takes older ones."""
+    monkeypatch.delattr("torch.optim.Muon")
+    work = tmp_path / "boxing" / ".fit"
+    shutil.copytree(fitted / ".fit", work)
+    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 1.0)
+    monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    resolved = fit_encoder(replace(QUICK, out=work.parent, seconds=QUICK.seconds + 3), progress=False)
+    run = resolved.config.provenance.run
+    assert run is not None
+    assert run.config.get("optimizer", "adam") == "adam"  # the default is left out

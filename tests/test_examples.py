@@ -57,7 +57,7 @@ NEEDS = {
         (
             "examples/sb3_refresh.py",
             ["--steps", "200", "--frames", "300", "--encoder-steps", "20"],
-            "trained on to 400 steps with the new encoder",
+            "steps with the new encoder",
         ),
         (
             "examples/sb3_sac.py",

@@ -303,7 +303,7 @@ def evaluate_agent(args: Args, deterministic: bool = True) -> list[float]:
         def follow(values: dict[str, Any], _: dict[str, Any]) -> None:
             if stop.is_set():
                 raise KeyboardInterrupt
-            bar.advance(int(values["done"]))
+            bar.advance(int("episode" in values["info"]))  # a life that ends is no game
 
         returns, _ = evaluate_policy(
             model, venv, args.trials, deterministic, callback=follow, return_episode_rewards=True

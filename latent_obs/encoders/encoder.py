@@ -87,7 +87,8 @@ class Encoder:
     def statistics(self) -> tuple[Latents, Latents]:
         """Mean and standard deviation of its latents over the training frames, ``(latent_dim,)`` each.
 
-        With :attr:`normalize` they are 0 and 1, but for the deviation of inactive dimensions.
+        With :attr:`normalize` they are 0 and 1, but for the deviation of inactive dimensions, and for a
+        refreshed encoder, which scales as the encoder does that it was made from.
         """
         mean, std = np.array(self.config.latents["mean"]), np.array(self.config.latents["std"])
         if self.normalize:

@@ -50,4 +50,5 @@ class Anchor:
         """
         with torch.no_grad():
             old = self._old(frames)
-        return ((mean - old).square() * self._precision).sum(1) / 2
+        nats: Tensor = ((mean - old).square() * self._precision).sum(1) / 2
+        return nats

@@ -121,7 +121,7 @@ class AffineMap:
     def fit(cls, new: npt.NDArray[Any], old: npt.NDArray[Any]) -> AffineMap:
         """Return the map from ``new`` to ``old``, both (N, latent_dim), of least squares."""
         rows = np.column_stack([new, np.ones(len(new))]).astype(np.float64)
-        solution: npt.NDArray[np.float64] = np.linalg.lstsq(rows, old.astype(np.float64), rcond=None)[0]
+        solution = np.asarray(np.linalg.lstsq(rows, old.astype(np.float64), rcond=None)[0], np.float64)
         return cls(solution[:-1].T, solution[-1])
 
     def __call__(self, latents: npt.NDArray[Any]) -> Latents:

@@ -24,19 +24,18 @@ COLORS = 5
 # A pixel that moves in fewer frames than this counts as if it moved in so many.
 MIN_OCCUPANCY = 0.01
 # A moment that the chosen ones predict linearly but for this share of its variance brings nothing new.
-MIN_VARIANCE = 0.2
-# A moment over all pixels alike is exact, so it is preferred to a weighted one that tells a little more.
-PREFERENCE = 1.3
+MIN_VARIANCE = 0.05
 # Standard deviation of the target around the posterior mean, in standard deviations of the moment.
 DEVIATION = 0.15
 LIMIT = 4.0  # standard deviations beyond which a moment is an outlier
 
 
 class ImageMoments:
-    """Log mass and centre of the moving pixels of each colour, chosen so that none is linear in the others.
+    """Log mass and centre of the moving pixels of each colour and of all, those that predict the others best.
 
-    Each is taken twice: over all pixels alike, and with each pixel weighted by how seldom it moves, which
-    tells a ball from a score that shares its colour.
+    Each is taken twice: over all pixels alike, and with each pixel weighted by how seldom that colour moves
+    there, squared, which tells a ball from a score that shares its colour. Of a ball whose colour changes, as
+    an object of a pixel or two does when it is drawn smaller, the moments of all colours tell the place.
 
     Args:
         frames: Frames of one environment to choose colours and moments on, ``uint8`` (N, 64, 64, 3).
@@ -51,7 +50,7 @@ class ImageMoments:
         >>> frames[np.arange(100), 20, np.arange(100) % 60] = 255  # a dot that runs to the right
         >>> moments = ImageMoments(frames, np.zeros((64, 64, 3), np.uint8), count=4)
         >>> moments.names[0]
-        'x of the colour (240, 240, 240)'
+        'x of the colour (240, 240, 240) where little moves'
         >>> tuple(moments(torch.from_numpy(frames[:7])).shape)
         (7, 2)
 
@@ -65,14 +64,18 @@ class ImageMoments:
         levels = _levels(np.arange(512))
         self._color_of = torch.from_numpy(np.square(levels[:, None] - centers).sum(2).argmin(1))
         self._colors = len(centers)
-        rarity = 1 / np.maximum(moves.mean(0), MIN_OCCUPANCY)
+        color = self._color_of.numpy()[color_bins(frames)]
+        occupancy = np.stack([*((moves & (color == i)).mean(0) for i in range(self._colors)), moves.mean(0)])
+        rarity = np.maximum(occupancy, MIN_OCCUPANCY)[:, None] ** -2  # (colours + 1, 1, 64, 64)
+        rarity /= rarity.mean((2, 3), keepdims=True)
         y, x = np.mgrid[:64, :64] / 31.5 - 1
         plain = np.stack([np.ones((64, 64)), x, y])
-        weights = np.stack([plain, plain * rarity / rarity.mean()])  # (2, 3, 64, 64)
-        self._weights = torch.from_numpy(weights.reshape(6, -1).T.astype(np.float32).copy())
+        weights = np.concatenate([np.broadcast_to(plain, (len(rarity), 3, 64, 64)), plain * rarity], 1)
+        weights = weights.reshape(-1, 6, 64 * 64).transpose(0, 2, 1)
+        self._weights = torch.from_numpy(weights.astype(np.float32))  # (colours + 1, 4096, 6)
         values = self._all(torch.from_numpy(frames))
         self._mean, self._std = values.mean(0), values.std(0)
-        self._chosen = _independent(values, count)
+        self._chosen = _telling(values, count)
         self.names = [_name(i, centers) for i in self._chosen]
 
     def __call__(self, frames: Tensor) -> Tensor:
@@ -95,13 +98,14 @@ class ImageMoments:
         return (frames.short() - self._median).abs().amax(-1) > THRESHOLD
 
     def _all(self, frames: Tensor) -> Tensor:
-        """Return log mass, x and y of each colour, plain and weighted, shape (N, colours * 6)."""
-        parts = []
+        """Return log mass, x and y of each colour and of all, plain and weighted, (N, (colours + 1) * 6)."""
+        parts, groups = [], self._colors + 1
         for some in torch.split(frames, 256):
             rows, pixels = self._moves(some).flatten(1).nonzero(as_tuple=True)
             color = self._color_of[color_bins(some.flatten(1, 2)[rows, pixels].int()[None])[0].long()]
-            sums = torch.zeros(len(some) * self._colors, 6)
-            sums.index_add_(0, rows * self._colors + color, self._weights[pixels])
+            sums = torch.zeros(len(some) * groups, 6)
+            for group in (color, torch.full_like(color, self._colors)):
+                sums.index_add_(0, rows * groups + group, self._weights[group, pixels])
             mass, x, y = sums.view(-1, 2, 3).unbind(-1)
             shown = mass > 0  # a colour that is not there counts as in the middle
             x, y = (torch.where(shown, each / mass.clamp(min=1e-6), 0.0) for each in (x, y))
@@ -137,25 +141,31 @@ def _levels(bins: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     return np.stack([bins // 64, bins // 8 % 8, bins % 8], -1) * 32.0 + 16
 
 
-def _independent(values: Tensor, count: int) -> list[int]:
-    """Choose columns greedily, each the one that those before predict worst (pivoted Gram-Schmidt)."""
+def _telling(values: Tensor, count: int) -> list[int]:
+    """Choose columns greedily, each the one that predicts most of what those before do not, of all columns.
+
+    Source: Farahat et al. (2013), "Efficient greedy feature selection for unsupervised learning".
+    """
     std = values.std(0)
-    rest = (((values - values.mean(0)) / std.clamp(min=1e-6)) * (std > 1e-3)).double()
-    plain = torch.arange(len(std)) % 6 < 3
+    rest = (((values - values.mean(0)) / std.clamp(min=1e-6)) * (std > 1e-3)).double() / len(values) ** 0.5
     chosen: list[int] = []
     while len(chosen) < count:
-        variance = rest.square().mean(0)
-        best = int((variance * (1 + (PREFERENCE - 1) * plain)).argmax())
-        if variance[best] < MIN_VARIANCE:
+        products = rest.T @ rest
+        variance = products.diagonal()
+        new = variance > MIN_VARIANCE
+        if not new.any():
             break
+        predicted = products.square().sum(1) / variance.clamp(min=MIN_VARIANCE)
+        best = int((predicted * new).argmax())
         chosen.append(best)
-        direction = rest[:, best] / rest[:, best].norm()
-        rest = rest - direction[:, None] * (direction @ rest)
+        rest = rest - rest[:, best, None] * products[best] / variance[best]
     return chosen
 
 
 def _name(column: int, centers: npt.NDArray[Any]) -> str:
     color, which = divmod(column, 6)
     what = ("size", "x", "y")[which % 3]
-    levels = ", ".join(f"{level:.0f}" for level in centers[color])
-    return f"{what} of the colour ({levels})" + (" where little moves" if which >= 3 else "")
+    levels = ", ".join(f"{level:.0f}" for level in centers[color]) if color < len(centers) else ""
+    return f"{what} of {f'the colour ({levels})' if levels else 'all colours'}" + (
+        " where little moves" if which >= 3 else ""
+    )

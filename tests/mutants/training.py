@@ -138,8 +138,22 @@ MUTANTS = [
     Mutant(
         "Moments that others predict are chosen too",
         MOMENTS,
-        "rest = rest - direction",
-        "rest = rest - 0 * direction",
+        "if not new.any():",
+        "if False:",
+        TEST_MOMENTS,
+    ),
+    Mutant(
+        "A moment is chosen for its own variance",
+        MOMENTS,
+        "predicted = products.square().sum(1)",
+        "predicted = products.diagonal() ** 2",
+        TEST_MOMENTS,
+    ),
+    Mutant(
+        "The moments of all colours weigh each place alike",
+        MOMENTS,
+        "moves.mean(0)])",
+        "np.ones((64, 64))])",
         TEST_MOMENTS,
     ),
     Mutant(

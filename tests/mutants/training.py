@@ -24,6 +24,13 @@ REFRESH, ANCHOR, TEST_REFRESH = (
 
 MUTANTS = [
     Mutant(
+        "Rare colours do not count where an encoder is compared with PCA",
+        "latent_obs/fit.py",
+        "card.rare_r2 or 0.0",
+        "0.0",
+        "tests/test_fit.py -k rare_object",
+    ),
+    Mutant(
         "Training ignores the anchor",
         RUN,
         "losses = losses + self.anchor.nll",

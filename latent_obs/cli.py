@@ -36,9 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # environments, policies and wrappers may be modules in this folder
-    # Threads of PyTorch that spin while they wait for each other slow training down to a fortieth where other
-    # processes need the cores. This has to be said before the library is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     before, warnings.showwarning = warnings.showwarning, show_warning
     arguments = sys.argv[1:] if arguments is None else arguments
     try:

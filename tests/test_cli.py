@@ -222,21 +222,3 @@ def test_a_read_only_folder_is_reported(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "error:" in run.stderr
     assert "Traceback" not in run.stderr
-
-
-def test_threads_of_a_command_do_not_spin_while_they_wait(tmp_path: Path) -> None:
-    """GNU's library says how often a waiting thread looks before it sleeps; 300,000 times unless told."""
-    command = [sys.executable, "-m", "latent_obs", "export", "pong-v0", "--out", str(tmp_path / "onnx")]
-    told = {
-        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    }
-    spins = []
-    for policy in ({}, {"OMP_WAIT_POLICY": "active"}):
-        env = {**told, **policy, "OMP_DISPLAY_ENV": "verbose"}
-        run = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-        found = re.search(r"GOMP_SPINCOUNT = '(\w+)'", run.stderr)
-        if found is None:
-            pytest.skip("PyTorch has no GNU OpenMP here")
-        spins.append(found[1])
-    assert spins[0] == "0"
-    assert spins[1] != "0", "the user's own choice is kept"

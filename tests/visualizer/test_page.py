@@ -384,7 +384,9 @@ def test_dragging_a_slider_draws_once_for_each_animation_frame(page: Page) -> No
         requestAnimationFrame(tick);
     }""")
     before = pixels(page, "#output")
-    box = page.locator("#active .row input[type=range]").first.bounding_box()
+    slider = page.locator("#active .row input[type=range]").first
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
     assert box
     y = box["y"] + box["height"] / 2
     page.mouse.move(box["x"] + box["width"] / 2, y)
@@ -403,6 +405,7 @@ def test_strips_show_the_traversal_and_are_clickable(page: Page) -> None:
     row = page.locator("#active .row").first
     dim = int(row.get_attribute("data-dim") or "")
     config = read_config(PONG)
+    row.scroll_into_view_if_needed()  # strips that nobody sees are not drawn
     wait(page, "rows.rows[0].drawn && !rows.busy")
     moved = np.repeat(latent(page)[None], 7, 0)
     moved[:, dim] = config.latents["mean"][dim] + np.arange(-3, 4) * config.latents["std"][dim]
@@ -433,6 +436,7 @@ def test_strips_show_the_traversal_and_are_clickable(page: Page) -> None:
 
 def test_the_worker_keeps_up_with_another_source(page: Page) -> None:
     """After another frame is chosen the visible strips are of that frame."""
+    page.locator("#active .row").first.scroll_into_view_if_needed()
     wait(page, "rows.rows[0].drawn && !rows.busy")
     page.get_by_role("button", name="Frame 5", exact=True).click()
     wait(page, "!rows.isStale(rows.rows[0]) && !rows.busy && rows.rows[0].drawn[5] === view.latent[5]")

@@ -439,6 +439,7 @@ def test_the_worker_keeps_up_with_another_source(page: Page) -> None:
     page.locator("#active .row").first.scroll_into_view_if_needed()
     wait(page, "rows.rows[0].drawn && !rows.busy")
     page.get_by_role("button", name="Frame 5", exact=True).click()
+    page.locator("#active .row").first.scroll_into_view_if_needed()
     wait(page, "!rows.isStale(rows.rows[0]) && !rows.busy && rows.rows[0].drawn[5] === view.latent[5]")
     middle = "#active .row:first-child .strip button:nth-child(4) canvas"
     dim = page.evaluate("rows.rows[0].dim")

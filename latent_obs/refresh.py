@@ -16,14 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from latent_obs.encoders.encoder import NORMALIZE
-from latent_obs.encoders.folder import (
-    Latents,
-    read_calibration,
-    write_encoder_folder,
-)
+from latent_obs.encoders.folder import read_calibration, write_encoder_folder
 from latent_obs.encoders.provenance import Refreshed
 from latent_obs.encoders.resolve import EncoderFolder, resolve
 from latent_obs.extras import needs
@@ -99,57 +94,6 @@ class RefreshConfig:
             raise ValueError(f"least_r2 must be from 0 to 1, got {self.least_r2}.")
 
 
-@dataclass(frozen=True)
-class AffineMap:
-    """An affine map between latents: ``latents @ matrix.T + offset``.
-
-    Args:
-        matrix: Shape (latent_dim, latent_dim).
-        offset: Shape (latent_dim,).
-
-    Example:
-        >>> new = np.random.default_rng(0).normal(size=(100, 3))
-        >>> found = AffineMap.fit(new, new @ np.diag([1, 2, 3]) + 1)
-        >>> np.round(found.matrix.diagonal(), 3).tolist(), np.round(found.offset, 3).tolist()
-        ([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
-    """
-
-    matrix: npt.NDArray[np.float64]
-    offset: npt.NDArray[np.float64]
-
-    @classmethod
-    def fit(cls, new: npt.NDArray[Any], old: npt.NDArray[Any]) -> AffineMap:
-        """Return the map from ``new`` to ``old``, both (N, latent_dim), of least squares."""
-        rows = np.column_stack([new, np.ones(len(new))]).astype(np.float64)
-        solution = np.asarray(np.linalg.lstsq(rows, old.astype(np.float64), rcond=None)[0], np.float64)
-        return cls(solution[:-1].T, solution[-1])
-
-    def __call__(self, latents: npt.NDArray[Any]) -> Latents:
-        """Map latents of shape (N, latent_dim)."""
-        mapped: Latents = (latents @ self.matrix.T + self.offset).astype(np.float32)
-        return mapped
-
-
-def r2(predicted: npt.NDArray[Any], old: npt.NDArray[Any], scale: npt.NDArray[Any]) -> float:
-    """Return how much of the variance of old latents others explain, all dimensions together.
-
-    Args:
-        predicted: Latents in the old ones' coordinates, shape (N, latent_dim).
-        old: The old ones of the same frames.
-        scale: What the wrapper divides each dimension by.
-
-    Returns:
-        1 - squared error / variance, summed over the dimensions as an agent sees them; at most 1.
-
-    Example:
-        >>> old = np.random.default_rng(0).normal(size=(10_000, 2))
-        >>> round(r2(old + 0.1, old, np.ones(2)), 2)
-        0.99
-    """
-    error, variance = (np.square(x / scale).sum() for x in (predicted - old, old - old.mean(0)))
-    return float(1 - error / variance) if variance else 1.0
-
-
 def refresh_encoder(config: RefreshConfig, *, progress: bool = True) -> EncoderFolder:
     """Train an encoder on with frames of its agent, and publish it in the coordinates of the old one.
 
@@ -175,7 +119,7 @@ def refresh_encoder(config: RefreshConfig, *, progress: bool = True) -> EncoderF
     Example:
         >>> config = RefreshConfig("breakout-v0", "ALE/Breakout-v5", "agent.zip", Path("refreshed"))
         >>> refresh_encoder(config).config.provenance.refreshed.r2  # doctest: +SKIP
-        0.993
+        0.985
 
     Source: Ha & Schmidhuber (2018), "World Models", section 5, iterate collecting and training; there each
     round trains every part anew.
@@ -238,11 +182,8 @@ def _begun(config: RefreshConfig, old: EncoderFolder, work: Path) -> bool:
     Raises:
         ValueError: If it was begun with other settings.
     """
-    now, path, finished = (
-        _identity(config, old),
-        work / "settings.json",
-        (work.parent / "config.json").is_file(),
-    )
+    now, path = _identity(config, old), work / "settings.json"
+    finished = (work.parent / "config.json").is_file()
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in now if before.get(name) != now[name]]
@@ -326,6 +267,7 @@ def _publish(config: RefreshConfig, old: EncoderFolder, train: Any, out: Path) -
     Raises:
         ValueError: If the new latents explain too little of the old ones.
     """
+    from latent_obs.training.affine import AffineMap, fold_map, r2
     from latent_obs.training.held_out import evaluate_vae, latent_statistics
     from latent_obs.vae import latents, load_vae
 
@@ -355,47 +297,15 @@ def _publish(config: RefreshConfig, old: EncoderFolder, train: Any, out: Path) -
     write_encoder_folder(out, made, vae.tensors(), read_calibration(train.out))
 
 
-def fold_map(vae: Any, to: AffineMap) -> Any:
-    """Return a VAE whose latents are mapped, and whose decoder takes them so.
-
-    Args:
-        vae: The model, without normalisation layers.
-        to: Near the identity. The posterior's variance is mapped by the diagonal of ``matrix`` alone, for a
-            diagonal posterior has no room for more; all else is exact.
-
-    Returns:
-        Another model. Means are ``to`` of the means of ``vae``; what it decodes from them is the same.
-    """
-    import torch
-
-    from latent_obs.vae import VAE
-
-    inverse = np.linalg.inv(to.matrix)
-    tensors = {name: value.astype(np.float64) for name, value in vae.tensors().items()}
-    tensors["mean.weight"] = to.matrix @ tensors["mean.weight"]
-    tensors["mean.bias"] = to(tensors["mean.bias"][None])[0]
-    tensors["log_variance.bias"] = tensors["log_variance.bias"] + np.log(np.square(np.diag(to.matrix)))
-    weight = tensors["decoder.linear.weight"] @ inverse
-    tensors["decoder.linear.bias"] = tensors["decoder.linear.bias"] - weight @ to.offset
-    tensors["decoder.linear.weight"] = weight
-    ready = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
-    return VAE.from_tensors(vae.config, ready).to(torch.device("cpu"))
-
-
 def say_refreshed(encoder: EncoderFolder) -> None:
     """Print what a refreshing kept and gained, and the line that uses it."""
     record = encoder.config.provenance.refreshed
     assert record is not None
-    console = plain_console()
-    console.print(
-        f"On {record.frames:,} frames of the agent that neither encoder was trained on:", soft_wrap=True
-    )
-    console.print(f"  R² of the old latents, from the new ones  {record.r2:.4f}", soft_wrap=True)
-    console.print(
-        f"  R² of what moves  {record.moving_r2:.3f}   (before {record.moving_r2_before:.3f})", soft_wrap=True
-    )
-    console.print(
+    for line in (
+        f"On {record.frames:,} frames of the agent that neither encoder was trained on:",
+        f"  R² of the old latents, from the new ones  {record.r2:.4f}",
+        f"  R² of what moves  {record.moving_r2:.3f}   (before {record.moving_r2_before:.3f})",
         f'{encoder.path}: pass encoder="{encoder.path}" where the agent had "{record.encoder}"; the agent '
         "and its replay buffer stay as they are.",
-        soft_wrap=True,
-    )
+    ):
+        plain_console().print(line, soft_wrap=True)

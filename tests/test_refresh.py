@@ -26,15 +26,8 @@ from latent_obs.encoders.folder import EncoderConfig, read_config, write_encoder
 from latent_obs.encoders.provenance import Provenance, Run
 from latent_obs.encoders.resolve import resolve
 from latent_obs.frames import FrameSpec
-from latent_obs.refresh import (
-    AffineMap,
-    RefreshConfig,
-    _begun,
-    fold_map,
-    r2,
-    refresh_encoder,
-    say_refreshed,
-)
+from latent_obs.refresh import RefreshConfig, _begun, refresh_encoder, say_refreshed
+from latent_obs.training.affine import AffineMap, fold_map, r2
 from latent_obs.training.anchor import Anchor
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.objective import bounded_exp

@@ -170,11 +170,12 @@ def aggregate(scores: list[Score], resamples: int = 2000) -> dict[str, tuple[flo
     games = sorted({row.game for row in scores})
     table = [np.array([row.normalised for row in scores if row.game == game]) for game in games]
     rng = np.random.default_rng(0)
-    draws = [[rng.choice(runs, len(runs)) for runs in table] for _ in range(resamples)]
+    repeated = min(map(len, table)) > 1
+    draws = [[rng.choice(runs, len(runs)) for runs in table] for _ in range(resamples if repeated else 0)]
     found: dict[str, tuple[float, Floats | None]] = {}
     for name, reduce in _AGGREGATES.items():
         bounds: Floats | None = None
-        if min(map(len, table)) > 1:
+        if draws:
             bounds = np.percentile([reduce(draw) for draw in draws], [2.5, 97.5])
         found[name] = reduce(table), bounds
     return found

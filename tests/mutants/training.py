@@ -16,19 +16,16 @@ OPTIMIZER, MOMENTS = "latent_obs/training/optimizer.py", "latent_obs/training/mo
 PCA, FIT = "latent_obs/training/pca.py", "latent_obs/fit.py"
 TEST_MOMENTS, TEST_FIT = "tests/training/test_moments.py", "tests/test_fit.py"
 
-REFRESH, ANCHOR, TEST_REFRESH = (
-    "latent_obs/refresh.py",
-    "latent_obs/training/anchor.py",
-    "tests/test_refresh.py",
-)
+REFRESH, TEST_REFRESH = "latent_obs/refresh.py", "tests/test_refresh.py"
+ANCHOR, AFFINE = "latent_obs/training/anchor.py", "latent_obs/training/affine.py"
 
 MUTANTS = [
     Mutant(
         "Rare colours do not count where an encoder is compared with PCA",
-        "latent_obs/fit.py",
+        FIT,
         "card.rare_r2 or 0.0",
         "0.0",
-        "tests/test_fit.py -k rare_object",
+        f"{TEST_FIT} -k rare_object",
     ),
     Mutant(
         "Training ignores the anchor",
@@ -46,14 +43,14 @@ MUTANTS = [
     ),
     Mutant(
         "The decoder does not take the mapped latents",
-        REFRESH,
+        AFFINE,
         '["decoder.linear.weight"] @ inverse',
         '["decoder.linear.weight"] @ to.matrix',
         f"{TEST_REFRESH} -k folded_in",
     ),
     Mutant(
         "The posterior's variance is not mapped",
-        REFRESH,
+        AFFINE,
         "np.log(np.square(np.diag(to.matrix)))",
         "np.log(np.abs(np.diag(to.matrix)))",
         f"{TEST_REFRESH} -k folded_in",

@@ -345,6 +345,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_collection_alone(tmp_path: Path) -> No
     config = replace(QUICK, out=out, frames=4000, workers=1, env_kwargs=kwargs)
     process = command(config, stderr=subprocess.DEVNULL, start_new_session=True)
     wait_for(lambda: contents(out))
+    time.sleep(0.4)  # a shard takes a second, so the second one is begun
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(timeout=60) == 130, "the server went on"
     shards = [read_shard(path) for path in sorted(out.glob("*.parquet"))]

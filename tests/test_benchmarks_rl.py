@@ -25,6 +25,7 @@ sys.path.append(str(SCRIPTS))
 
 PPO = pytest.importorskip("stable_baselines3").PPO
 SAC = pytest.importorskip("stable_baselines3").SAC
+QRDQN = pytest.importorskip("sb3_contrib").QRDQN
 
 import agents  # noqa: E402
 import atari_100k  # noqa: E402
@@ -389,6 +390,19 @@ def test_dqn_learns_once_for_each_step_and_its_settings_are_kept(tmp_path: Path,
     assert about["settings"]["hyperparameters"]["n_steps"] == 10
     with pytest.raises(ValueError, match="discrete actions"):
         train_agent.train(dataclasses.replace(config(tmp_path, encoder), game="CarRacing", algorithm="dqn"))
+
+
+def test_qrdqn_learns_once_for_four_steps(tmp_path: Path, encoder: Path) -> None:
+    small = '{"learning_starts": 40, "batch_size": 8, "buffer_size": 400}'
+    folder = train_agent.train(config(tmp_path, encoder, algorithm="qrdqn", steps=120, changes=small))
+    model = agents.load_model(folder / "model.zip", None, "cpu", "qrdqn")
+    assert isinstance(model, QRDQN)
+    # Eight environments: from step 48 to step 120 a rollout of 8 steps is followed by 2 updates.
+    assert model._n_updates == 20
+    about = json.loads((folder / "run.json").read_text())
+    assert about["settings"]["hyperparameters"]["n_steps"] == 3
+    with pytest.raises(ValueError, match="QRDQN takes discrete actions, not those of CarRacing"):
+        train_agent.train(dataclasses.replace(config(tmp_path, encoder), game="CarRacing", algorithm="qrdqn"))
 
 
 def score(game: str, seed: int, mean_return: float) -> atari_100k.Score:

@@ -29,7 +29,6 @@ LIGHT = ["--names", "car_racing", "minigrid", "classic_control", "crafter", "--s
 NEEDS = {
     "jax_jit.py": ("jax",),
     "rllib_ppo.py": ("scipy", "tree"),
-    "sb3_recurrent.py": ("sb3_contrib",),
     "sbx_sac.py": ("sbx",),
     "skrl_ppo.py": ("skrl",),
     "stable_worldmodel_data.py": ("stable_worldmodel",),

@@ -5,7 +5,7 @@ trained by the same PPO. The arm on pixels adds the field's standard preprocessi
 on latents adds ``VecLatentObservation`` and ``MlpPolicy``. The hyperparameters are the RL Zoo's tuned ones
 (``hyperparams/ppo.yml`` of DLR-RM/rl-baselines3-zoo); ``LATENT_CHANGES`` lists those that differ for latents.
 
-Two algorithms with a replay memory need fewer steps: SAC for CarRacing and Pendulum, and DQN for Atari.
+Algorithms with a replay memory need fewer steps: SAC for CarRacing and Pendulum, DQN and QR-DQN for Atari.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal, SupportsFloat
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import GrayscaleObservation, ResizeObservation, TransformReward
+from sb3_contrib import QRDQN
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.atari_wrappers import (
     ClipRewardEnv,
@@ -37,10 +38,11 @@ from latent_obs.sb3 import VecLatentObservation
 
 Arm = Literal["pixels", "latents", "latents-raw"]
 Family = Literal["atari", "car_racing", "vizdoom", "pendulum"]
-Algorithm = Literal["ppo", "sac", "dqn"]
-MODELS: dict[Algorithm, type[PPO] | type[SAC] | type[DQN]] = {"ppo": PPO, "sac": SAC, "dqn": DQN}
+Algorithm = Literal["ppo", "sac", "dqn", "qrdqn"]
+Model = PPO | SAC | DQN | QRDQN
+MODELS: dict[Algorithm, type[Model]] = {"ppo": PPO, "sac": SAC, "dqn": DQN, "qrdqn": QRDQN}
 
-N_ENVS: dict[Algorithm, int] = {"ppo": 8, "sac": 4, "dqn": 4}
+N_ENVS: dict[Algorithm, int] = {"ppo": 8, "sac": 4, "dqn": 4, "qrdqn": 8}
 
 # "lin_x" is the zoo's notation for a value that falls from x to zero over the run.
 PPO_ARGUMENTS: dict[Family, dict[str, Any]] = {
@@ -108,6 +110,27 @@ DQN_ARGUMENTS: dict[str, Any] = {
     "exploration_fraction": 0.1,
     "exploration_final_eps": 0.02,
     "policy_kwargs": {"net_arch": [256, 256]},
+}
+# For millions of steps: an update for every four steps, as DQN in Atari since Mnih et al. (2015), with the
+# quantiles of Dabney et al. (2018). Not tuned.
+QRDQN_ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 2e-4,
+    "buffer_size": 500_000,
+    "batch_size": 64,
+    "learning_starts": 20_000,
+    "train_freq": 1,
+    "gradient_steps": 2,
+    "n_steps": 3,
+    "gamma": 0.99,
+    "target_update_interval": 8000,
+    "exploration_fraction": 0.04,
+    "exploration_final_eps": 0.01,
+    "policy_kwargs": {"net_arch": [256, 256], "n_quantiles": 25},
+}
+OFF_POLICY_ARGUMENTS: dict[Algorithm, dict[str, Any]] = {
+    "sac": SAC_ARGUMENTS,
+    "dqn": DQN_ARGUMENTS,
+    "qrdqn": QRDQN_ARGUMENTS,
 }
 SAC_SKIP, PPO_SKIP, VIZDOOM_SKIP = 4, 2, 4
 PATIENCE, GIVEN_UP, SAC_REWARD_SCALE, VIZDOOM_REWARD_SCALE = 100, 20.0, 0.1, 0.01
@@ -271,8 +294,10 @@ def make_venv(
         raise ValueError(f"SAC is set up for CarRacing and Pendulum only, got {game}. Use --algorithm ppo.")
     if algorithm != "sac" and family(game) == "pendulum":
         raise ValueError(f"Pendulum is set up for SAC only, got {algorithm}. Use --algorithm sac.")
-    if algorithm == "dqn" and continuous:
-        raise ValueError(f"DQN takes discrete actions, which {game} has not. Use --algorithm ppo or sac.")
+    if "dqn" in algorithm and continuous:
+        raise ValueError(
+            f"{algorithm.upper()} takes discrete actions, not those of {game}. Use --algorithm sac."
+        )
     make = make_pixels if arm == "pixels" else make_env
     venv: VecEnv = DummyVecEnv([lambda: make(game, algorithm, training)] * (n_envs or N_ENVS[algorithm]))
     if arm != "pixels":
@@ -289,14 +314,14 @@ def hyperparameters(
     if family(game) == "pendulum":
         return {**PENDULUM_ARGUMENTS, **changes}
     if algorithm != "ppo":
-        return {**(SAC_ARGUMENTS if algorithm == "sac" else DQN_ARGUMENTS), **changes}
+        return {**OFF_POLICY_ARGUMENTS[algorithm], **changes}
     for_arm = {} if arm == "pixels" else LATENT_CHANGES[family(game)]
     return {**PPO_ARGUMENTS[family(game)], **for_arm, **changes}
 
 
 def make_model(
     arm: Arm, venv: VecEnv, arguments: dict[str, Any], seed: int, device: str, algorithm: Algorithm = "ppo"
-) -> PPO | SAC | DQN:
+) -> Model:
     """Make an untrained agent from :func:`hyperparameters`."""
     policy = "CnnPolicy" if arm == "pixels" else "MlpPolicy"
     # The copy is for SAC, which adds entries to the policy_kwargs that it is given.
@@ -307,7 +332,7 @@ def make_model(
     return MODELS[algorithm](policy, venv, seed=seed, device=device, **ready)
 
 
-def load_model(file: Any, venv: VecEnv | None, device: str, algorithm: Algorithm) -> PPO | SAC | DQN:
+def load_model(file: Any, venv: VecEnv | None, device: str, algorithm: Algorithm) -> Model:
     """Load an agent that was saved, as a path or a binary file."""
     with warnings.catch_warnings():
         # SB3 warns of the memory that it chose itself for returns over several steps.

@@ -36,6 +36,7 @@ import tyro
 from agents import (
     Algorithm,
     Arm,
+    Model,
     derived_seed,
     env_id,
     hyperparameters,
@@ -44,7 +45,6 @@ from agents import (
     make_venv,
     stack,
 )
-from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_wrapper
@@ -88,7 +88,7 @@ class RunConfig:
     start: Path | None = None
     """model.zip of a run with the same hyperparameters, whose agent is trained on"""
     algorithm: Algorithm = "ppo"
-    """sac is for CarRacing and Pendulum, dqn for discrete actions; each needs an --out of its own"""
+    """sac is for CarRacing and Pendulum, the DQNs for discrete actions; each needs an --out of its own"""
     threads: int = 1
     """threads of PyTorch"""
     device: str = "cpu"
@@ -353,9 +353,7 @@ def _check_settings(config: RunConfig) -> None:
             )
 
 
-def _about(
-    config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: PPO | SAC | DQN
-) -> dict[str, Any]:
+def _about(config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: Model) -> dict[str, Any]:
     """Return what is needed to repeat a run, beside its settings."""
     wrapper = unwrap_vec_wrapper(venv, VecLatentObservation)
     device = str(model.device)

@@ -323,7 +323,8 @@ def _draw(encoder: Path, work: Path, out: Path) -> None:
 
 def _label(encoder: Path, work: Path, out: Path) -> None:
     """Measure what each dimension does, and write ``labels.json``."""
-    from latent_obs.evaluation.labels import measure_labels, write_labels
+    from latent_obs.evaluation.labelling import measure_labels
+    from latent_obs.evaluation.labels import write_labels
     from latent_obs.evaluation.variables import observe
     from latent_obs.vae import load_vae
 

@@ -19,7 +19,8 @@ from latent_obs.encoders.folder import EncoderConfig
 from latent_obs.encoders.resolve import EncoderFolder, resolve
 from latent_obs.encoders.runtimes import Backend
 from latent_obs.evaluation.baselines import Code, fit_baselines
-from latent_obs.evaluation.labels import Labels, measure_labels, read_labels
+from latent_obs.evaluation.labelling import measure_labels
+from latent_obs.evaluation.labels import Labels, read_labels
 from latent_obs.evaluation.positions import position_r2
 from latent_obs.evaluation.report import Measured, ReportCard, Scores, find_faults
 from latent_obs.evaluation.selection import Selection, evaluation_split, held_out_episodes, select_frames

@@ -1,6 +1,6 @@
 """What a frame shows, as numbers with names: an environment's factors or state, a game's RAM, or statistics.
 
-These are what labels of latent dimensions speak of (:mod:`latent_obs.evaluation.labels`).
+These are what labels of latent dimensions speak of (:mod:`latent_obs.evaluation.labelling`).
 """
 
 from __future__ import annotations

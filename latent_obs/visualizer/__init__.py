@@ -11,7 +11,8 @@ import numpy as np
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.storage import name_of
 from latent_obs.encoders.resolve import EncoderFolder, resolve
-from latent_obs.evaluation.labels import Labels, measure_labels, read_labels
+from latent_obs.evaluation.labelling import measure_labels
+from latent_obs.evaluation.labels import Labels, read_labels
 from latent_obs.files import write_atomically
 from latent_obs.frames import Frames
 from latent_obs.visualizer.page import Shown, build_page

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from latent_obs.encoders.folder import EncoderConfig, VAEConfig
-from latent_obs.evaluation import labels as module
+from latent_obs.evaluation import labelling
+from latent_obs.evaluation.labelling import explained_by, measure_labels
 from latent_obs.evaluation.labels import (
+    LABELS,
     Direction,
     Explained,
     Label,
     Labels,
-    explained_by,
-    measure_labels,
     read_labels,
     write_labels,
 )
@@ -111,7 +111,7 @@ def test_the_picture_follows_as_far_as_it_is_encoded_again(monkeypatch: pytest.M
     )
     codes = np.random.default_rng(0).uniform(-1, 1, (200, 2)).astype(np.float32)
     shown, hidden = (
-        module._follows(Shows(), codes, Direction("", 1, tuple(unit), tuple(unit)), 0)  # type: ignore[arg-type]
+        labelling._follows(Shows(), codes, Direction("", 1, tuple(unit), tuple(unit)), 0)  # type: ignore[arg-type]
         for unit in np.eye(2)
     )
     assert shown == pytest.approx(1, abs=0.03)
@@ -162,9 +162,9 @@ def test_labels_are_read_as_they_were_written(
     np.testing.assert_allclose(known.whitening, written.whitening, rtol=1e-3, atol=1e-6)
     with pytest.raises(ValueError, match="another encoder"):
         read_labels(tmp_path, 4)
-    content = json.loads((tmp_path / module.LABELS).read_text())
+    content = json.loads((tmp_path / LABELS).read_text())
     del content["directions"]
-    (tmp_path / module.LABELS).write_text(json.dumps(content))
+    (tmp_path / LABELS).write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"labels\.json: It is damaged: .*directions"):
         read_labels(tmp_path, 3)
 

@@ -5,6 +5,7 @@ An ONNX file is data. A zip of Stable-Baselines3 holds pickles, which are progra
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import math
@@ -22,6 +23,8 @@ from latent_obs.extras import needs
 from latent_obs.frames import preprocess
 
 SUFFIXES = (".onnx", ".zip")
+# Algorithms by package that have a module of policies of their own, by which their models are known.
+WITH_POLICIES = {"stable_baselines3": ("DQN", "SAC", "TD3"), "sb3_contrib": ("CrossQ", "QRDQN", "TQC")}
 # Weights hardly compress. An archive that unpacks to more than both of these is made to fill the memory.
 _MOST_RATIO, _MOST_BYTES = 20, 64_000_000
 
@@ -188,13 +191,20 @@ class SB3Policy:
     Raises:
         ValueError: If the file is no whole Stable-Baselines3 zip, unpacks to a multiple of its size, or
             was trained on other spaces.
-        ImportError: If Stable-Baselines3 is not installed.
+        ImportError: If Stable-Baselines3 is not installed, or sb3-contrib for a model of its algorithms.
     """
 
     def __init__(self, path: Path, env: gym.Env[Any, Any], encoder: Encoder | None = None) -> None:
+        package, name = _sb3_algorithm(path)
         with needs(f"The policy {path}"):
-            import stable_baselines3
-        algorithm = getattr(stable_baselines3, _sb3_algorithm(path))
+            import stable_baselines3  # noqa: F401
+        try:
+            algorithm = getattr(importlib.import_module(package), name)
+        except ImportError as error:
+            raise ImportError(
+                f"The policy {path} is a model of {name} and needs the package {package}, which is not "
+                "installed: pip install sb3-contrib"
+            ) from error
         try:
             self.model = algorithm.load(path, device="cpu")
         except Exception as error:  # whatever unpickling and torch make of damaged bytes
@@ -236,8 +246,8 @@ def warn_of_pickles(path: str) -> None:
     )
 
 
-def _sb3_algorithm(path: Path) -> str:
-    """Name the algorithm of a saved model from the JSON in its zip, which needs no unpickling."""
+def _sb3_algorithm(path: Path) -> tuple[str, str]:
+    """Return package and class of a saved model from the JSON in its zip, which needs no unpickling."""
     try:
         with open(path, "rb") as file:
             _refuse_bomb(path, file, path.stat().st_size)
@@ -249,11 +259,13 @@ def _sb3_algorithm(path: Path) -> str:
     except Exception as error:  # zipfile, zlib, json and struct raise about ten types
         raise ValueError(f"{path} is not a model saved by Stable-Baselines3: {_first_line(error)}") from error
     if module == "stable_baselines3.common.policies":
-        return "PPO" if clips else "A2C"
-    for name in ("DQN", "SAC", "TD3"):
-        if module == f"stable_baselines3.{name.lower()}.policies":
-            return name
-    raise ValueError(f"{path} holds a policy of {module}; only Stable-Baselines3's own are known.")
+        return "stable_baselines3", "PPO" if clips else "A2C"
+    for package, names in WITH_POLICIES.items():
+        for name in names:
+            if module == f"{package}.{name.lower()}.policies":
+                return package, name
+    known = ", ".join(["A2C", "PPO", *(name for names in WITH_POLICIES.values() for name in names)])
+    raise ValueError(f"{path} holds a policy of {module}. Take a model of {known}, or an ONNX file.")
 
 
 class _BombError(ValueError):

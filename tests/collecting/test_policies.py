@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import tracemalloc
 import zipfile
 from pathlib import Path
@@ -13,7 +14,8 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from stable_baselines3 import A2C, DQN, PPO, SAC
+from sb3_contrib import QRDQN, TQC, CrossQ, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 
 from latent_obs import LatentObservationWrapper
 from latent_obs.collecting.policies import StickyPolicy, make_policy, parse_mix, policy_files
@@ -142,14 +144,27 @@ def test_a_policy_that_cannot_be_made_is_refused(name: str, message: str) -> Non
         make_policy(name, Acting())
 
 
-@pytest.mark.parametrize("algorithm", [A2C, DQN, PPO, SAC])
+@pytest.mark.parametrize("algorithm", [A2C, DQN, PPO, SAC, TD3, CrossQ, QRDQN, TQC])
 def test_a_saved_sb3_model_of_any_algorithm_acts(algorithm: Any, tmp_path: Path) -> None:
-    env = gym.make("Pendulum-v1") if algorithm is SAC else gym.make("CartPole-v1")
+    env = gym.make("Pendulum-v1") if algorithm in (SAC, TD3, CrossQ, TQC) else gym.make("CartPole-v1")
     algorithm("MlpPolicy", env, device="cpu").save(tmp_path / "model.zip")
     policy = make_policy(str(tmp_path / "model.zip"), env)
     policy.reset(0)
     obs, _ = env.reset(seed=0)
     assert env.action_space.contains(policy.act(obs))
+
+
+def test_a_model_that_needs_its_state_or_a_missing_package_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = gym.make("CartPole-v1")
+    RecurrentPPO("MlpLstmPolicy", env, device="cpu").save(tmp_path / "recurrent.zip")
+    with pytest.raises(ValueError, match=r"sb3_contrib.common.recurrent.policies. Take a model of A2C, PPO"):
+        make_policy(str(tmp_path / "recurrent.zip"), env)
+    QRDQN("MlpPolicy", env, device="cpu").save(tmp_path / "model.zip")
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(ImportError, match=r"model of QRDQN .* pip install sb3-contrib"):
+        make_policy(str(tmp_path / "model.zip"), env)
 
 
 def test_an_sb3_model_of_another_environment_is_refused(tmp_path: Path) -> None:

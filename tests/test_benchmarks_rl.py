@@ -19,6 +19,9 @@ import pytest
 from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.collecting.sources import open_env
+from latent_obs.encoders.provenance import Provenance, Refreshed
+from latent_obs.encoders.resolve import resolve
+from tests.conftest import save_encoder
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks" / "rl"
 sys.path.append(str(SCRIPTS))
@@ -120,6 +123,41 @@ def test_an_interrupted_run_goes_on_as_one(
     assert ends == sorted(ends)
     # No more episodes than steps allow: none was written twice.
     assert sum(int(row["length"]) for row in episodes) <= 640
+
+
+def test_an_interrupted_run_goes_on_with_a_refreshed_encoder_and_with_no_other(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(tmp_path, encoder)
+    add_episode = train_agent.Journal.add_episode
+
+    def stop_once(journal: train_agent.Journal, steps: int, episode: dict[str, Any]) -> None:
+        add_episode(journal, steps, episode)
+        if steps > 300 and not (settings.folder / "stopped").exists():
+            (settings.folder / "stopped").touch()
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train_agent.Journal, "add_episode", stop_once)
+    with pytest.raises(KeyboardInterrupt):
+        train_agent.train(settings)
+    old, stopped = resolve(encoder), json.loads((settings.folder / "run.json").read_text())
+    folders = {}
+    for seed, (name, sha256) in enumerate({"refreshed": old.sha256(), "of another": "0" * 64}.items(), 1):
+        record = Refreshed("old", sha256, "agent.zip", 100, 0.99, 0.8, 0.9)
+        provenance = Provenance(refreshed=record)
+        folders[name] = save_encoder(tmp_path / name, seed=seed, provenance=provenance)
+    for other in (folders["of another"], "pong-v0"):
+        with pytest.raises(ValueError, match="was begun with encoder"):
+            train_agent.train(dataclasses.replace(settings, encoder=str(other)))
+    goes_on = dataclasses.replace(settings, encoder=str(folders["refreshed"]))
+    about = json.loads((train_agent.train(goes_on) / "run.json").read_text())
+    assert about["settings"]["encoder"] == str(folders["refreshed"])
+    assert about["encoder"]["sha256"] == resolve(folders["refreshed"]).sha256()[:16]
+    assert about["encoder"]["sha256"] != stopped["encoder"]["sha256"]
+    assert len(about["refreshed_at"]) == 1
+    assert 128 <= about["refreshed_at"][0] < 640
+    with pytest.raises(ValueError, match="was begun with encoder"):
+        train_agent.train(settings)  # it is finished
 
 
 def test_runs_begin_with_the_first_seed_of_every_game_and_arm() -> None:

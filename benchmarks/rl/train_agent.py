@@ -9,6 +9,8 @@ $ python benchmarks/rl/train_agent.py --game Pong --arm latents --seed 0 --steps
         checkpoint.zip  from which the same command continues an unfinished run
         model.zip       the trained agent
 
+A run that is interrupted goes on with a refreshed encoder if that is given with ``--encoder``.
+
 Ctrl-C stops at once, and ``kill -9`` loses at most two minutes and one update: the same command continues
 from the last checkpoint, with networks, optimiser, step and time as they were. Environments cannot be saved,
 so the games that were being played at that moment begin anew.
@@ -290,6 +292,10 @@ def _train(config: RunConfig, venv: VecEnv, stop: threading.Event) -> None:
             scales.ret_rms.mean, scales.ret_rms.var = np.array(mean), np.array(var)
         about = json.loads((config.folder / RUN).read_text())
         about["parts"] += 1
+        if config.encoder != about["settings"].get("encoder", config.encoder):
+            about["settings"]["encoder"] = config.encoder
+            about["refreshed_at"] = [*about.get("refreshed_at", []), mark["steps"]]
+            about["encoder"] = _about(config, venv, arguments, model)["encoder"]
     else:
         seed = derived_seed(config.seed, 0)
         if config.start is None:
@@ -344,13 +350,21 @@ def _check_settings(config: RunConfig) -> None:
     path = config.folder / RUN
     if not path.exists():
         return
-    before, now = json.loads(path.read_text())["settings"], json.loads(json.dumps(_settings(config)))
+    about = json.loads(path.read_text())
+    before, now = about["settings"], json.loads(json.dumps(_settings(config)))
     for name in before | now:
-        if before.get(name) != now.get(name):
+        if before.get(name) != now.get(name) and not (name == "encoder" and _goes_on(about, config.encoder)):
             raise ValueError(
                 f"The run in {config.folder} was begun with {name} {before.get(name)!r}, not "
                 f"{now.get(name)!r}. Use the same settings, or another --out."
             )
+
+
+def _goes_on(about: dict[str, Any], encoder: str) -> bool:
+    """Return whether an encoder was refreshed from the one of an unfinished run, which may go on with it."""
+    record = resolve(encoder).config.provenance.refreshed
+    known = about["encoder"]["sha256"]
+    return "finished" not in about and record is not None and record.sha256.startswith(known)
 
 
 def _about(config: RunConfig, venv: VecEnv, arguments: dict[str, Any], model: Model) -> dict[str, Any]:

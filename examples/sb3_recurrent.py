@@ -34,8 +34,8 @@ class Args:
     steps: int = 1_000_000
     n_steps: int = 128
     """RecurrentPPO's environment steps between two updates"""
-    buffer: int = 100_000
-    """transitions in QR-DQN's replay buffer"""
+    buffer: int = 500_000
+    """transitions in QR-DQN's replay buffer, 1 KB each"""
 
 
 def main(args: Args) -> None:
@@ -48,8 +48,21 @@ def main(args: Args) -> None:
     else:
         envs = VecFrameStack(envs, 4)
         begin = min(1_000, args.steps // 2)
+        # An update for every four steps. In Pong this needs a quarter of the steps of PPO.
         model = QRDQN(
-            "MlpPolicy", envs, buffer_size=args.buffer, learning_starts=begin, device="cpu", verbose=1
+            "MlpPolicy",
+            envs,
+            learning_rate=2e-4,
+            buffer_size=args.buffer,
+            batch_size=64,
+            learning_starts=begin,
+            train_freq=1,
+            n_steps=3,
+            target_update_interval=8_000,
+            exploration_fraction=0.04,
+            policy_kwargs={"net_arch": [256, 256], "n_quantiles": 25},
+            device="cpu",
+            verbose=1,
         )
     model.learn(args.steps)
     out = Path(f"{args.algorithm}-pong.zip")

@@ -74,7 +74,7 @@ NEEDS = {
         (
             "examples/sb3_recurrent.py",
             ["--algorithm", "qrdqn", "--steps", "200", "--buffer", "500"],
-            "qrdqn trained for 208 steps",
+            "qrdqn trained for 200 steps",
         ),
         ("examples/jax_jit.py", ["--frames", "8"], "the same latents, bit for bit"),
         ("examples/sbx_sac.py", ["--steps", "60"], "sac trained for 60 steps on (64,)"),

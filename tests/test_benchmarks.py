@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-MODULES = ("machine.py", "rl/agents.py", "rl/records.py")  # imported by the scripts
+MODULES = ("machine.py", "rl/agents.py", "rl/dm_suite.py", "rl/records.py")  # imported by the scripts
 FILES = sorted(path.relative_to(BENCHMARKS).as_posix() for path in BENCHMARKS.rglob("*.py"))
 SCRIPTS = [name for name in FILES if name not in MODULES]
 

@@ -33,6 +33,8 @@ QRDQN = pytest.importorskip("sb3_contrib").QRDQN
 import agents  # noqa: E402
 import atari_100k  # noqa: E402
 import car_racing  # noqa: E402
+import dm_control_100k  # noqa: E402
+import dm_suite  # noqa: E402
 import random_play  # noqa: E402
 import records  # noqa: E402
 import refresh  # noqa: E402
@@ -40,6 +42,9 @@ import run  # noqa: E402
 import train_agent  # noqa: E402
 
 needs_car_racing = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="needs Box2D")
+needs_dm_control = pytest.mark.skipif(  # importing shimmy here would choose how it draws
+    None in map(importlib.util.find_spec, ("dm_control", "shimmy")), reason="needs dm_control and shimmy"
+)
 GAME = "tests.quick_env:Quick-v0"
 SMALL = '{"n_steps": 16, "n_epochs": 1, "batch_size": 64}'
 
@@ -412,7 +417,7 @@ def test_an_interrupted_sac_run_goes_on_with_what_it_remembers(
 
 
 def test_sac_is_refused_for_other_games(tmp_path: Path, encoder: Path) -> None:
-    with pytest.raises(ValueError, match="CarRacing and Pendulum only"):
+    with pytest.raises(ValueError, match="CarRacing, Pendulum and DMControl only"):
         train_agent.train(config(tmp_path, encoder, algorithm="sac"))
 
 
@@ -477,6 +482,73 @@ def test_seeds_are_drawn_anew_within_each_game() -> None:
 def test_only_games_of_atari_100k_have_a_score() -> None:
     with pytest.raises(ValueError, match="got Tetris"):
         atari_100k.main(atari_100k.Args(games=("Tetris",)))
+
+
+class Counting(gym.Env[Any, Any]):
+    """Rewards its n-th step with n, and ends with the tenth."""
+
+    observation_space = gym.spaces.Box(0, 10, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+    steps = 0
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return np.array([self.steps], np.float32), float(self.steps), False, self.steps == 10, {}
+
+
+def test_an_action_is_repeated_and_its_rewards_add_up() -> None:
+    env = dm_suite.ActionRepeat(Counting(), 4)
+    assert [env.step(0)[:4] for _ in range(3)] == [
+        (4, 1 + 2 + 3 + 4, False, False),
+        (8, 5 + 6 + 7 + 8, False, False),
+        (10, 9 + 10, False, True),
+    ]
+
+
+@needs_dm_control
+@pytest.mark.parametrize(("task", "steps"), [("cartpole-swingup", 125), ("walker-walk", 500)])
+def test_a_task_of_dm_control_gives_images_for_a_thousand_frames(task: str, steps: int) -> None:
+    env = agents.make_env(task, "sac")
+    first, _ = env.reset(seed=1)
+    again, _ = env.reset(seed=1)
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (64, 64, 3)
+    assert first.dtype == np.uint8
+    env.action_space.seed(0)
+    ends = [env.step(env.action_space.sample())[2:] for _ in range(steps)]
+    assert not any(terminated or truncated for terminated, truncated, _ in ends[:-1])
+    terminated, truncated, info = ends[-1]
+    assert truncated, "time ran out, which is no state to learn from"
+    assert not terminated
+    assert 0 < info["episode"]["r"] < 1000
+    assert (env.render() != first).any()
+    env.close()
+    with pytest.raises(ValueError, match="no task 'cartpole-fly'"):
+        dm_suite.make("cartpole-fly")
+
+
+def test_every_task_of_dm_control_is_trained_for_as_many_updates(tmp_path: Path, encoder: Path) -> None:
+    """Steps take 2, 4 or 8 frames, and an update is for 8 frames."""
+    for task, frames in agents.ACTION_REPEATS.items():
+        arguments = agents.hyperparameters(task, "latents", {"tau": 0.5}, "sac")
+        assert arguments["tau"] == 0.5
+        assert agents.N_ENVS["sac"] * frames / arguments["gradient_steps"] == 8
+    with pytest.raises(ValueError, match="walker-walk is set up for SAC only"):
+        train_agent.train(dataclasses.replace(config(tmp_path, encoder), game="walker-walk"))
+
+
+def test_the_table_of_dm_control_has_the_published_means() -> None:
+    """Of all six tasks CURL's and DrQ's are 560 and 688; means are of the tasks that were played."""
+    scores = [
+        dm_control_100k.Score(task, 0, 0.9, 100, 500.0, 10.0, 60.0) for task in dm_control_100k.PUBLISHED
+    ]
+    assert "| mean | | | | | 500 | 560 | 688 |" in dm_control_100k.report(scores)
+    two = [dataclasses.replace(scores[0], seed=seed, mean_return=100.0 * seed) for seed in (1, 4)]
+    table = dm_control_100k.report(two)
+    assert "| finger-spin | 2 | 0.900 | 100 | 60 | 250 ± 10 | 767 | 901 |" in table
+    assert "| mean | | | | | 250 | 767 | 901 |" in table
+    with pytest.raises(ValueError, match="fewer than the 100 of --frames"):
+        dm_control_100k.score("finger-spin", 0, dm_control_100k.Args(frames=100, encoder_frames=99))
 
 
 def test_sac_swings_a_rendered_pendulum(tmp_path: Path, encoder: Path) -> None:

@@ -5,7 +5,8 @@ trained by the same PPO. The arm on pixels adds the field's standard preprocessi
 on latents adds ``VecLatentObservation`` and ``MlpPolicy``. The hyperparameters are the RL Zoo's tuned ones
 (``hyperparams/ppo.yml`` of DLR-RM/rl-baselines3-zoo); ``LATENT_CHANGES`` lists those that differ for latents.
 
-Algorithms with a replay memory need fewer steps: SAC for CarRacing and Pendulum, DQN and QR-DQN for Atari.
+Algorithms with a replay memory need fewer steps: SAC for CarRacing, Pendulum and
+DMControl, DQN and QR-DQN for Atari.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from latent_obs.collecting.sources import open_env
 from latent_obs.sb3 import VecLatentObservation
 
 Arm = Literal["pixels", "latents", "latents-raw"]
-Family = Literal["atari", "car_racing", "vizdoom", "pendulum"]
+Family = Literal["atari", "car_racing", "vizdoom", "pendulum", "dm_control"]
 Algorithm = Literal["ppo", "sac", "dqn", "qrdqn"]
 Model = PPO | SAC | DQN | QRDQN
 MODELS: dict[Algorithm, type[Model]] = {"ppo": PPO, "sac": SAC, "dqn": DQN, "qrdqn": QRDQN}
@@ -132,6 +133,28 @@ OFF_POLICY_ARGUMENTS: dict[Algorithm, dict[str, Any]] = {
     "dqn": DQN_ARGUMENTS,
     "qrdqn": QRDQN_ARGUMENTS,
 }
+# CURL's (Laskin et al. 2020), with smaller networks and batches. CURL has an update for each step; one for
+# eight frames, as it has in cartpole-swingup, keeps each task at a few minutes.
+DM_CONTROL_ARGUMENTS: dict[str, Any] = {
+    "learning_rate": 1e-3,
+    "buffer_size": 100_000,
+    "batch_size": 128,
+    "learning_starts": 1000,
+    "tau": 0.01,
+    "gamma": 0.99,
+    "ent_coef": "auto_0.1",
+    "policy_kwargs": {"net_arch": [256, 256]},
+}
+# Frames for which an action is taken: PlaNet's (Hafner et al. 2019), as in CURL's table.
+ACTION_REPEATS = {
+    "finger-spin": 2,
+    "cartpole-swingup": 8,
+    "reacher-easy": 4,
+    "cheetah-run": 4,
+    "walker-walk": 2,
+    "ball_in_cup-catch": 4,
+}
+FRAMES_PER_UPDATE = 8
 SAC_SKIP, PPO_SKIP, VIZDOOM_SKIP = 4, 2, 4
 PATIENCE, GIVEN_UP, SAC_REWARD_SCALE, VIZDOOM_REWARD_SCALE = 100, 20.0, 0.1, 0.01
 
@@ -141,7 +164,7 @@ LATENT_CHANGES: dict[Family, dict[str, Any]] = {
     "car_racing": {},
 }
 LATENT_CHANGES["vizdoom"] = LATENT_CHANGES["atari"]
-LATENT_CHANGES["pendulum"] = LATENT_CHANGES["car_racing"]
+LATENT_CHANGES["dm_control"] = LATENT_CHANGES["pendulum"] = LATENT_CHANGES["car_racing"]
 
 
 class FrameSkip(gym.Wrapper[Any, Any, Any, Any]):
@@ -219,11 +242,15 @@ def env_id(game: str) -> str:
         return "CarRacing-v3"
     if game.startswith("Vizdoom"):
         return f"vizdoom.gymnasium_wrapper:{game}"
+    if game in ACTION_REPEATS:
+        return "dm_suite:DMControl-v0"
     return game if "/" in game or ":" in game or "-v" in game else f"ALE/{game}-v5"
 
 
 def family(game: str) -> Family:
-    """Return the family of a game: CarRacing, ViZDoom, Pendulum, or Atari for all others."""
+    """Return the family of a game: CarRacing, ViZDoom, Pendulum, DMControl, or Atari for all others."""
+    if game in ACTION_REPEATS:
+        return "dm_control"
     if game.startswith("Vizdoom"):
         return "vizdoom"
     if game.startswith("Pendulum"):
@@ -252,6 +279,8 @@ def make_env(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> 
         return TransformReward(doom, lambda reward: float(reward) * VIZDOOM_REWARD_SCALE)
     if family(game) == "pendulum":
         return Monitor(open_env(env_id(game), render=True))
+    if family(game) == "dm_control":
+        return Monitor(open_env(env_id(game), {"task": game, "repeat": ACTION_REPEATS[game]}))
     env = open_env(env_id(game))
     if algorithm == "sac":
         env = Monitor(GiveUp(env, PATIENCE, GIVEN_UP) if training else env)
@@ -289,11 +318,13 @@ def make_venv(
     Raises:
         ValueError: If the algorithm does not take the game's actions, or is not set up for them.
     """
-    continuous = family(game) in ("car_racing", "pendulum")
+    continuous = family(game) in ("car_racing", "pendulum", "dm_control")
     if algorithm == "sac" and not continuous:
-        raise ValueError(f"SAC is set up for CarRacing and Pendulum only, got {game}. Use --algorithm ppo.")
-    if algorithm != "sac" and family(game) == "pendulum":
-        raise ValueError(f"Pendulum is set up for SAC only, got {algorithm}. Use --algorithm sac.")
+        raise ValueError(
+            f"SAC is set up for CarRacing, Pendulum and DMControl only, got {game}. Use --algorithm ppo."
+        )
+    if algorithm != "sac" and family(game) in ("pendulum", "dm_control"):
+        raise ValueError(f"{game} is set up for SAC only, got {algorithm}. Use --algorithm sac.")
     if "dqn" in algorithm and continuous:
         raise ValueError(
             f"{algorithm.upper()} takes discrete actions, not those of {game}. Use --algorithm sac."
@@ -313,6 +344,9 @@ def hyperparameters(
     """Return the algorithm's arguments as JSON values, with the arm's changes and the given ones."""
     if family(game) == "pendulum":
         return {**PENDULUM_ARGUMENTS, **changes}
+    if family(game) == "dm_control":
+        updates = N_ENVS["sac"] * ACTION_REPEATS[game] // FRAMES_PER_UPDATE
+        return {**DM_CONTROL_ARGUMENTS, "gradient_steps": updates, **changes}
     if algorithm != "ppo":
         return {**OFF_POLICY_ARGUMENTS[algorithm], **changes}
     for_arm = {} if arm == "pixels" else LATENT_CHANGES[family(game)]

@@ -523,6 +523,10 @@ def test_a_task_of_dm_control_gives_images_for_a_thousand_frames(task: str, step
     assert 0 < info["episode"]["r"] < 1000
     assert (env.render() != first).any()
     env.close()
+    short = dm_suite.make(task, repeat=4, frames=10)
+    short.reset(seed=1)
+    assert [short.step(env.action_space.sample())[3] for _ in range(3)] == [False, False, True]
+    short.close()
     with pytest.raises(ValueError, match="no task 'cartpole-fly'"):
         dm_suite.make("cartpole-fly")
 

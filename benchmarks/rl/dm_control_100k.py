@@ -61,6 +61,8 @@ class Args:
     """frames of each agent and of random play for its encoder, together"""
     encoder_frames: int = 10_000
     """frames of random play"""
+    encoder_episode: int = 1000
+    """frames of an episode of random play; shorter ones begin more often, with other targets and poses"""
     encoder_steps: int = 1500
     """optimiser steps of the encoder"""
     changes: str = "{}"
@@ -90,7 +92,8 @@ def fit(task: str, seed: int, args: Args) -> tuple[Path, float]:
     out = args.out / "encoders" / f"{task}-{seed}"
     before = _children_seconds()
     # Random play takes no action twice, so that each frame that counts is one that the encoder sees.
-    env = [env_id(task), "--env-kwargs", json.dumps({"task": task}), "--policy", "brownian", "--workers", "2"]
+    options = json.dumps({"task": task, "frames": args.encoder_episode})
+    env = [env_id(task), "--env-kwargs", options, "--policy", "brownian", "--workers", "2"]
     _command("collect", *env, "--frames", args.encoder_frames, "--seed", seed, "--out", out / "frames")
     # As `latent-obs fit` trains.
     recipe = "--batch-size 32 --channels 16 32 64 --learning-rate 0.01 --optimizer muon --moments 16".split()

@@ -13,7 +13,7 @@ import sys
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
-from gymnasium.wrappers import AddRenderObservation
+from gymnasium.wrappers import AddRenderObservation, TimeLimit
 
 SIZE = 64
 # Mesa draws a frame in a quarter to an eighth of the time, and its values change by less than 0.5 of 255 on
@@ -38,12 +38,13 @@ class ActionRepeat(gym.Wrapper[Any, Any, Any, Any]):
         return obs, total, terminated, truncated, info
 
 
-def make(task: str, repeat: int = 1) -> gym.Env[Any, Any]:
+def make(task: str, repeat: int = 1, frames: int = 1000) -> gym.Env[Any, Any]:
     """Make a task, such as ``cartpole-swingup``, whose observations are images of shape (64, 64, 3).
 
     Args:
         task: Domain and task of DMControl's suite, with a hyphen between them.
         repeat: Frames for which each action is taken; the last one is drawn.
+        frames: Frames after which an episode ends, 1000 at most.
 
     Raises:
         ImportError: If dm_control or shimmy is not installed.
@@ -65,7 +66,7 @@ def make(task: str, repeat: int = 1) -> gym.Env[Any, Any]:
         setattr(visual.quality, option, value)
     view = {"height": SIZE, "width": SIZE, "camera_id": 0}
     env = DmControlCompatibilityV0(found, render_mode="rgb_array", render_kwargs=view)
-    return AddRenderObservation(ActionRepeat(env, repeat))
+    return AddRenderObservation(ActionRepeat(TimeLimit(env, frames), repeat))
 
 
 gym.register("DMControl-v0", "dm_suite:make")

@@ -1,8 +1,8 @@
 """Image moments of what moves, by colour: targets that hold some dimensions of the latent to places.
 
 A VAE keeps where an object is, but may curl it up, so that no linear reader finds it. The size and the centre
-of mass of each colour that moves take no training; dimensions trained to equal them stay readable, and the
-decoder and the ELBO use them like all others.
+of mass of each colour that moves take no training. Dimensions trained to equal them stay readable; the
+decoder takes them as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latent_obs.frames import Frame, Frames
@@ -25,17 +26,21 @@ COLORS = 5
 MIN_OCCUPANCY = 0.01
 # A moment that the chosen ones predict linearly but for this share of its variance brings nothing new.
 MIN_VARIANCE = 0.05
+# A moment of which ridge regression finds less than this share of the variance in a picture of 16x16 is left
+# out: the encoder would not learn it either, and the dimension would be of no use to the decoder.
+MIN_FOUND, COARSE, PENALTY, FOLDS = 0.3, 4, 10.0, 4
 # Standard deviation of the target around the posterior mean, in standard deviations of the moment.
 DEVIATION = 0.15
 LIMIT = 4.0  # standard deviations beyond which a moment is an outlier
 
 
 class ImageMoments:
-    """Log mass and centre of the moving pixels of each colour and of all, those that predict the others best.
+    """Log mass and centre of the moving pixels of each colour and of all, those that tell most of the others.
 
     Each is taken twice: over all pixels alike, and with each pixel weighted by how seldom that colour moves
     there, squared, which tells a ball from a score that shares its colour. Of a ball whose colour changes, as
-    an object of a pixel or two does when it is drawn smaller, the moments of all colours tell the place.
+    an object of a pixel or two does when it is drawn smaller, the moments of all colours tell the place. A
+    moment that a coarse picture says nothing about, such as the size of something thin, is left out.
 
     Args:
         frames: Frames of one environment to choose colours and moments on, ``uint8`` (N, 64, 64, 3).
@@ -75,7 +80,8 @@ class ImageMoments:
         self._weights = torch.from_numpy(weights.astype(np.float32))  # (colours + 1, 4096, 6)
         values = self._all(torch.from_numpy(frames))
         self._mean, self._std = values.mean(0), values.std(0)
-        self._chosen = _telling(values, count)
+        coarse = F.avg_pool2d(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255, COARSE).flatten(1)
+        self._chosen = _telling(values * (_found(coarse, values) > MIN_FOUND), count)
         self.names = [_name(i, centers) for i in self._chosen]
 
     def __call__(self, frames: Tensor) -> Tensor:
@@ -160,6 +166,30 @@ def _telling(values: Tensor, count: int) -> list[int]:
         chosen.append(best)
         rest = rest - rest[:, best, None] * products[best] / variance[best]
     return chosen
+
+
+def _found(features: Tensor, values: Tensor) -> Tensor:
+    """Return how much of each column's variance ridge regression finds in features of other frames.
+
+    Args:
+        features: Shape (N, D).
+        values: Shape (N, columns).
+
+    Returns:
+        R² of each column in cross-validation, shape (columns,), at most 1; 1 for a column without variance.
+    """
+    features = features - features.mean(0)
+    features = features / features.std().clamp(min=1e-6)
+    std = values.std(0)
+    wanted = (values - values.mean(0)) / std.clamp(min=1e-6) * (std > 1e-3)
+    residual = torch.empty_like(wanted)
+    for fold in range(FOLDS):
+        test = torch.arange(len(values)) % FOLDS == fold
+        own, rest = features[~test], wanted[~test]
+        gram = own @ own.T + PENALTY * torch.eye(len(own))
+        predicted = features[test] @ (own.T @ torch.linalg.solve(gram, rest))
+        residual[test] = wanted[test] - predicted
+    return 1 - residual.square().mean(0) / wanted.square().mean(0).clamp(min=1e-6)
 
 
 def _name(column: int, centers: npt.NDArray[Any]) -> str:

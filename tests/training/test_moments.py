@@ -11,7 +11,7 @@ from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.provenance import Run
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.distributed import make_fabric
-from latent_obs.training.moments import ImageMoments, _telling
+from latent_obs.training.moments import ImageMoments, _found, _telling
 from latent_obs.training.run import TrainingRun
 from latent_obs.training.train import train_vae
 from latent_obs.vae import latents, load_vae
@@ -86,6 +86,27 @@ def test_no_moment_is_chosen_that_the_others_predict() -> None:
     assert 4 not in chosen
 
 
+def test_a_moment_is_left_out_of_which_a_coarse_picture_says_nothing() -> None:
+    """Pairs of a white and a black pixel: however many there are, the mean of 4x4 pixels stays as gray."""
+    rng = np.random.default_rng(0)
+    frames = np.full((600, 64, 64, 3), 128, np.uint8)
+    for frame, x, count in zip(frames, rng.integers(0, 56, 600), rng.integers(1, 17, 600), strict=True):
+        frame[8:16, x : x + 8] = RED
+        cells = rng.permutation(16)[:count]
+        frame[40, 4 * cells], frame[40, 4 * cells + 1] = 255, 1
+    names = ImageMoments(frames, np.full((64, 64, 3), 128, np.uint8), count=12).names
+    assert names
+    assert all("240, 16, 16" in name or "all colours" in name for name in names)
+
+
+def test_what_is_found_of_a_moment_is_what_other_frames_tell_of_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, noise = torch.randn(200, 80, generator=generator), torch.randn(200, 1, generator=generator)
+    found = _found(features, torch.cat([features @ torch.randn(80, 1, generator=generator), noise], 1))
+    assert found[0] > 0.95
+    assert found[1] < 0.1
+
+
 def test_a_moment_is_in_standard_deviations() -> None:
     frames = squares(300, 0)[0]
     values = ImageMoments(frames, GRAY, count=4)(torch.from_numpy(frames))
@@ -115,9 +136,14 @@ def test_training_holds_the_first_dimensions_to_the_moments(
         learning_rate=0.01, optimizer="muon", moments=4, precision="float32",
     )  # fmt: skip
     fabric = make_fabric(1, 1, "float32")
-    moments = TrainingRun(fabric, config, pong_frames, Run(config={}, data={}, init_from=None)).moments
+    run = TrainingRun(fabric, config, pong_frames, Run(config={}, data={}, init_from=None))
+    moments = run.moments
     assert moments is not None
     frames = pong_frames.sample(500, pong_frames.split(config.validation, config.seed)[0])
+    batch, none = torch.from_numpy(frames[:8]), torch.zeros(8, 1, 64, 64)
+    error = run._terms(batch, none, torch.zeros(8, config.latent_dim)).squared_error.sum()
+    (pull,) = torch.autograd.grad(error, run.vae.mean.bias)
+    assert [bool(value) for value in pull[:5] != 0] == [False] * 4 + [True]
     wanted = moments(torch.from_numpy(frames)).numpy()
 
     def correlations(config: TrainConfig) -> list[float]:

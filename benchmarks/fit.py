@@ -136,7 +136,9 @@ def main(args: Args) -> None:
                 row += [f"{card.moving_r2:.3f} ({pca.moving_r2:.3f})"]
                 row += [f"{card.changing_r2:.3f} ({pca.changing_r2:.3f})"]
                 found = resolve(out)
-                integers = quantise(found.config.vae, found.tensors(), read_calibration(out))
+                calibration = read_calibration(out)
+                assert calibration is not None  # every fit writes it
+                integers = quantise(found.config.vae, found.tensors(), calibration)
                 row += [f"{integers.error:.1%}"]
                 game = folder.source.emulator.get("game", "")
                 if game in games():

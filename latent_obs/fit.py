@@ -51,7 +51,7 @@ SHARD_ROWS = 1024  # an interrupted fit collects at most so many frames, and the
 MIN_WORKERS = 2
 # A larger network pays where there is time for it.
 SMALL, LARGE, LARGE_FROM_SECONDS = (16, 32, 64), (32, 64, 128), 300.0
-MOMENTS = 12
+MOMENTS = 14
 EVALUATED_FRAMES = 768
 
 

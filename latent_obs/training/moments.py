@@ -28,7 +28,7 @@ MIN_OCCUPANCY = 0.01
 MIN_VARIANCE = 0.05
 # A moment of which ridge regression finds less than this share of the variance in a picture of 16x16 is left
 # out: the encoder would not learn it either, and the dimension would be of no use to the decoder.
-MIN_FOUND, COARSE, PENALTY, FOLDS = 0.3, 4, 10.0, 4
+MIN_FOUND, COARSE, PENALTY, FOLDS = 0.4, 4, 10.0, 4
 # Standard deviation of the target around the posterior mean, in standard deviations of the moment.
 DEVIATION = 0.15
 LIMIT = 4.0  # standard deviations beyond which a moment is an outlier

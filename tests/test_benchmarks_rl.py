@@ -162,7 +162,11 @@ def test_an_interrupted_run_goes_on_with_a_refreshed_encoder_and_with_no_other(
     assert len(about["refreshed_at"]) == 1
     assert 128 <= about["refreshed_at"][0] < 640
     with pytest.raises(ValueError, match="was begun with encoder"):
-        train_agent.train(settings)  # it is finished
+        train_agent.train(settings)  # back to the old one
+    finished = config(tmp_path, encoder, seed=1, steps=128)
+    train_agent.train(finished)
+    with pytest.raises(ValueError, match="was begun with encoder"):
+        train_agent.train(dataclasses.replace(finished, encoder=str(folders["refreshed"])))
 
 
 def test_runs_begin_with_the_first_seed_of_every_game_and_arm() -> None:

@@ -252,6 +252,13 @@ MUTANTS = [
         f"{ACTING} -k wrapper_shows",
     ),
     Mutant(
+        "models of QR-DQN are not known",
+        MODELS,
+        '"QRDQN", "TQC"',
+        '"TQC"',
+        f"{ACTING} -k of_any_algorithm",
+    ),
+    Mutant(
         "an ONNX model takes the likeliest action instead of drawing one",
         MODELS,
         "self._rng.choice(len(chances), p=chances / chances.sum())",

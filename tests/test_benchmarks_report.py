@@ -9,12 +9,14 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "rl"))
 
+import long_runs
 import records
 import report
 
@@ -25,18 +27,27 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def write_run(
-    folder: Path, arm: str, seed: int, seconds: list[float], returns: list[float], cost: float | None = None
+    folder: Path,
+    arm: str,
+    seed: int,
+    seconds: list[float],
+    returns: list[float],
+    cost: float | None = None,
+    apart: int = 100,
+    algorithm: str = "ppo",
 ) -> None:
-    """Write a run whose rows are 100 steps apart."""
+    """Write a run whose rows are ``apart`` steps apart."""
     path = folder / "Pong" / arm / str(seed)
     path.mkdir(parents=True)
     encoder = None if cost is None else {"ref": "x/dots", "collect_seconds": None, "train_seconds": cost}
     settings = {"game": "Pong", "arm": arm, "seed": seed, **({} if cost is None else {"encoder": "x/dots"})}
+    if algorithm != "ppo":
+        settings["algorithm"] = algorithm
     about = {"settings": settings, "encoder": encoder, "device": "cpu", "finished": {}}
     (path / "run.json").write_text(json.dumps(about))
     lines = ["steps,seconds,cpu_seconds,episodes,mean_return"]
     for i, (second, value) in enumerate(zip(seconds, returns, strict=True), 1):
-        lines.append(f"{100 * i},{second},{second / 2},{i},{'' if math.isnan(value) else value}")
+        lines.append(f"{apart * i},{second},{second / 2},{i},{'' if math.isnan(value) else value}")
     (path / "progress.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -190,3 +201,42 @@ def make_run(seconds: list[float], returns: list[float]) -> records.Run:
     numbers = np.arange(1.0, len(seconds) + 1)
     wall = np.array(seconds, float)
     return records.Run("Pong", "pixels", 0, {}, 100 * numbers, wall, wall, numbers, np.array(returns))
+
+
+def test_the_recorded_long_runs_give_the_recorded_table() -> None:
+    folder = records.RESULTS / "long"
+    told = long_runs.table(records.read_recorded(folder))
+    assert told + "\n" == (folder / "table.md").read_text()
+    assert told in (folder.parents[3] / "docs" / "results.md").read_text()
+
+
+def test_long_runs_are_told_at_the_published_steps_and_returns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = [120.0 * i for i in range(1, 6)]  # half of it is processor time
+    every: dict[str, Any] = {"cost": 60.0, "apart": 500_000}
+    write_run(tmp_path / "ppo", "latents", 0, seconds, [math.nan, -12.0, -9.0, 1.0, 12.0], **every)
+    for seed, last in enumerate([12.5, 20.5]):
+        returns = [-9.4, 1.0 + seed, 5.0, 13.0, last]
+        write_run(tmp_path / "qr", "latents", seed, seconds, returns, **every, algorithm="qrdqn")
+    write_run(tmp_path / "qr", "pixels", 0, seconds, [99.0] * 5, **every)  # no run on latents
+
+    args = long_runs.Args((tmp_path / "ppo", tmp_path / "qr"), tmp_path / "out")
+    long_runs.main(args)
+    told = capsys.readouterr().out
+    lines = told.splitlines()[2:]
+    assert lines == [
+        "| Pong | PPO | 1 | -12.0 (-9.4) | 12.0 (12.3) | (17) | 1.50 M, 3 min |  | 12.0 at 2.50 M, 5 min |",
+        "| Pong | QR-DQN | 2 | 1.5 (-9.4) | 16.5 (12.3) | (17) | 0.50 M, 1 min | 2.00 M, 4 min "
+        "| 16.5 at 2.50 M, 5 min |",
+    ]
+    assert (tmp_path / "out" / "table.md").read_text() == told
+    names = [json.loads(line)["run"] for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    assert "Pong/latents-dots/0" in names
+    assert "Pong/latents-dots-qrdqn/1" in names
+    long_runs.main(dataclasses.replace(args, runs=()))
+    assert capsys.readouterr().out == told, "of what it recorded"
+    with pytest.raises(SystemExit, match="no runs in"):
+        long_runs.main(dataclasses.replace(args, runs=(tmp_path / "none",)))
+    with pytest.raises(SystemExit, match="no runs on latents of Breakout"):
+        long_runs.main(long_runs.Args((), tmp_path / "empty"))

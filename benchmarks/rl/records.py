@@ -58,9 +58,15 @@ class Run:
         return None if known is None else Path(known["ref"]).name
 
     @property
+    def algorithm(self) -> str:
+        """What the agent was trained by."""
+        return str(self.about["settings"].get("algorithm", "ppo"))
+
+    @property
     def label(self) -> str:
-        """What the run is summarised with: its arm, and the encoder if there is one."""
-        return self.arm if self.encoder is None else f"{self.arm}, {self.encoder}"
+        """What the run is summarised with: its arm, its encoder if it has one, and what is not PPO."""
+        parts = [self.arm, self.encoder, None if self.algorithm == "ppo" else self.algorithm]
+        return ", ".join(part for part in parts if part is not None)
 
     @property
     def encoder_seconds(self) -> float | None:

@@ -1,9 +1,10 @@
-"""What a result must say about where it was measured."""
+"""What a result must say about where it was measured, and the processor time of commands."""
 
 from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
@@ -11,6 +12,12 @@ from pathlib import Path
 
 # The instructions on which it depends how fast an encoder runs and a VAE trains, on x86 and on ARM.
 FLAGS = ("avx2", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "asimddp", "i8mm", "bf16")
+
+
+def children_seconds() -> float:
+    """Return the processor time of this process's children that have ended, in seconds."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def machine(*packages: str) -> str:

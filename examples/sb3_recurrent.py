@@ -48,7 +48,7 @@ def main(args: Args) -> None:
     else:
         envs = VecFrameStack(envs, 4)
         begin = min(1_000, args.steps // 2)
-        # An update for every four steps. In Pong this needs a quarter of the steps of PPO.
+        # An update for every four steps. In Pong this needs a fifth of the steps of PPO.
         model = QRDQN(
             "MlpPolicy",
             envs,

@@ -22,7 +22,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,7 +41,7 @@ from latent_obs.evaluation.report import ReportCard
 from latent_obs.files import write_atomically
 
 sys.path.append(str(Path(__file__).parents[1]))
-from machine import machine
+from machine import children_seconds, machine
 
 # Returns of random play and of a human, as dqn_zoo (github.com/google-deepmind/dqn_zoo) lists them.
 SCORES = {
@@ -116,10 +115,10 @@ class Score:
 def fit(game: str, seed: int, args: Args) -> tuple[Path, float]:
     """Fit an encoder by the command, as a user would; return its folder and the CPU seconds."""
     out = args.out / "encoders" / f"{game}-{seed}"
-    before = _children_seconds()
+    before = children_seconds()
     command = [sys.executable, "-m", "latent_obs", "fit", f"ALE/{game}-v5", "--seconds", str(args.seconds)]
     subprocess.run([*command, "--seed", str(seed), "--out", str(out)], check=True, stdout=subprocess.DEVNULL)
-    return out, _children_seconds() - before
+    return out, children_seconds() - before
 
 
 def score(game: str, seed: int, args: Args) -> Score:
@@ -213,11 +212,6 @@ def report(scores: list[Score]) -> str:
     for name, (median, mean_score) in PUBLISHED.items():
         lines.append(f"published, 26 games, no sticky actions, {name}: median {median}, mean {mean_score}")
     return "\n".join(lines)
-
-
-def _children_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def main(args: Args) -> None:

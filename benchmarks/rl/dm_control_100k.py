@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -36,7 +35,7 @@ from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate
 from latent_obs.files import write_atomically
 
 sys.path.append(str(Path(__file__).parents[1]))
-from machine import machine
+from machine import children_seconds, machine
 
 # Mean returns after 100,000 frames: DrQ's from Kostrikov et al. (2020), the others from Laskin et al. (2020).
 PUBLISHED = {
@@ -90,16 +89,16 @@ class Score:
 def fit(task: str, seed: int, args: Args) -> tuple[Path, float]:
     """Collect frames and train an encoder by the commands; return its folder and the CPU seconds."""
     out = args.out / "encoders" / f"{task}-{seed}"
-    before = _children_seconds()
+    before = children_seconds()
     # Random play takes no action twice, so that each frame that counts is one that the encoder sees.
     options = json.dumps({"task": task, "frames": args.encoder_episode})
     env = [env_id(task), "--env-kwargs", options, "--policy", "brownian", "--workers", "2"]
     _command("collect", *env, "--frames", args.encoder_frames, "--seed", seed, "--out", out / "frames")
-    # As `latent-obs fit` trains.
+    # As `latent-obs fit` trains, which holds fewer dimensions since the record was made.
     recipe = "--batch-size 32 --channels 16 32 64 --learning-rate 0.01 --optimizer muon --moments 16".split()
     length = ["--steps", args.encoder_steps, "--evaluate-every", args.encoder_steps]
     _command("train", out / "frames", *recipe, *length, "--seed", seed, "--out", out)
-    return out, _children_seconds() - before
+    return out, children_seconds() - before
 
 
 def _command(*words: object) -> None:
@@ -165,11 +164,6 @@ def report(scores: list[Score]) -> str:
     published = " | ".join(f"{value:.0f}" for value in np.mean([PUBLISHED[task] for task in tasks], axis=0))
     lines.append(f"| mean | | | | | {np.mean(means):.0f} | {published} |")
     return "\n".join(lines)
-
-
-def _children_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 def main(args: Args) -> None:

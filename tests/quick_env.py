@@ -109,10 +109,10 @@ def start_server(file: str) -> Callable[[], int | None]:
     """Start a process that nobody ends, and add its number to a file; return what tells how it ended."""
     kind, _, name = file.rpartition(":")
     if kind:
-        process: Any = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(120,))
+        process: Any = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(600,))
         process.start()
     else:
-        code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(120)"
+        code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(600)"
         process = subprocess.Popen([sys.executable, "-c", code])
     with open(name, "a") as listed:
         print(process.pid, file=listed)

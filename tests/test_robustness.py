@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -25,7 +26,7 @@ import pytest
 
 from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
-from latent_obs.collecting.processes import run_processes
+from latent_obs.collecting.processes import ctrl_c_held_back, run_processes
 from latent_obs.collecting.trial import CollectError
 from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, look_again
 from latent_obs.data import storage
@@ -124,12 +125,12 @@ def test_killing_at_any_moment_loses_nothing(
     workers = children(process.pid)
     for pid in {"parent": [process.pid], "worker": workers[-1:], "both": [*workers, process.pid]}[victim]:
         os.kill(pid, signal.SIGKILL)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=300)
     if victim == "worker":
         assert "died with exit code -9" in messages
         assert "run the same command again" in messages
     collect_frames(config, progress=False)
-    wait_for(lambda: not any(map(alive, workers)), 1)
+    wait_for(lambda: not any(map(alive, workers)), 30)
     assert contents(tmp_path) == straight
     assert list(tmp_path.glob(".*.tmp")) == []
 
@@ -142,7 +143,7 @@ def test_workers_end_when_the_parent_is_killed_even_if_the_env_hangs(trouble: st
     workers = children(process.pid)
     assert len(workers) == 2
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     wait_for(lambda: not any(map(alive, workers)), 30)
     # One that did not hang yet has committed what it had of its third.
     assert all(read_shard(path).rows for path in tmp_path.glob("*.parquet"))
@@ -175,11 +176,11 @@ def test_the_second_signal_ends_a_collection_whose_env_hangs(
     assert len(at_work) == workers
     time.sleep(1)
     process.send_signal(how)
-    wait_for(lambda: "Stopping: what is begun is being finished" in told.read_text(), 5)
+    wait_for(lambda: "Stopping: what is begun is being finished" in told.read_text(), 60)
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(how)
-    assert process.wait(timeout=10) == 130
+    assert process.wait(timeout=60) == 130
     messages = told.read_text()
     assert "Ending at once" in messages
     assert "Traceback" not in messages
@@ -196,7 +197,7 @@ def test_the_second_signal_ends_a_worker_in_the_calling_process(tmp_path: Path) 
     time.sleep(1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=10)
+    _, messages = process.communicate(timeout=60)
     assert messages.index("Stopping") < messages.index("Ending at once") < messages.index("KeyboardInterrupt")
     assert list(tmp_path.glob(".*.tmp")) == []
 
@@ -208,6 +209,19 @@ def test_a_signal_in_the_last_moment_of_the_trial_is_heeded(tmp_path: Path) -> N
         collect_frames(config, progress=False, in_process=False)
     assert (tmp_path / "sent").exists()
     assert contents(out) == {}
+
+
+def test_ctrl_c_while_a_process_is_started_reaches_the_parent_alone() -> None:
+    with stop_on_signals() as stop:
+        with ctrl_c_held_back():
+            child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(0.5,))
+            child.start()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGINT)
+        assert stop.is_set()
+        child.join()
+        assert child.exitcode == 0
 
 
 def test_signals_in_quick_succession_count_as_one(capfd: pytest.CaptureFixture[str]) -> None:
@@ -268,11 +282,11 @@ def test_a_signal_ends_an_env_that_hangs_from_the_start(
     wait_for(lambda: server.exists() and server.read_text().endswith("\n"))
     time.sleep(1)
     process.send_signal(how)
-    assert process.wait(timeout=10) == 130
+    assert process.wait(timeout=60) == 130
     messages = told.read_text()
     assert re.search(rf"being tried out.* its {call} has not returned for \d+ s", messages)
     assert "Traceback" not in messages
-    wait_for(lambda: not alive(int(server.read_text())), 5)
+    wait_for(lambda: not alive(int(server.read_text())), 60)
 
 
 def test_what_is_wrong_with_an_env_is_said_as_it_was_in_the_calling_process(tmp_path: Path) -> None:
@@ -335,7 +349,7 @@ def test_what_an_env_started_ends_with_its_worker(how: str, started_by: str, tmp
             os.kill(children(process.pid)[0] if how == "worker" else process.pid, signal.SIGKILL)
     process.wait(timeout=60)
     assert len(servers.read_text().split()) == 2, "of the trial and of the worker"
-    wait_for(lambda: not any(alive(int(pid)) for pid in servers.read_text().split()), 10)
+    wait_for(lambda: not any(alive(int(pid)) for pid in servers.read_text().split()), 60)
 
 
 def test_ctrl_c_in_a_terminal_reaches_the_collection_alone(tmp_path: Path) -> None:
@@ -351,7 +365,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_collection_alone(tmp_path: Path) -> No
     shards = [read_shard(path) for path in sorted(out.glob("*.parquet"))]
     assert not shards[-1].complete
     assert shards[-1].rows, "what was begun is kept"
-    wait_for(lambda: not any(alive(int(pid)) for pid in servers.read_text().split()), 10)
+    wait_for(lambda: not any(alive(int(pid)) for pid in servers.read_text().split()), 60)
 
 
 def test_a_time_limit_on_steps_is_none_on_the_whole(tmp_path: Path) -> None:
@@ -374,7 +388,7 @@ def test_an_env_that_exits_is_an_error_and_the_run_resumes(
     config = replace(config, env_kwargs={trouble: 350})
     for _ in range(6):
         process = command(replace(config, out=tmp_path / "a"), stderr=subprocess.PIPE)
-        _, messages = process.communicate(timeout=60)
+        _, messages = process.communicate(timeout=300)
         if process.returncode == 0:
             break
         assert process.returncode == 1, messages
@@ -431,7 +445,7 @@ def test_an_env_that_exits_does_not_end_the_calling_program(tmp_path: Path) -> N
 def test_threads_of_the_env_do_not_keep_a_collection_alive(tmp_path: Path) -> None:
     config = replace(QUICK, out=tmp_path, frames=400, env_kwargs={"linger_after": 100})
     process = command(config, stderr=subprocess.PIPE)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 0
     assert len(FramesFolder(tmp_path)) == 400
 
@@ -442,7 +456,7 @@ def test_a_worker_that_somebody_ends_is_reported(tmp_path: Path) -> None:
     process = start(config)
     wait_for(lambda: children(process.pid) and len(contents(tmp_path)) >= 1)
     os.kill(children(process.pid)[0], signal.SIGTERM)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=300)
     assert "was stopped by a signal from outside" in messages
     assert "AssertionError" not in messages
     assert len(collect_frames(config, progress=False)) == 3000

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import DupFd
@@ -111,7 +112,7 @@ def run_processes(
             arguments = (plan, sender, pulse, sys.path, None if lock is None else _Lock(lock))
             process: BaseProcess = context.Process(target=_process_main, args=arguments)
             workers[receiver] = _Worker(plan, process, pulse)
-            with ctrl_c_ignored():
+            with ctrl_c_held_back():
                 process.start()
             sender.close()
         _listen(dict(workers), update, stop, failures)
@@ -211,7 +212,9 @@ def begin_worker(user_path: list[str], seconds: float) -> Iterator[threading.Eve
         What SIGTERM and the parent's death set.
     """
     sys.path[:] = user_path
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches workers through their parent
     if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
         os.setsid()
     one_thread()
     _die_after_parent()
@@ -280,13 +283,18 @@ class _Lock:
 
 
 @contextlib.contextmanager
-def ctrl_c_ignored() -> Iterator[None]:
-    """Let processes that are started meanwhile ignore Ctrl-C, which reaches them through this one."""
-    if threading.current_thread() is not threading.main_thread():
+def ctrl_c_held_back() -> Iterator[None]:
+    """Hold Ctrl-C back from this thread, and from processes that it starts meanwhile.
+
+    A process inherits what its parent holds back, so Ctrl-C cannot end it before :func:`begin_worker`. Were
+    the signal ignored instead, one that arrived meanwhile would be lost to this process too.
+    """
+    if sys.platform == "win32":
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # started later, it would let the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

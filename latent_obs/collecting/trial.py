@@ -14,7 +14,7 @@ from typing import Any
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.collecting.models import warn_of_pickles
 from latent_obs.collecting.policies import make_policy, parse_mix, policy_files
-from latent_obs.collecting.processes import GRACE_SECONDS, begin_worker, ctrl_c_ignored, end_group
+from latent_obs.collecting.processes import GRACE_SECONDS, begin_worker, ctrl_c_held_back, end_group
 from latent_obs.collecting.sources import open_env
 from latent_obs.collecting.worker import Pulse, describe
 from latent_obs.data.shards import action_type
@@ -73,7 +73,7 @@ def try_out_in_process(config: CollectConfig) -> Files:
     process: BaseProcess = context.Process(target=_process_main, args=(config, sender, pulse, sys.path))
     with stop_on_signals() as stop:
         try:
-            with ctrl_c_ignored():
+            with ctrl_c_held_back():
                 process.start()
             sender.close()
             while not wait([receiver, process.sentinel], timeout=0.2):

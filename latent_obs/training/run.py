@@ -178,7 +178,7 @@ class TrainingRun:
             if time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self.save_checkpoint()
                 saved = time.monotonic()
-        return False
+        return self._told_to_stop(stop)
 
     def _batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
         """Yield what is left of the batches to train on, with the masks of their foreground."""

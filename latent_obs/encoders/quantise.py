@@ -12,6 +12,9 @@ encoding:
   over the calibration frames is float32's;
 - the head's outputs get the mean that they have in float32.
 
+A frame unlike those that the ranges were taken from may exceed them, and what exceeds them is cut off: hence
+some headroom.
+
 All of it is computed in float64 and rounded to integers or float32, so that machines whose sums differ in
 the last bits agree on the result.
 """
@@ -31,14 +34,19 @@ from latent_obs.encoders.folder import ACTIVE_VARIANCE, Latents, Tensors, VAECon
 from latent_obs.frames import FRAME_SHAPE, Frame, Frames
 
 # Change it with any change of the numbers below: it is part of the key under which results are remembered.
-VERSION = 3
+VERSION = 4
 
 # The largest value between two layers, and the largest that the head reads.
 TOP, HEAD_TOP = 255, 1023
 # A channel of a convolution is divided by its range to a power: 0 keeps the ranges as they are, 1 makes them
-# all alike. Of these pairs, the power of the first convolution and that of those between it and the last, the
-# one with the smallest error on the frames fitted to is taken.
-EQUALISE = ((0.5, 0.0), (0.75, 0.0), (0.5, 0.5), (0.5, 1.0))
+# all alike, and then a new frame exceeds more of them. Of these triples, the power of the first convolution,
+# that of those between it and the last, and the headroom of the latter, the one with the smallest error on
+# the frames fitted to is taken.
+EQUALISE = (
+    (0.5, 0.0, 1.0), (0.75, 0.0, 1.0), (0.5, 0.5, 1.0), (0.5, 0.5, 1.15), (0.5, 1.0, 1.15), (0.5, 1.0, 1.3),
+)  # fmt: skip
+# What the head reads may be so many times as large as on the frames fitted to.
+HEADROOM = 1.5
 # An int8 sum of 16 x 1024 products is below 2^29, and a bias is kept below 2^28.
 MOST_CHANNELS = 1024
 MOST_BIAS = 2.0**28
@@ -156,7 +164,9 @@ def quantise(vae: VAEConfig, tensors: Tensors, frames: Frames) -> Quantised:
     return replace(best, error=error(best, 1))
 
 
-def _fit(vae: VAEConfig, tensors: Tensors, frames: Frames, first: float, middle: float) -> Quantised:
+def _fit(
+    vae: VAEConfig, tensors: Tensors, frames: Frames, first: float, middle: float, headroom: float
+) -> Quantised:
     """Quantise with all of the frames; the error is not measured."""
     kernels, biases, head, head_bias = _matrices(vae, tensors)
     sums = _forward(kernels, biases, frames)
@@ -179,7 +189,8 @@ def _fit(vae: VAEConfig, tensors: Tensors, frames: Frames, first: float, middle:
         scale = _slope(sums, exact[i], step * worth)
         bias = np.rint((exact[i] / scale - sums).mean((0, 1, 2)))
         top = HEAD_TOP if i == len(kernels) - 1 else TOP
-        step = (max(float(exact[i].max()), 0.0) or 1.0) / top
+        room = HEADROOM if i == len(kernels) - 1 else headroom if i else 1.0
+        step = (max(float(exact[i].max()), 0.0) or 1.0) * room / top
         multiplier = (scale / step).astype(np.float32)
         weights.append(weight.astype(np.int8))
         sums_biases.append(np.clip(bias, -2 * MOST_BIAS, 2 * MOST_BIAS).astype(np.int32))

@@ -7,6 +7,7 @@ pixel.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +45,8 @@ def write_pca(train: TrainConfig, frames: FramesFolder, out: Path) -> None:
     vae = pca_vae(images, train.latent_dim)
     how = {**train.to_json(), "objective": OBJECTIVE, "channels": list(CHANNELS)}
     provenance = replace(trained.provenance, run=Run(how, frames.identity, None), steps=0, kept_step=0)
-    config = replace(trained, vae=vae.config, latents=latent_statistics(vae, images), provenance=provenance)
+    statistics = latent_statistics(vae, images[::4])  # these convolutions take 4 ms a frame
+    config = replace(trained, vae=vae.config, latents=statistics, provenance=provenance)
     write_encoder_folder(out, config, vae.tensors(), read_calibration(train.out))
 
 
@@ -102,8 +104,10 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
     layers["log_variance.bias"].fill_(2 * float(np.log(DEVIATION)))
     layers["decoder.linear.weight"].copy_(components * deviation)
     layers["decoder.linear.bias"].copy_(average)
-    error = vae.decode(vae(torch.from_numpy(frames))) - torch.from_numpy(frames) / 255
-    layers["decoder_variance"].copy_(error.square().mean().clamp(min=1e-6))
+    # Of some frames in parts: between the layers, 2,048 frames are gigabytes.
+    some = torch.from_numpy(frames[:: math.ceil(len(frames) / 256)])
+    errors = [(vae.decode(vae(part)) - part / 255).square() for part in some.split(64)]
+    layers["decoder_variance"].copy_(torch.cat(errors).mean().clamp(min=1e-6))
     return vae
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import torch
 
@@ -22,6 +25,23 @@ def test_its_latents_span_the_principal_components(pong_frames: FramesFolder) ->
     np.testing.assert_allclose(latents(vae, frames).std(0), 1, atol=0.01)
     image = np.clip(expected @ right[:8] + pixels.mean(0), 0.004, 0.996).reshape(unseen.shape)
     assert np.abs(reconstruct(vae, unseen) / 255.0 - image).mean() < 0.004
+
+
+def test_fitting_it_takes_memory_for_its_frames_alone() -> None:
+    """The images between its layers took two megabytes a frame, four gigabytes for 2,048."""
+    code = """
+import resource, sys
+import numpy as np
+from latent_obs.training.pca import pca_vae
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+frames = np.random.default_rng(0).integers(0, 256, (1024, 64, 64, 3), dtype=np.uint8)
+pca_vae(frames[:64], 8)
+before = peak()
+pca_vae(frames, 8)
+print((peak() - before) / len(frames))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 500, "kilobytes a frame, of which its pixels as floats are 48"
 
 
 def test_it_keeps_as_much_as_the_baseline(pong_frames: FramesFolder) -> None:

@@ -106,7 +106,7 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
     layers["decoder.linear.bias"].copy_(average)
     # Of some frames in parts: between the layers, 2,048 frames are gigabytes.
     some = torch.from_numpy(frames[:: math.ceil(len(frames) / 256)])
-    errors = [(vae.decode(vae(part)) - part / 255).square() for part in some.split(64)]
+    errors = [(vae.decode(vae(part)) - part / 255).square() for part in torch.split(some, 64)]
     layers["decoder_variance"].copy_(torch.cat(errors).mean().clamp(min=1e-6))
     return vae
 

@@ -1,8 +1,10 @@
 """Image moments of what moves, by colour: targets that hold some dimensions of the latent to places.
 
 A VAE keeps where an object is, but may curl it up, so that no linear reader finds it. The size and the centre
-of mass of each colour that moves take no training. Dimensions trained to equal them stay readable; the
-decoder takes them as they are.
+of mass of each colour that moves take no training, and dimensions trained towards them stay more readable.
+
+The decoder pulls on these dimensions too, and bends them as its posteriors narrow. Without its pull linear
+readers find more places, but PPO learned Breakout more slowly.
 """
 
 from __future__ import annotations

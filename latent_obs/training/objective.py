@@ -69,7 +69,6 @@ def terms(
     weights: Tensor | None = None,
     *,
     pairs: bool = False,
-    held: int = 0,
 ) -> Terms:
     """Encode a batch, draw one sample of each posterior, decode it and compare.
 
@@ -80,23 +79,17 @@ def terms(
             (default): decode the mean of each posterior.
         weights: Weight of each pixel in ``weighted_error``, shape (N, 64, 64); ``None`` (default): 1.
         pairs: Whether the second half of the frames are partners of the first, see :func:`share_posteriors`.
-        held: So many dimensions, the first ones, are held to targets by another loss. What is returned but
-            ``mean`` has no gradient with respect to their means: the decoder takes these as they are. As it
-            learns, their posteriors narrow, and its pull on the means would outgrow that of any fixed loss.
     """
     mean, log_variance = vae.encode(frames)  # q(z | frame) = N(mean, exp(log_variance)), each (N, latent_dim)
     if pairs:
         mean, log_variance = share_posteriors(mean, log_variance)
-    given = mean
-    if held:
-        given = torch.cat([mean[:, :held].detach(), mean[:, held:]], 1)
-    latents = given if noise is None else given + noise * bounded_exp(log_variance, 0.5)
+    latents = mean if noise is None else mean + noise * bounded_exp(log_variance, 0.5)
     decoded = vae.decode_logits(latents).sigmoid()  # the mean of p(frame | z), (N, 3, 64, 64)
     error = (decoded - as_images(frames)).square().sum(1)  # (N, 64, 64)
     squared_error = weighted_error = error.sum((1, 2))
     if weights is not None:
         weighted_error = (error * weights).sum((1, 2))
-    kl = 0.5 * (given.square() + bounded_exp(log_variance) - 1 - log_variance)
+    kl = 0.5 * (mean.square() + bounded_exp(log_variance) - 1 - log_variance)
     return Terms(squared_error, weighted_error, kl, mean)
 
 

@@ -261,9 +261,8 @@ class TrainingRun:
         config = self.config
         rarity = self.rarity[color_bins(frames.int())]
         weights = pixel_weights(foreground, config.foreground_weight, rarity, config.rarity_weight)
-        held = 0 if self.moments is None else len(self.moments.names)
         with self.fabric.autocast():
-            return terms(self.vae, frames, noise, weights, pairs=pairs, held=held)
+            return terms(self.vae, frames, noise, weights, pairs=pairs)
 
     def _noise(self, rows: int, seed: int) -> Tensor:
         """Return this process's share of standard normal noise for ``rows`` frames."""

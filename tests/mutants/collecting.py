@@ -153,6 +153,20 @@ MUTANTS = [
         f"{ROBUST}::test_ctrl_c_in_a_terminal_reaches_the_collection_alone",
     ),
     Mutant(
+        "Ctrl-C is lost while a worker is started",
+        PROCESSES,
+        "    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n",
+        "    before, _ = set(), signal.signal(signal.SIGINT, signal.SIG_IGN)\n",
+        f"{ROBUST} -k while_a_process_is_started",
+    ),
+    Mutant(
+        "Ctrl-C ends a process that is being started",
+        PROCESSES,
+        "    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])\n",
+        "    before = set()\n",
+        f"{ROBUST} -k while_a_process_is_started",
+    ),
+    Mutant(
         "a constructor that hangs when the environment is tried out has no limit",
         TRIAL,
         "and pulse.seconds > config.step_timeout:",

@@ -30,6 +30,13 @@ MUTANTS = [
         f"{KERNEL} -k every_machine",
     ),
     Mutant(
+        "The head has no headroom for frames beyond the calibration's ranges",
+        QUANTISE_PY,
+        "HEADROOM = 1.5\n",
+        "HEADROOM = 1.0\n",
+        f"{KERNEL} -k beyond_the_range",
+    ),
+    Mutant(
         "Biases are not corrected",
         QUANTISE_PY,
         "bias = np.rint((exact[i] / scale - sums).mean((0, 1, 2)))",

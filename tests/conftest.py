@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ def vector_env(make: Any, mode: str, kind: Any = gym.vector.SyncVectorEnv) -> An
     if mode == "NextStep":
         return kind(make)
     return kind(make, autoreset_mode=gym.vector.AutoresetMode(mode))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until a condition is true; fail after some seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.005)
 
 
 TINY_VAE = VAEConfig(latent_dim=32, channels=(4, 8))

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
@@ -15,6 +14,7 @@ from PIL import Image
 from stable_baselines3 import PPO
 
 from latent_obs.demo import DemoConfig
+from tests.conftest import wait_for
 
 SMALL = ["--seconds", "5", "--ppo-seconds", "4"]
 
@@ -61,9 +61,7 @@ def test_an_interrupted_agent_goes_on(tmp_path: Path) -> None:
     saves = "import sys, latent_obs.demo as d, latent_obs.cli as c; d.SAVE_EVERY = 0.5; sys.exit(c.main())"
     words = [sys.executable, "-c", saves, *command("--env", "ALE/Breakout-v5", "--ppo-seconds", "20")[3:]]
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "out" / "ppo.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for((tmp_path / "out" / "ppo.json").exists, 300)
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=300)
     assert process.returncode == 130

@@ -30,7 +30,7 @@ from latent_obs.files import write_atomically
 from latent_obs.fit import FitConfig, Plan, _plan, fit_encoder, say_fitted, score
 from latent_obs.frames import FrameSource, FrameSpec, frame_source, preprocess
 from latent_obs.vector import LatentObservationWrapper as VectorWrapper
-from tests.conftest import FrameEnv, save_encoder
+from tests.conftest import FrameEnv, save_encoder, wait_for
 
 # Five seconds are little: what is fitted in them may lose to PCA, and int8 may be off.
 pytestmark = pytest.mark.filterwarnings("ignore:.*(parity gate|COLLAPSE|collapsed)")
@@ -180,9 +180,7 @@ def test_an_interrupted_fit_goes_on_with_its_plan(tmp_path: Path, after: float) 
     process = subprocess.Popen(
         [*command, "--out", str(out)], stderr=subprocess.PIPE, text=True, preexec_fn=heeds
     )
-    deadline = time.monotonic() + 300
-    while not (out / ".fit" / "plan.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for((out / ".fit" / "plan.json").exists, 300)
     time.sleep(after)
     os.kill(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=300)

@@ -33,7 +33,7 @@ from latent_obs.training.config import TrainConfig
 from latent_obs.training.objective import bounded_exp
 from latent_obs.training.train import train_vae
 from latent_obs.vae import VAE, load_vae
-from tests.conftest import TINY_VAE, random_tensors, save_encoder
+from tests.conftest import TINY_VAE, random_tensors, save_encoder, wait_for
 
 ENV = "tests.quick_env:Quick-v0"
 # Encoders that saw a few frames may fail the gate of int8, and agents' zips hold pickles.
@@ -230,9 +230,7 @@ def test_an_interrupted_refreshing_goes_on(config: RefreshConfig, tmp_path: Path
     # Tests that run in the background of a shell ignore SIGINT, and so would their children.
     heeds = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
-    deadline = time.monotonic() + 300
-    while not (out / ".refresh" / "trained").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for((out / ".refresh" / "trained").exists, 300)
     time.sleep(1)  # in which it loads the encoder or takes some steps
     os.kill(process.pid, signal.SIGINT)
     _, told = process.communicate(timeout=300)

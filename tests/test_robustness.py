@@ -34,6 +34,7 @@ from latent_obs.data.folder import FramesFolder
 from latent_obs.data.provenance import Collection
 from latent_obs.data.shards import read_shard
 from latent_obs.progress import stop_on_signals
+from tests.conftest import wait_for
 
 ROOT = Path(__file__).parents[1]
 QUICK = CollectConfig("tests.quick_env:Quick-v0", frames=6000, workers=2, shard_rows=500)
@@ -91,13 +92,6 @@ def alive(pid: int) -> bool:
         return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return False
-
-
-def wait_for(condition: Any, seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.005)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -188,8 +188,9 @@ def _fit(
         sums = columns(inputs) @ weight
         scale = _slope(sums, exact[i], step * worth)
         bias = np.rint((exact[i] / scale - sums).mean((0, 1, 2)))
-        top = HEAD_TOP if i == len(kernels) - 1 else TOP
-        room = HEADROOM if i == len(kernels) - 1 else headroom if i else 1.0
+        top, room = TOP, headroom if i else 1.0
+        if i == len(kernels) - 1:
+            top, room = HEAD_TOP, HEADROOM
         step = (max(float(exact[i].max()), 0.0) or 1.0) * room / top
         multiplier = (scale / step).astype(np.float32)
         weights.append(weight.astype(np.int8))

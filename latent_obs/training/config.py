@@ -61,7 +61,7 @@ class TrainConfig:
     of a moving camera too"""
     moments: int = 0
     """so many dimensions of the latent at most are trained to be places and sizes of what moves, by colour,
-    so that a linear reader finds them; for frames of one environment"""
+    so that a linear reader finds more of them; for frames of one environment"""
     batch_norm: bool = True
     """normalise activations while training, so that small objects are learned in fewer steps; at the end the
     normalisation is folded into the weights"""

@@ -30,7 +30,7 @@ from latent_obs.data.folder import FramesFolder
 from latent_obs.data.shards import read_shard
 from latent_obs.encoders.encoder import NORMALIZE
 from latent_obs.frames import FrameSpec, preprocess
-from tests.conftest import FrameEnv
+from tests.conftest import FrameEnv, wait_for
 
 PONG = CollectConfig("ALE/Pong-v5", frames=1500, workers=2, shard_rows=300)
 
@@ -177,9 +177,7 @@ def test_an_interrupted_collection_resumes_to_the_same_frames(
 ) -> None:
     config = replace(PONG, out=tmp_path)
     process = subprocess.Popen(command(config), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while not list(tmp_path.glob(".*.tmp")) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: list(tmp_path.glob(".*.tmp")), 300)
     time.sleep(0.1)
     os.kill(process.pid, how)
     _, messages = process.communicate(timeout=300)

@@ -125,6 +125,21 @@ t.train_vae(t.TrainConfig(Path({str(config.data)!r}), Path({str(config.out)!r}),
     assert not (config.out / CHECKPOINT).exists()
 
 
+def test_ctrl_c_in_the_last_step_is_heeded(quick: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluate = TrainingRun._evaluate
+
+    def interrupted(run: TrainingRun) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(run)
+
+    monkeypatch.setattr(TrainingRun, "_evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_vae(replace(quick, evaluate_every=10**6), progress=False)
+    assert not (quick.out / "config.json").exists()
+    monkeypatch.undo()
+    assert train_vae(replace(quick, evaluate_every=10**6), progress=False).provenance.steps == quick.steps
+
+
 def test_a_finished_encoder_is_kept(quick: TrainConfig) -> None:
     train_vae(quick, progress=False)
     before = (quick.out / "model.safetensors").stat().st_mtime_ns

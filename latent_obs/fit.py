@@ -230,7 +230,7 @@ def _plan(config: FitConfig, work: Path) -> Plan:
     env = config.open()
     try:
         policy = config.policy or default_policy(env)
-        speed = frames_per_second(env, policy, min(2.0, config.seconds / 30))
+        speed = frames_per_second(env, policy, min(1.0, config.seconds / 30))
     finally:
         env.close()
     wanted = speed * (os.cpu_count() or 1) * COLLECT_SHARE * config.seconds
@@ -265,11 +265,8 @@ def _collect_config(config: FitConfig, plan: Plan, work: Path) -> CollectConfig:
 
 def _train_config(config: FitConfig, plan: Plan, work: Path) -> TrainConfig:
     """Return how to train: what reached most in a minute on Breakout, Boxing, Pong and CarRacing."""
-    import torch
-
     from latent_obs.training.config import TrainConfig
 
-    muon = hasattr(torch.optim, "Muon")  # from torch 2.9 on
     return TrainConfig(
         work / "frames",
         work / "trained",
@@ -277,8 +274,8 @@ def _train_config(config: FitConfig, plan: Plan, work: Path) -> TrainConfig:
         channels=LARGE if config.seconds >= LARGE_FROM_SECONDS else SMALL,
         steps=plan.steps or 1,
         batch_size=32,
-        learning_rate=0.01 if muon else 0.003,
-        optimizer="muon" if muon else "adam",
+        learning_rate=0.01,
+        optimizer="muon",
         moments=min(MOMENTS, config.latent_dim // 2),
         evaluate_every=10**6,  # once, at the end
         seed=config.seed,

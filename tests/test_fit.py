@@ -244,18 +244,3 @@ def test_what_cannot_be_fitted_is_one_line(
     captured = capsys.readouterr()
     assert told in " ".join((captured.err + captured.out).split())
     assert "Traceback" not in captured.err
-
-
-def test_a_fit_trains_with_adam_where_torch_has_no_muon(
-    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Muon came with torch 2.9; the package takes older ones."""
-    monkeypatch.delattr("torch.optim.Muon")
-    work = tmp_path / "boxing" / ".fit"
-    shutil.copytree(fitted / ".fit", work)
-    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 1.0)
-    monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
-    resolved = fit_encoder(replace(QUICK, out=work.parent, seconds=QUICK.seconds + 3), progress=False)
-    run = resolved.config.provenance.run
-    assert run is not None
-    assert run.config.get("optimizer", "adam") == "adam"  # the default is left out

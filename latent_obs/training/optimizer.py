@@ -8,6 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+# Of Muon: how much of the momentum stays at each step, and the polynomial that is applied five times.
+MOMENTUM = 0.95
+POLYNOMIAL = (3.4445, -4.7750, 2.0315)
+TIMES = 5
+
 
 class Optimizer:
     """Steps the parameters of a model, and keeps its state under their names.
@@ -21,9 +26,6 @@ class Optimizer:
         kind: ``"adam"`` or ``"muon"``.
         learning_rate: The learning rate of the first step.
 
-    Raises:
-        ImportError: If this torch is too old to have Muon.
-
     Source: Kingma & Ba (2015), "Adam"; Jordan et al. (2024), "Muon: an optimizer for hidden layers in neural
     networks", with steps scaled as in Liu et al. (2025), "Muon is scalable for LLM training".
     """
@@ -31,36 +33,46 @@ class Optimizer:
     def __init__(self, model: nn.Module, kind: Literal["adam", "muon"], learning_rate: float) -> None:
         named = dict(model.named_parameters())
         # The decoder's image of biases has the dimensions of kernels, but is none.
-        kernels = {n: p for n, p in named.items() if kind == "muon" and p.dim() > 1 and n != "output_bias"}
-        self._plain = {name: parameter for name, parameter in named.items() if name not in kernels}
-        self._kernels = list(kernels.values())
-        self._matrices = {name: nn.Parameter(_matrix(kernel)) for name, kernel in kernels.items()}
+        self._kernels = {
+            n: p for n, p in named.items() if kind == "muon" and p.dim() > 1 and n != "output_bias"
+        }
+        self._momenta = {name: torch.zeros_like(_matrix(kernel)) for name, kernel in self._kernels.items()}
+        self._plain = {name: parameter for name, parameter in named.items() if name not in self._kernels}
         self._adam = torch.optim.Adam(self._plain.values(), learning_rate, fused=True)
-        self._muon: torch.optim.Optimizer | None = None
-        if kind == "muon":
-            if not hasattr(torch.optim, "Muon"):
-                raise ImportError(
-                    f"optimizer='muon' needs torch 2.9 or newer, found {torch.__version__}. Install it "
-                    "(pip install 'torch>=2.9'), or take optimizer='adam'."
-                )
-            self._muon = torch.optim.Muon(
-                self._matrices.values(), learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
-            )
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
-        for parameter in (*self._plain.values(), *self._kernels):
+        for parameter in (*self._plain.values(), *self._kernels.values()):
             parameter.grad = None
 
     def step(self, learning_rate: float) -> None:
         """Take a step along the parameters' gradients."""
-        for kernel, matrix in zip(self._kernels, self._matrices.values(), strict=True):
-            matrix.grad = None if kernel.grad is None else _matrix(kernel.grad)
-        for optimizer in (self._adam, self._muon):
-            if optimizer is not None:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate
-                optimizer.step()
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate
+        self._adam.step()
+        self._step_kernels(learning_rate)
+
+    @torch.no_grad()
+    def _step_kernels(self, learning_rate: float) -> None:
+        """Take Muon's step.
+
+        torch's own Muon multiplies whole matrices in each of its ten multiplications, which made it a third
+        of a training step. Here they are squares of the smaller side, those of one size at once.
+        """
+        updates: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for name, kernel in self._kernels.items():
+            if kernel.grad is None:
+                continue
+            weights, gradient, momentum = _matrix(kernel), _matrix(kernel.grad), self._momenta[name]
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            update = gradient.lerp(momentum, MOMENTUM)
+            if len(update) > update.shape[1]:
+                weights, update = weights.T, update.T
+            updates.setdefault(len(update), []).append((weights, update))
+        for same in updates.values():
+            roots = inverse_roots(torch.stack([update @ update.T for _, update in same]))
+            for (weights, update), root in zip(same, roots, strict=True):
+                weights.addmm_(root, update, alpha=-0.2 * learning_rate * max(update.shape) ** 0.5)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state: moments and step counts under the names of their parameters."""
@@ -69,14 +81,7 @@ class Optimizer:
             for name, parameter in self._plain.items()
             for key, value in self._adam.state[parameter].items()
         }
-        if self._muon is None:
-            return adam
-        moments = {
-            f"muon.{name}": self._muon.state[matrix]["momentum_buffer"]
-            for name, matrix in self._matrices.items()
-            if matrix in self._muon.state
-        }
-        return adam | moments
+        return adam | {f"muon.{name}": momentum for name, momentum in self._momenta.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore what :meth:`tensors` returned after at least one step.
@@ -93,10 +98,35 @@ class Optimizer:
             }
             state["state"][index] = {"step": tensors[f"adam.{name}.step"], **moments}
         self._adam.load_state_dict(state)
-        if self._muon is not None:
-            for name, matrix in self._matrices.items():
-                moment = torch.empty_like(matrix).copy_(tensors[f"muon.{name}"])
-                self._muon.state[matrix] = {"momentum_buffer": moment}
+        for name, momentum in self._momenta.items():
+            momentum.copy_(tensors[f"muon.{name}"])
+
+
+def inverse_roots(grams: Tensor) -> Tensor:
+    """Return about the inverse square roots of matrices, as Muon's polynomial approaches them.
+
+    Where M is a matrix and G = M M^T, the inverse root of G times M has the singular vectors of M, and
+    singular values that are all near 1.
+
+    Args:
+        grams: Each symmetric, without negative eigenvalues, shape (N, size, size).
+
+    Returns:
+        Of the same shape.
+
+    Example:
+        >>> root = inverse_roots(torch.diag(torch.tensor([4.0, 9.0]))[None])[0]
+        >>> [round(float(x), 1) for x in (root @ torch.tensor([2.0, 3.0]))]
+        [0.7, 1.1]
+    """
+    a, b, c = POLYNOMIAL
+    one = torch.eye(grams.shape[-1], device=grams.device)
+    scale = grams.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-14)
+    gram, root = grams / scale, one
+    for _ in range(TIMES):
+        factor = a * one + b * gram + c * (gram @ gram)
+        gram, root = factor @ gram @ factor, factor @ root
+    return root / scale.sqrt()
 
 
 def _matrix(kernel: Tensor) -> Tensor:

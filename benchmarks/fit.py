@@ -53,22 +53,24 @@ class Args:
     """more options for the command, such as --options=--render"""
     frames: int = 4_000
     """frames to fit ridge regression on, and half as many to measure it on"""
+    out: Path | None = None
+    """keep the encoders in this folder, as ENVIRONMENT-SEED; default: they are thrown away"""
     smallest: bool = False
     """the smallest form, which CI runs, in seconds"""
 
 
-def fit(env_id: str, seconds: float, seed: int, options: str, home: Path) -> tuple[Path, float]:
-    """Run the command in an empty cache; return the encoder folder and the seconds of the whole command."""
-    out = home / "encoder"
+def fit(env_id: str, seconds: float, seed: int, options: str, out: Path) -> float:
+    """Run the command in an empty cache; return the seconds of the whole command."""
     command = [sys.executable, "-m", "latent_obs", "fit", env_id, "--out", str(out), "--seed", str(seed)]
     begun = time.monotonic()
-    subprocess.run(
-        [*command, "--seconds", str(seconds), *options.split()],
-        check=True,
-        env={**os.environ, "LATENT_OBS_HOME": str(home)},
-        stdout=subprocess.DEVNULL,
-    )
-    return out, time.monotonic() - begun
+    with tempfile.TemporaryDirectory() as home:
+        subprocess.run(
+            [*command, "--seconds", str(seconds), *options.split()],
+            check=True,
+            env={**os.environ, "LATENT_OBS_HOME": home},
+            stdout=subprocess.DEVNULL,
+        )
+    return time.monotonic() - begun
 
 
 def play(env_id: str, game: str, frames: int, seed: int) -> tuple[Any, Any, list[str]]:
@@ -128,8 +130,9 @@ def main(args: Args) -> None:
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for env_id in env_ids:
         for seed in seeds:
-            with tempfile.TemporaryDirectory() as home:
-                out, took = fit(env_id, seconds, seed, args.options, Path(home))
+            with tempfile.TemporaryDirectory() as scratch:
+                out = (args.out or Path(scratch)) / f"{env_id.replace(':', '/').split('/')[-1]}-{seed}"
+                took = fit(env_id, seconds, seed, args.options, out)
                 card = ReportCard.from_json(json.loads((out / "card.json").read_text()))
                 pca, folder = card.baselines["pca"], FramesFolder(out / ".fit" / "frames")
                 row = [env_id, str(seed), f"{took:.0f}", f"{len(folder):,}"]

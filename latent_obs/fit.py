@@ -30,6 +30,7 @@ with needs("Fitting an encoder", "make"):
     from latent_obs.collecting.collect import collect_frames
     from latent_obs.collecting.config import CollectConfig
     from latent_obs.collecting.policies import default_policy
+    from latent_obs.collecting.processes import end_if_imported_again
     from latent_obs.collecting.rate import frames_per_second
     from latent_obs.collecting.sources import open_env
     from latent_obs.data.folder import FramesFolder
@@ -147,6 +148,7 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
         >>> fit_encoder(FitConfig("ALE/Tennis-v5")).config.vae.latent_dim  # doctest: +SKIP
         32
     """
+    end_if_imported_again()
     begun, out = time.monotonic(), config.folder
     # Imported here, so that the workers do not wait for torch.
     from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate

@@ -244,3 +244,21 @@ def test_what_cannot_be_fitted_is_one_line(
     captured = capsys.readouterr()
     assert told in " ".join((captured.err + captured.out).split())
     assert "Traceback" not in captured.err
+
+
+WITHOUT_GUARD = """
+import gymnasium as gym
+from latent_obs import LatentObservationWrapper
+print("begun", flush=True)
+LatentObservationWrapper(gym.make("ale_py:ALE/Boxing-v5"), encoder="fit")
+"""
+
+
+def test_a_script_without_a_main_guard_is_told_about_it(tmp_path: Path) -> None:
+    """Each process imports it again, where it would fit again; one error says so, not three stack traces."""
+    (tmp_path / "script.py").write_text(WITHOUT_GUARD)
+    run = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stdout.split() == ["begun", "begun"]  # the second time in the process that collects
+    assert run.stderr.count("Traceback") == 1
+    assert 'check that its work stands under if __name__ == "__main__":' in run.stderr.splitlines()[-1]

@@ -31,6 +31,8 @@ from latent_obs.progress import say, stop_on_signals
 GRACE_SECONDS = 4.0
 # Seconds between two lines about workers that do not end when asked to.
 _PATIENCE = 10.0
+# The exit code of a process that could not import the script of the one that started it.
+IMPORT_FAILED = 1
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -73,7 +75,7 @@ class _Worker:
             code = self.process.exitcode
             if asked and code == -signal.SIGTERM:
                 return None  # before it could listen
-            return f"{self.where} died with exit code {code}"
+            return f"{self.where} {died(code)}"
         if self.ended.failure is not None:
             return f"{self.where}: {self.ended.failure}"
         if self.ended.stopped and not asked:
@@ -101,6 +103,7 @@ def run_processes(
     Raises:
         KeyboardInterrupt: After a second signal; the workers are killed.
     """
+    end_if_imported_again()
     context = multiprocessing.get_context("spawn")
     workers: dict[Connection, _Worker] = {}
     failures: list[str] = []
@@ -225,6 +228,27 @@ def begin_worker(user_path: list[str], seconds: float) -> Iterator[threading.Eve
         yield stop
     if wait([parent.sentinel], 0):
         _end_session()
+
+
+def end_if_imported_again() -> None:
+    """End this process without a word where it only imports the script of the process that started it.
+
+    A spawned process imports its parent's script, and one without ``if __name__ == "__main__":`` does all its
+    work again there. Processes cannot be started in that moment; the parent says why with :func:`died`.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        sys.exit(IMPORT_FAILED)
+
+
+def died(exit_code: int | None) -> str:
+    """Say how a process ended that did not say so itself."""
+    said = f"died with exit code {exit_code}"
+    if exit_code == IMPORT_FAILED:
+        said += (
+            ". Each process imports your script again: check that its work stands under "
+            'if __name__ == "__main__":, and that it can be imported'
+        )
+    return said
 
 
 def end_group(process: BaseProcess) -> None:

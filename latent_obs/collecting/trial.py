@@ -14,7 +14,14 @@ from typing import Any
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.collecting.models import warn_of_pickles
 from latent_obs.collecting.policies import make_policy, parse_mix, policy_files
-from latent_obs.collecting.processes import GRACE_SECONDS, begin_worker, ctrl_c_held_back, end_group
+from latent_obs.collecting.processes import (
+    GRACE_SECONDS,
+    begin_worker,
+    ctrl_c_held_back,
+    died,
+    end_group,
+    end_if_imported_again,
+)
 from latent_obs.collecting.sources import open_env
 from latent_obs.collecting.worker import Pulse, describe
 from latent_obs.data.shards import action_type
@@ -67,6 +74,7 @@ def try_out_in_process(config: CollectConfig) -> Files:
         KeyboardInterrupt: After a signal.
         Exception: Other errors as they are.
     """
+    end_if_imported_again()
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     pulse = context.RawValue(Pulse)
@@ -87,8 +95,7 @@ def try_out_in_process(config: CollectConfig) -> Files:
                 found, told = receiver.recv()
             except EOFError:
                 process.join()
-                reason = f"the process that tried it out died with exit code {process.exitcode}"
-                raise _nothing_from(config, reason) from None
+                raise _nothing_from(config, f"the process that tried it out {died(process.exitcode)}") from None
             process.join(GRACE_SECONDS)  # it ends by itself, unless something of the environment's keeps it
             if stop.is_set():  # by a signal in the last moments of the trial
                 raise KeyboardInterrupt

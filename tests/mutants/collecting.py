@@ -183,9 +183,16 @@ MUTANTS = [
     Mutant(
         "a worker that ends without a word has done its work",
         PROCESSES,
-        '            return f"{self.where} died with exit code {code}"',
+        '            return f"{self.where} {died(code)}"',
         "            return None",
         f"{ROBUST} -k an_env_that_exits",
+    ),
+    Mutant(
+        "a process that imports the script again fits again",
+        PROCESSES,
+        '"_inheriting", False)',
+        '"_nothing", False)',
+        "tests/test_fit.py -k without_a_main_guard",
     ),
     Mutant(
         "sys.exit in a worker is no error",

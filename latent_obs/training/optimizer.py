@@ -120,13 +120,13 @@ def inverse_roots(grams: Tensor) -> Tensor:
         [0.7, 1.1]
     """
     a, b, c = POLYNOMIAL
-    one = torch.eye(grams.shape[-1], device=grams.device)
     scale = grams.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp(min=1e-14)
-    gram, root = grams / scale, one
+    gram, root = grams / scale, scale.rsqrt() * torch.eye(grams.shape[-1], device=grams.device)
     for _ in range(TIMES):
-        factor = a * one + b * gram + c * (gram @ gram)
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
         gram, root = factor @ gram @ factor, factor @ root
-    return root / scale.sqrt()
+    return root
 
 
 def _matrix(kernel: Tensor) -> Tensor:

@@ -134,7 +134,8 @@ def main(args: Args) -> None:
                 out = (args.out or Path(scratch)) / f"{env_id.replace(':', '/').split('/')[-1]}-{seed}"
                 took = fit(env_id, seconds, seed, args.options, out)
                 card = ReportCard.from_json(json.loads((out / "card.json").read_text()))
-                pca, folder, found = card.baselines["pca"], FramesFolder(out / ".fit" / "frames"), resolve(out)
+                found, pca = resolve(out), card.baselines["pca"]
+                folder = FramesFolder(out / ".fit" / "frames")
                 steps = found.config.provenance.steps
                 row = [env_id, str(seed), f"{took:.0f}", f"{len(folder):,}"]
                 row += [f"{steps:,}" if steps else "PCA"]

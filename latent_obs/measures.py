@@ -111,6 +111,15 @@ class Residuals:
         mse = self.squared.mean() / FRAME_BYTES
         return 10 * math.log10(255**2 / max(mse, MIN_MSE))
 
+    def metrics(self, foreground: Foreground) -> dict[str, float]:
+        """Return ``psnr``, ``moving_r2``, ``rare_r2`` and, of the frames themselves, ``foreground``."""
+        return {
+            "psnr": self.psnr(),
+            "moving_r2": self.moving_r2(),
+            "rare_r2": self.rare_r2(),
+            "foreground": foreground.mean_share(),
+        }
+
     def moving_r2_by_episode(self, episodes: npt.NDArray[np.int64]) -> list[float]:
         """Return :meth:`moving_r2` of each episode in which anything moves, in order of their numbers.
 
@@ -137,13 +146,12 @@ def reconstruction_metrics(
         :func:`latent_obs.training.held_out.evaluate_vae`.
     """
     known = foreground or Foreground.of(frames)
-    residuals = Residuals.of(frames, decoded, known)
-    return {
-        "psnr": residuals.psnr(),
-        "moving_r2": residuals.moving_r2(),
-        "rare_r2": residuals.rare_r2(),
-        "foreground": known.mean_share(),
-    }
+    return Residuals.of(frames, decoded, known).metrics(known)
+
+
+def total_r2(parts: Sequence[tuple[float, float]]) -> float:
+    """Return 1 - residual energy / energy, each summed over parts that have both; 1 without any energy."""
+    return _r2(sum(residual for residual, _ in parts), sum(energy for _, energy in parts))
 
 
 def _r2(residual: float, energy: float) -> float:
@@ -211,8 +219,7 @@ def changing_r2(stretches: Sequence[Frames], decoded: Decode) -> float:
         differ from the previous one in more than half of their pixels are left out, unless most do. 1 where
         nothing changes.
     """
-    residuals = changing_residuals(stretches, decoded)
-    return _r2(sum(residual for residual, _ in residuals), sum(energy for _, energy in residuals))
+    return total_r2(changing_residuals(stretches, decoded))
 
 
 def changing_residuals(stretches: Sequence[Frames], decoded: Decode) -> list[tuple[float, float]]:

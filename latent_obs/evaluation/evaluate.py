@@ -31,6 +31,7 @@ from latent_obs.measures import (
     changing_r2,
     changing_residuals,
     compare_latents,
+    total_r2,
 )
 from latent_obs.training.held_out import evaluate_vae, latent_statistics
 from latent_obs.vae import VAE, latents, load_vae, reconstruct
@@ -150,8 +151,8 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False, brief: bool = Fa
             folder=str(config.frames),
             collection=folder.identity,
         ),
-        **evaluate_vae(vae, frames, foreground),
-        changing_r2=changing_r2(selection.stretches, decode),
+        **evaluate_vae(vae, frames, residuals.metrics(foreground)),
+        changing_r2=total_r2(changes),
         position_r2=positions["encoder"],
         by_episode={
             "moving_r2": residuals.moving_r2_by_episode(selection.episodes),
@@ -190,11 +191,8 @@ def _scores(code: Code, selection: Selection, foreground: Foreground, positions:
     """Measure a baseline as the encoder is measured."""
     residuals = Residuals.of(selection.frames, code.reconstruct, foreground)
     return Scores(
-        moving_r2=residuals.moving_r2(),
+        **residuals.metrics(foreground),
         changing_r2=changing_r2(selection.stretches, code.reconstruct),
-        psnr=residuals.psnr(),
-        foreground=foreground.mean_share(),
-        rare_r2=residuals.rare_r2(),
         position_r2=positions,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from latent_obs.encoders.folder import ACTIVE_VARIANCE
 from latent_obs.frames import FRAME_BYTES
-from latent_obs.measures import Foreground, reconstruction_metrics
+from latent_obs.measures import reconstruction_metrics
 from latent_obs.training.objective import gaussian_nll, terms
 from latent_obs.vae import VAE, as_tensor, reconstruct
 
@@ -39,14 +40,15 @@ def latent_statistics(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, list
 
 @torch.no_grad()
 def evaluate_vae(
-    vae: VAE, frames: npt.NDArray[np.uint8], foreground: Foreground | None = None
+    vae: VAE, frames: npt.NDArray[np.uint8], known: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
     """Measure a VAE on frames it has not seen.
 
     Args:
         vae: The model.
         frames: ``uint8``, shape (N, 64, 64, 3), from held-out episodes.
-        foreground: The foreground of these frames, if it is known already; ``None`` (default): it is found.
+        known: What :func:`~latent_obs.measures.reconstruction_metrics` returns of these frames, if that was
+            measured already; ``None`` (default): it is measured.
 
     Returns:
         A dictionary with
@@ -79,7 +81,7 @@ def evaluate_vae(
         "reconstruction": reconstruction,
         "kl": kl,
         "active_units": int((sampled["mean"].var(0) > ACTIVE_VARIANCE).sum()),
-        **reconstruction_metrics(frames, partial(reconstruct, vae), foreground),
+        **(known or reconstruction_metrics(frames, partial(reconstruct, vae))),
     }
 
 

@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 30.0
 LOG_EVERY = 50
-# Frames of each half of the split that are kept in memory: at most so many, and in a short run one for each 32
-# that are trained on, so that measuring them takes a small part of the time.
+# Frames of each half of the split that are kept in memory: at most so many, and in a short run one for each
+# 32 that are trained on, so that measuring them takes a small part of the time.
 SAMPLE_FRAMES, TRAINED_FRAMES_FOR_EACH = 4096, 32
 # At least so many of them there are, from which is made what is set before the first step.
 START_FRAMES = 1024

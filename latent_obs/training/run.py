@@ -58,11 +58,12 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 30.0
 LOG_EVERY = 50
-# Frames of each half of the split that are kept in memory: at most so many, and in a short run one for each
-# 32 that are trained on, so that measuring them takes a small part of the time.
-SAMPLE_FRAMES, TRAINED_FRAMES_FOR_EACH = 4096, 32
-# At least so many of them there are, from which is made what is set before the first step.
+# Frames of each half of the split that are kept in memory, and how many of them what is set before the first
+# step is made from.
+SAMPLE_FRAMES = 4096
 START_FRAMES = 1024
+# A short run keeps fewer held-out frames, one for each 32 that it trains on: measuring must take little time.
+LEAST_HELD_OUT, TRAINED_FOR_EACH_HELD_OUT = 1024, 32
 PICTURE_FRAMES = 12
 # Gradients are scaled down to at most this many times their usual norm.
 MAX_GRADIENT = 2.0
@@ -90,7 +91,7 @@ class TrainingRun:
         weighted_variance: Decoder variance of the weighted error.
         gradient_norm: Running mean of the gradient's norm.
         sample: Some of the frames to train on, ``uint8`` of shape (N, 64, 64, 3), in random order.
-        held_out_sample: As many of the held-out frames; none but in the first process.
+        held_out_sample: At most as many of the held-out frames; none but in the first process.
         monitor: What the run shows of itself, in the first process.
 
     Raises:
@@ -110,11 +111,11 @@ class TrainingRun:
             )
         # The frames folder may be larger than this machine, so it is sampled once for all that needs samples.
         self.episodes, self.held_out_episodes = folder.split(config.validation, config.seed)
+        self.sample = read_once(fabric, lambda: folder.sample(SAMPLE_FRAMES, self.episodes, config.seed))
         trained = config.steps * config.batch_size
-        size = min(SAMPLE_FRAMES, max(START_FRAMES, trained // TRAINED_FRAMES_FOR_EACH))
-        self.sample = read_once(fabric, lambda: folder.sample(size, self.episodes, config.seed))
-        held_out_size = size if fabric.is_global_zero else 0
-        self.held_out_sample = folder.sample(held_out_size, self.held_out_episodes, config.seed)
+        wanted = min(SAMPLE_FRAMES, max(LEAST_HELD_OUT, trained // TRAINED_FOR_EACH_HELD_OUT))
+        wanted = wanted if fabric.is_global_zero else 0
+        self.held_out_sample = folder.sample(wanted, self.held_out_episodes, config.seed)
         start = self.sample[:START_FRAMES]
         if config.init_from is None:
             with torch.random.fork_rng(devices=[]):

@@ -131,22 +131,19 @@ class Residuals:
         return [_r2(*pair) for pair in zip(residual, energy, strict=True) if pair[1]]
 
 
-def reconstruction_metrics(
-    frames: Frames, decoded: Decode, foreground: Foreground | None = None
-) -> dict[str, float]:
+def reconstruction_metrics(frames: Frames, decoded: Decode) -> dict[str, float]:
     """Measure reconstructions of frames.
 
     Args:
         frames: ``uint8``, shape (N, 64, 64, 3).
         decoded: Returns the reconstructions of some of them.
-        foreground: What stands still in ``frames``; ``None`` (default): find it.
 
     Returns:
         ``psnr``, ``moving_r2``, ``rare_r2`` and ``foreground``, as in
         :func:`latent_obs.training.held_out.evaluate_vae`.
     """
-    known = foreground or Foreground.of(frames)
-    return Residuals.of(frames, decoded, known).metrics(known)
+    foreground = Foreground.of(frames)
+    return Residuals.of(frames, decoded, foreground).metrics(foreground)
 
 
 def total_r2(parts: Sequence[tuple[float, float]]) -> float:

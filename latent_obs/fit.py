@@ -42,11 +42,12 @@ if TYPE_CHECKING:
     from latent_obs.training.config import TrainConfig
 
 WORK = ".fit"
-# Shares of the time: collecting takes at most this much of it, measuring and publishing about this much.
-COLLECT_SHARE, MEASURE_SHARE = 0.35, 0.15
+# Collecting takes at most this share of the time. Measuring and publishing take as long as so many steps.
+COLLECT_SHARE, MEASURE_STEPS = 0.35, 300
 # More frames than this for each second do not pay: the trainer would see most of them once at the most.
 FRAMES_PER_SECOND = 330
 MIN_FRAMES, MIN_STEPS = 600, 100
+GUESSED_RATE = 25  # steps a second, before they are measured
 SHARD_ROWS = 1024  # an interrupted fit collects at most so many frames, and the rest of an episode, again
 # Workers each begin an episode, and held-out frames are whole episodes: there must be two.
 MIN_WORKERS = 2
@@ -111,14 +112,12 @@ class Plan:
         config: The fit, as JSON.
         policy: What acts.
         frames: Frames to collect.
-        steps: Optimiser steps to take; ``None`` before they are measured.
         seconds: Seconds spent in earlier calls.
     """
 
     config: dict[str, Any]
     policy: str
     frames: int
-    steps: int | None = None
     seconds: float = 0.0
 
 
@@ -152,7 +151,6 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
     begun, out = time.monotonic(), config.folder
     # Imported here, so that the workers do not wait for torch.
     from latent_obs.evaluation.evaluate import EvaluateConfig, evaluate
-    from latent_obs.training import rate
     from latent_obs.training.pca import write_pca
     from latent_obs.training.train import train_vae
 
@@ -170,14 +168,13 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
         with _counting(plan, work, begun):
             collect = _collect_config(config, plan, work)
             frames = collect_frames(collect, progress=progress, in_process=False)
-            train = _train_config(config, plan, work)
-            if plan.steps is None:
-                speed = rate.steps_per_second(train, frames)
-                left = config.seconds * (1 - MEASURE_SHARE) - plan.seconds - (time.monotonic() - begun)
-                plan.steps = max(MIN_STEPS, int(left * speed))
-                _write(plan, work)
-                train = replace(train, steps=plan.steps)
-            train_vae(train, progress=progress)
+            train = _train_config(config, work)
+
+            def steps_left(rate: float) -> int:
+                left = config.seconds - plan.seconds - (time.monotonic() - begun)
+                return max(MIN_STEPS, int(left * rate) - MEASURE_STEPS)
+
+            train_vae(train, progress=progress, steps_left=steps_left)
 
             def measured(encoder: Path) -> Evaluation:
                 config = EvaluateConfig(encoder, train.data, limit=EVALUATED_FRAMES)
@@ -265,16 +262,17 @@ def _collect_config(config: FitConfig, plan: Plan, work: Path) -> CollectConfig:
     )
 
 
-def _train_config(config: FitConfig, plan: Plan, work: Path) -> TrainConfig:
+def _train_config(config: FitConfig, work: Path) -> TrainConfig:
     """Return how to train: what reached most in a minute on Breakout, Boxing, Pong and CarRacing."""
     from latent_obs.training.config import TrainConfig
+    from latent_obs.training.train import steps_of
 
     return TrainConfig(
         work / "frames",
         work / "trained",
         latent_dim=config.latent_dim,
         channels=LARGE if config.seconds >= LARGE_FROM_SECONDS else SMALL,
-        steps=plan.steps or 1,
+        steps=steps_of(work / "trained") or int(GUESSED_RATE * config.seconds),
         batch_size=32,
         learning_rate=0.01,
         optimizer="muon",
@@ -339,8 +337,9 @@ def _write(plan: Plan, work: Path) -> None:
 
 def _read(path: Path) -> Plan:
     try:
-        return Plan(**json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Plan(**{name: found[name] for name in Plan.__dataclass_fields__})
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{path} is damaged ({error}); delete {path.parent} to fit anew.") from error
 
 

@@ -55,6 +55,10 @@ class Bar:
         note = f"{rate:,.0f} {self._unit}/s{self._note}"
         self._progress.update(self._task, advance=amount, note=note)
 
+    def aim(self, total: int) -> None:
+        """Let the bar end at ``total``."""
+        self._progress.update(self._task, total=total)
+
     def note(self, text: str) -> None:
         """Show ``text`` after the rate from the next :meth:`advance` on."""
         self._note = f"  {text}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from latent_obs.evaluation.report import ReportCard, Scores
 from latent_obs.files import write_atomically
 from latent_obs.fit import FitConfig, Plan, _plan, fit_encoder, say_fitted, score
 from latent_obs.frames import FrameSource, FrameSpec, frame_source, preprocess
+from latent_obs.training.config import TrainConfig
+from latent_obs.training.train import train_vae
 from latent_obs.vector import LatentObservationWrapper as VectorWrapper
 from tests.conftest import FrameEnv, save_encoder, wait_for
 
@@ -69,15 +72,23 @@ def test_the_steps_are_those_that_fit_into_what_is_left_of_the_time(
 ) -> None:
     work = tmp_path / "boxing" / ".fit"
     shutil.copytree(fitted / ".fit", work)
-    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 2.0)
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    monkeypatch.setattr("latent_obs.fit.MEASURE_STEPS", 3)  # which take 1.5 s at 2 steps a second
+    asked: list[int] = []
+
+    def train(config: TrainConfig, *, progress: bool, steps_left: Callable[[float], int]) -> Any:
+        asked.append(steps_left(2.0))
+        return train_vae(replace(config, steps=1), progress=progress)
+
+    monkeypatch.setattr("latent_obs.training.train.train_vae", train)
     config = replace(QUICK, out=work.parent, seconds=9)
     plan = _plan(config, work)
     plan.seconds = 3.0  # spent before an interruption
     write_atomically(work / "plan.json", json.dumps(asdict(plan)).encode())
+    begun = time.monotonic()
     fit_encoder(config, progress=False)
-    done = json.loads((work / "finished.json").read_text())
-    assert 1 <= done["steps"] <= 2 * (9 - 3)
+    most = 2 * (9 - 3) - 3
+    assert most - 2 * (time.monotonic() - begun) < asked[0] <= most
 
 
 def test_auto_takes_the_fitted_encoder_of_this_environment_and_of_no_other(fitted: Path, cache: Path) -> None:
@@ -128,7 +139,7 @@ def test_a_worse_encoder_never_replaces_a_better_one(
     out = tmp_path / "boxing"
     shutil.copytree(fitted, out)
     before = read_config(out).weights_sha256
-    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 0.0)
+    monkeypatch.setattr("latent_obs.fit.MEASURE_STEPS", 10**9)  # so the fewest steps are taken
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
     for seconds, value, replaced in ((6, -1, False), (7, 1, True)):
 
@@ -155,7 +166,7 @@ def test_where_pca_wins_pca_is_the_encoder(
 ) -> None:
     out = tmp_path / "boxing"
     shutil.copytree(fitted / ".fit", out / ".fit")
-    monkeypatch.setattr("latent_obs.training.rate.steps_per_second", lambda *_: 0.0)
+    monkeypatch.setattr("latent_obs.fit.MEASURE_STEPS", 10**9)  # so the fewest steps are taken
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
     encoder = fit_encoder(replace(QUICK, out=out), progress=False)
     say_fitted(encoder)
@@ -191,8 +202,7 @@ def test_an_interrupted_fit_goes_on_with_its_plan(tmp_path: Path, after: float) 
     assert plan.seconds > 0
     fit_encoder(config, progress=False)
     assert len(FramesFolder(out / ".fit" / "frames")) == plan.frames
-    done = json.loads((out / ".fit" / "finished.json").read_text())
-    assert plan.steps in (None, done["steps"])
+    assert json.loads((out / ".fit" / "finished.json").read_text())["seconds"] > plan.seconds
 
 
 def test_an_encoder_that_was_trained_otherwise_is_left_alone(encoder: Path) -> None:

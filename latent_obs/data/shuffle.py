@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
-from latent_obs.data.shards import ROW_GROUP, Shard, read_group, read_steps
+from latent_obs.data.shards import ROW_GROUP, Shard, episode_numbers, read_group, read_steps
 from latent_obs.frames import FRAME_BYTES, FRAME_SHAPE, Frame, Frames
 
 # A block mixes at least about this many places, at the price of decoding a row group up to
@@ -306,7 +306,7 @@ class GroupReader:
         self.rows = kept
 
     def _mask(self, file: pq.ParquetFile, group: int) -> npt.NDArray[np.bool_]:
-        return np.isin(read_steps(file, group, ["episode"])["episode"].to_numpy(), self._episodes)
+        return np.isin(episode_numbers(read_steps(file, group, ["episode"])), self._episodes)
 
     def _read(self, group: int) -> npt.NDArray[np.uint8]:
         """Return the kept rows of a row group, shape (N, width)."""
@@ -319,7 +319,7 @@ class GroupReader:
         rows = frames.reshape(-1, FRAME_BYTES)
         if self._medians is not None:
             moving = _any_channel(frames != self._medians[shard.env_id])
-            episodes = read_steps(file, number, ["episode"])["episode"].to_numpy()
+            episodes = episode_numbers(read_steps(file, number, ["episode"]))
             masks = moving, changed_pixels(frames, episodes)
             rows = np.concatenate([rows, *(np.packbits(m.reshape(len(rows), -1), 1) for m in masks)], 1)
         return rows if self.rows[group] == len(rows) else rows[self._mask(file, number)]

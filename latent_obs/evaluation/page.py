@@ -164,10 +164,6 @@ def _worst(vae: VAE, frames: Frames, residuals: Residuals, count: int = 6) -> st
     )
 
 
-def _reconstruct_all(vae: VAE, frames: Frames) -> Frames:
-    return np.concatenate([reconstruct(vae, frames[i : i + 256]) for i in range(0, len(frames), 256)])
-
-
 def _dimensions(card: ReportCard) -> str:
     """Draw KL and drift of each dimension, largest KL first."""
     order = sorted(range(card.latent_dim), key=lambda dim: -card.dimensions[dim].kl)
@@ -300,7 +296,7 @@ def _about(card: ReportCard) -> str:
 
 def _clip(vae: VAE, stretch: Frames) -> str:
     """Animate frames beside their reconstructions, losslessly, as many as fit."""
-    pair = np.concatenate([stretch, _reconstruct_all(vae, stretch)], 2)
+    pair = np.concatenate([stretch, reconstruct(vae, stretch)], 2)
     while len(data := animation(pair)) > CLIP_BYTES and len(pair) > 10:
         pair = pair[: len(pair) // 2]
     alt = f"{len(pair)} frames beside their reconstructions"

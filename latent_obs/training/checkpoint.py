@@ -77,6 +77,40 @@ def read_checkpoint(folder: Path, run: Run, overwrite: bool) -> tuple[dict[str, 
     Raises:
         ValueError: If the checkpoint is damaged or another run's.
     """
+    found = _read(folder)
+    if found is None:
+        return None
+    written, tensors, progress = found
+    if written != run:
+        if overwrite:
+            return None
+        raise ValueError(
+            f"{folder} holds an unfinished run with other settings or frames. Repeat its "
+            "command to finish it, choose another --out, or --overwrite it."
+        )
+    return tensors, progress
+
+
+def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of what a checkpoint holds; safetensors would not notice a bit that flipped."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def checkpointed_run(folder: Path) -> Run | None:
+    """Return which run wrote the checkpoint of a folder; ``None`` if there is no checkpoint.
+
+    Raises:
+        ValueError: If the checkpoint is damaged.
+    """
+    found = _read(folder)
+    return None if found is None else found[0]
+
+
+def _read(folder: Path) -> tuple[Run, dict[str, Tensor], Progress] | None:
     path = folder / CHECKPOINT
     if not path.exists() and not path.is_symlink():
         return None
@@ -95,23 +129,7 @@ def read_checkpoint(folder: Path, run: Run, overwrite: bool) -> tuple[dict[str, 
         progress = Progress.from_json(json.loads(metadata["progress"]))
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
         raise damaged(folder, error) from error
-    if written != run:
-        if overwrite:
-            return None
-        raise ValueError(
-            f"{folder} holds an unfinished run with other settings or frames. Repeat its "
-            "command to finish it, choose another --out, or --overwrite it."
-        )
-    return tensors, progress
-
-
-def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of what a checkpoint holds; safetensors would not notice a bit that flipped."""
-    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return written, tensors, progress
 
 
 def remove_checkpoint(folder: Path, run: Run) -> None:

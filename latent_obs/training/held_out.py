@@ -14,8 +14,8 @@ import torch
 from latent_obs.encoders.folder import ACTIVE_VARIANCE
 from latent_obs.frames import FRAME_BYTES
 from latent_obs.measures import reconstruction_metrics
-from latent_obs.training.objective import gaussian_nll, terms
-from latent_obs.vae import VAE, as_tensor, reconstruct
+from latent_obs.training.objective import gaussian_nll, kl_divergence, terms
+from latent_obs.vae import VAE, in_parts, reconstruct
 
 # The deviation that is written for a dimension whose latent is the same for all frames.
 MIN_STD = 1e-6
@@ -29,8 +29,9 @@ def latent_statistics(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, list
         vae: The model.
         frames: ``uint8``, shape (N, 64, 64, 3).
     """
-    parts = _all_terms(vae, frames)
-    mean, kl = parts["mean"], parts["kl"]
+    posteriors = [vae.encode(part) for part in in_parts(vae, frames)]
+    mean, log_variance = (torch.cat(parts).cpu() for parts in zip(*posteriors, strict=True))
+    kl = kl_divergence(mean, log_variance)
     return {
         "mean": [float(x) for x in mean.mean(0)],
         "std": [max(float(x), MIN_STD) for x in mean.std(0)],
@@ -70,9 +71,9 @@ def evaluate_vae(
         - ``foreground``: the share of pixels that differ from the median frame. It is large where
           the camera moves; the median frame and ``moving_r2`` mean little there.
     """
-    sampled = _all_terms(vae, frames, sample=True)
+    sampled = _sampled_terms(vae, frames)
     variance = vae.decoder_variance.cpu().double()
-    reconstruction = float(gaussian_nll(torch.from_numpy(sampled["squared_error"]), variance).mean())
+    reconstruction = float(gaussian_nll(sampled["squared_error"], variance).mean())
     kl = float(sampled["kl"].sum(1).mean())
     return {
         "frames": len(frames),
@@ -80,19 +81,17 @@ def evaluate_vae(
         "bits_per_dim": (reconstruction + kl) / (FRAME_BYTES * math.log(2)),
         "reconstruction": reconstruction,
         "kl": kl,
-        "active_units": int((sampled["mean"].var(0) > ACTIVE_VARIANCE).sum()),
+        "active_units": int((sampled["mean"].var(0, correction=0) > ACTIVE_VARIANCE).sum()),
         **(known or reconstruction_metrics(frames, partial(reconstruct, vae))),
     }
 
 
-def _all_terms(vae: VAE, frames: npt.NDArray[np.uint8], sample: bool = False) -> dict[str, Any]:
+def _sampled_terms(vae: VAE, frames: npt.NDArray[np.uint8]) -> dict[str, torch.Tensor]:
     generator = torch.Generator(vae.output_bias.device).manual_seed(0)
-    rows: dict[str, list[npt.NDArray[np.float32]]] = {"squared_error": [], "kl": [], "mean": []}
-    for start in range(0, len(frames), 256):
-        batch = as_tensor(vae, frames[start : start + 256])
-        shape = (len(batch), vae.config.latent_dim)
-        noise = torch.randn(shape, generator=generator, device=batch.device) if sample else None
-        parts = terms(vae, batch, noise)
+    rows: dict[str, list[torch.Tensor]] = {"squared_error": [], "kl": [], "mean": []}
+    for part in in_parts(vae, frames):
+        shape = (len(part), vae.config.latent_dim)
+        measured = terms(vae, part, torch.randn(shape, generator=generator, device=part.device))
         for name, values in rows.items():
-            values.append(getattr(parts, name).cpu().numpy())
-    return {name: np.concatenate(values) for name, values in rows.items()}
+            values.append(getattr(measured, name).cpu())
+    return {name: torch.cat(values) for name, values in rows.items()}

@@ -89,8 +89,12 @@ def terms(
     squared_error = weighted_error = error.sum((1, 2))
     if weights is not None:
         weighted_error = (error * weights).sum((1, 2))
-    kl = 0.5 * (mean.square() + bounded_exp(log_variance) - 1 - log_variance)
-    return Terms(squared_error, weighted_error, kl, mean)
+    return Terms(squared_error, weighted_error, kl_divergence(mean, log_variance), mean)
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return the KL divergence of each posterior from the standard normal in nats, of the same shape."""
+    return 0.5 * (mean.square() + bounded_exp(log_variance) - 1 - log_variance)
 
 
 def share_posteriors(mean: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:

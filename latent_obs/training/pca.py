@@ -20,7 +20,7 @@ from latent_obs.encoders.provenance import Run
 from latent_obs.frames import Frames
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.held_out import latent_statistics
-from latent_obs.vae import VAE
+from latent_obs.vae import VAE, in_parts
 
 # The decoder's logit is linear between these levels: closer together where the logit bends more.
 KNOTS = (0.004, 0.02, 0.05, 0.1, 0.2, 0.37, 0.63, 0.8, 0.9, 0.95, 0.98, 0.996)
@@ -72,6 +72,7 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
     Source: Pearson (1901); the singular vectors by Halko et al. (2011).
     """
     vae = VAE(VAEConfig(latent_dim, CHANNELS)).eval().requires_grad_(False)
+    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for parameter in vae.parameters():
         parameter.zero_()
     pixels = _unshuffled(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)
@@ -104,9 +105,8 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
     layers["log_variance.bias"].fill_(2 * float(np.log(DEVIATION)))
     layers["decoder.linear.weight"].copy_(components * deviation)
     layers["decoder.linear.bias"].copy_(average)
-    # Of some frames in parts: between the layers, 2,048 frames are gigabytes.
-    some = torch.from_numpy(frames[:: math.ceil(len(frames) / 256)])
-    errors = [(vae.decode(vae(part)) - part / 255).square() for part in torch.split(some, 64)]
+    some = frames[:: math.ceil(len(frames) / 256)]
+    errors = [(vae.decode(vae(part)) - part / 255).square() for part in in_parts(vae, some)]
     layers["decoder_variance"].copy_(torch.cat(errors).mean().clamp(min=1e-6))
     return vae
 

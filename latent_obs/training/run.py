@@ -6,7 +6,8 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,11 +64,41 @@ LOG_EVERY = 50
 SAMPLE_FRAMES = 4096
 START_FRAMES = 1024
 # A short run keeps fewer held-out frames, one for each 32 that it trains on: measuring must take little time.
-LEAST_HELD_OUT, TRAINED_FOR_EACH_HELD_OUT = 1024, 32
+LEAST_HELD_OUT, TRAINED_FOR_EACH_HELD_OUT = 512, 32
 PICTURE_FRAMES = 12
 # Gradients are scaled down to at most this many times their usual norm.
 MAX_GRADIENT = 2.0
+StepsLeft = Callable[[float], int]
+# The first steps are slower, as libraries choose their kernels in them. The pace is taken after the second
+# number of steps, and again after a quarter of those that were planned then.
+WARM, MEASURED = 5, 20
 HELD_OUT = ("held_out_loss", "held_out_reconstruction", "held_out_kl", "held_out_active_units")
+
+
+class Pace:
+    """How fast a run goes, and how many steps are left at that pace.
+
+    Args:
+        step: Steps taken before.
+        planned: Called with steps a second, returns how many more to take.
+    """
+
+    def __init__(self, step: int, planned: StepsLeft) -> None:
+        self._planned = planned
+        self._from, self._due = step + WARM, [step + MEASURED]
+        self._since = time.monotonic()
+
+    def steps_left(self, step: int) -> int | None:
+        """Return how many more to take after a step; ``None`` where that is not asked at this one."""
+        now = time.monotonic()
+        if step == self._from:
+            self._since = now
+        if step not in self._due:
+            return None
+        more = self._planned((step - self._from) / (now - self._since))
+        self._due = [step + more // 4] if step == self._from + MEASURED - WARM else []
+        self._from, self._since = step, now
+        return more
 
 
 class TrainingRun:
@@ -153,21 +184,29 @@ class TrainingRun:
         history = self._resume()
         self.monitor = Monitor(config.out, config.tensorboard, history) if fabric.is_global_zero else None
 
-    def train(self, bar: Bar, stop: threading.Event) -> bool:
-        """Take the remaining steps; return whether some process was told to stop before."""
-        config = self.config
+    def train(self, bar: Bar, stop: threading.Event, steps_left: StepsLeft | None = None) -> bool:
+        """Take the remaining steps; return whether some process was told to stop before.
+
+        Args:
+            bar: Shows how far the run is.
+            stop: Set by who tells this process to stop.
+            steps_left: As :func:`~latent_obs.training.train.train_vae` takes it.
+        """
+        pace = None if steps_left is None else Pace(self.step, steps_left)
         batches = self._batches()
         saved = begun = time.monotonic()
         spent = self.seconds
-        while self.step < config.steps and not (config.patience and self.waited >= config.patience):
+        while self.step < self.config.steps and not self._waited_enough():
             if self._told_to_stop(stop):
                 return True
             frames, foreground = (torch.from_numpy(a).to(self.fabric.device) for a in next(batches))
             with self._undone_if_it_fails():
                 row = self.take_step(frames, foreground)
             self.seconds = spent + time.monotonic() - begun
-            last = self.step == config.steps
-            evaluates = last or self.step % config.evaluate_every == 0
+            if pace is not None and (more := pace.steps_left(self.step)) is not None:
+                self._plan(self.step + more, bar)
+            last = self.step == self.config.steps
+            evaluates = last or self.step % self.config.evaluate_every == 0
             row.update(self._evaluate() if evaluates else dict.fromkeys(HELD_OUT, math.nan))
             if self.monitor is not None and (evaluates or self.step % LOG_EVERY == 0 or self.step == 1):
                 self.monitor.log(row)
@@ -183,6 +222,12 @@ class TrainingRun:
                 self.save_checkpoint()
                 saved = time.monotonic()
         return self._told_to_stop(stop)
+
+    def _plan(self, steps: int, bar: Bar) -> None:
+        """Decide to take so many steps in place of ``config.steps``."""
+        self.config = replace(self.config, steps=steps)
+        self.run = replace(self.run, config=self.config.to_json())
+        bar.aim(steps)
 
     def _batches(self) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]]:
         """Yield what is left of the batches to train on, with the masks of their foreground."""
@@ -354,6 +399,9 @@ class TrainingRun:
         )
         values = (float(loss), float(reconstruction), float(means.kl.sum()), means.active_units)
         return dict(zip(HELD_OUT, values, strict=True))
+
+    def _waited_enough(self) -> bool:
+        return bool(self.config.patience) and self.waited >= self.config.patience
 
     def _keep_best(self, loss: float) -> None:
         """Remember the state if no earlier one had a lower held-out loss, for early stopping."""

@@ -26,12 +26,12 @@ from latent_obs.encoders.provenance import Metrics, Provenance, Run
 from latent_obs.encoders.resolve import resolve
 from latent_obs.progress import progress_bar, stop_on_signals
 from latent_obs.training.batch_norm import fold
-from latent_obs.training.checkpoint import remove_checkpoint
+from latent_obs.training.checkpoint import checkpointed_run, remove_checkpoint
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.distributed import choose_precision, join, launch, make_fabric, read_once
 from latent_obs.training.held_out import evaluate_vae, latent_statistics
 from latent_obs.training.history import check_tensorboard
-from latent_obs.training.run import TrainingRun
+from latent_obs.training.run import StepsLeft, TrainingRun
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -42,7 +42,9 @@ COLLAPSED_BELOW = 2
 CARD_FILES = ("README.md", "card.png", "labels.json", "reports.json")
 
 
-def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
+def train_vae(
+    config: TrainConfig, *, progress: bool = True, steps_left: StepsLeft | None = None
+) -> EncoderConfig:
     """Train a VAE and write the encoder folder ``config.out``.
 
     A checkpoint is written about twice a minute and after Ctrl-C; the same call resumes from
@@ -56,6 +58,10 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
     Args:
         config: Data, networks, objective and optimiser.
         progress: Show a progress bar on standard error.
+        steps_left: Called with the steps a second that this machine takes, once it has taken some and again
+            after a quarter of them, it returns how many more to take; ``config.steps`` is a first guess then.
+            A call goes on with an interrupted run if its ``config.steps`` is what :func:`steps_of` returns.
+            ``None`` (default): ``config.steps`` are taken.
 
     Returns:
         The content of the folder's ``config.json``: provenance, statistics of the latents, and metrics on
@@ -97,7 +103,7 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
         if progress and writes:
             console = Console(stderr=True, markup=False, highlight=False)
             console.print(f"Training in {precision}, because {because}.", soft_wrap=True)
-        result = launch(fabric, _train, config, folder, run, (precision, because), progress)
+        result = launch(fabric, _train, config, folder, run, (precision, because), progress, steps_left)
     if result is None:
         raise KeyboardInterrupt
     if result.metrics.collapsed and fabric.is_global_zero:
@@ -109,6 +115,17 @@ def train_vae(config: TrainConfig, *, progress: bool = True) -> EncoderConfig:
             stacklevel=2,
         )
     return result
+
+
+def steps_of(out: Path) -> int | None:
+    """Return how many steps the run in an encoder folder is to take; ``None`` where there is no run.
+
+    Raises:
+        ValueError: If its checkpoint, or what is there already of the encoder, is damaged.
+    """
+    run = read_config(out).provenance.run if (out / "config.json").exists() else checkpointed_run(out)
+    steps = None if run is None else run.config.get("steps")
+    return steps if isinstance(steps, int) else None
 
 
 def _open(config: TrainConfig) -> FramesFolder:
@@ -143,13 +160,14 @@ def _train(
     run: Run,
     precision: tuple[str, str],
     progress: bool,
+    steps_left: StepsLeft | None,
 ) -> EncoderConfig | None:
     """Train in one of the processes; ``None`` when it was told to stop."""
     training = TrainingRun(fabric, config, folder, run)
     shown = progress and fabric.is_global_zero
     bar_of = progress_bar("train", config.steps, "frames", shown, training.step, config.batch_size)
     with bar_of as bar, stop_on_signals() as stop:
-        stopped = training.train(bar, stop)
+        stopped = training.train(bar, stop, steps_left)
     training.save_checkpoint()  # also when it is done: what follows may be interrupted too
     if stopped:
         return None

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +122,21 @@ def test_an_unfinished_shard_is_invisible_until_committed(tmp_path: Path, frames
         FramesFolder(tmp_path)
     writer.abort()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_frames_does_not_wait_for_pandas(folder: tuple[FramesFolder, Any]) -> None:
+    """pyarrow imports it for half a second wherever a column becomes a NumPy array by itself."""
+    code = f"""
+import sys
+from latent_obs.data.folder import FramesFolder
+folder = FramesFolder({str(folder[0].path)!r})
+folder.sample(8, folder.split(0.5)[0], 0)
+next(folder.batches_and_foreground(4, folder.medians(), folder.split(0.5)[0]))
+print("pandas" in sys.modules)
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert importlib.util.find_spec("pandas") is not None
+    assert out.strip() == "False"
 
 
 def test_a_missing_folder_is_named_with_the_cure(tmp_path: Path) -> None:

@@ -28,6 +28,27 @@ MUTANTS = [
         f"{TEST_FIT} -k rare_object",
     ),
     Mutant(
+        "The time for measuring is not kept free",
+        FIT,
+        "int(left * rate) - MEASURE_STEPS",
+        "int(left * rate)",
+        f"{TEST_FIT} -k fit_into_what_is_left",
+    ),
+    Mutant(
+        "The pace is taken once",
+        RUN,
+        "[step + more // 4] if step == self._from + MEASURED - WARM else []",
+        "[]",
+        f"{WHOLE} -k planned",
+    ),
+    Mutant(
+        "A planned run keeps the first guess in its checkpoint",
+        RUN,
+        "self.run = replace(self.run, config=self.config.to_json())",
+        "pass",
+        f"{WHOLE} -k planned",
+    ),
+    Mutant(
         "Training ignores the anchor",
         RUN,
         "losses = losses + self.anchor.nll",

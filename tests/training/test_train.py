@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from latent_obs.training.checkpoint import CHECKPOINT
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.distributed import make_fabric
 from latent_obs.training.run import HELD_OUT, TrainingRun
-from latent_obs.training.train import train_vae
+from latent_obs.training.train import steps_of, train_vae
 from latent_obs.vae import load_vae, reconstruct
 from tests.conftest import save_encoder
 from tests.data.test_folder import write_shard
@@ -89,6 +90,44 @@ def test_the_same_seed_trains_the_same_weights(quick: TrainConfig) -> None:
     train_vae(second, progress=False)
     a, b = tensors(first.out), tensors(second.out)
     assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_steps_are_planned_by_the_pace_of_the_first_ones_and_of_a_quarter(quick: TrainConfig) -> None:
+    rates: list[float] = []
+
+    def steps_left(rate: float) -> int:
+        rates.append(rate)
+        assert (steps_of(quick.out), len(rates)) in ((None, 1), (None, 2))  # no checkpoint is written yet
+        return [40, 15][len(rates) - 1]
+
+    begun = time.monotonic()
+    result = train_vae(replace(quick, steps=1000), progress=False, steps_left=steps_left)
+    assert len(rates) == 2
+    assert min(rates) > 45 / (time.monotonic() - begun)
+    assert result.provenance.steps == 20 + 40 // 4 + 15
+    assert steps_of(quick.out) == 45
+    last = history(quick.out)[-1]
+    assert last["learning_rate"] == pytest.approx(quick.learning_rate * math.sin(math.pi / 90) ** 2, rel=1e-4)
+    assert train_vae(replace(quick, steps=45), progress=False) == result
+
+
+def test_a_planned_run_that_was_interrupted_goes_on_with_the_steps_of_its_checkpoint(
+    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(training: TrainingRun, save: Any = TrainingRun.save_checkpoint) -> None:
+        save(training)
+        if training.step > 20:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("latent_obs.training.run.CHECKPOINT_SECONDS", 0)
+        patch.setattr(TrainingRun, "save_checkpoint", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train_vae(replace(quick, steps=1000), progress=False, steps_left=lambda _: 40)
+    assert steps_of(quick.out) == 60
+    again = replace(quick, steps=60)
+    result = train_vae(again, progress=False, steps_left=lambda _: 9)
+    assert result.provenance.steps == 21 + 20 + 9 // 4 + 9
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

@@ -43,10 +43,11 @@ if TYPE_CHECKING:
 
 WORK = ".fit"
 # Collecting takes at most this share of the time. Measuring and publishing take as long as so many steps.
-COLLECT_SHARE, MEASURE_STEPS = 0.35, 300
+COLLECT_SHARE, MEASURE_STEPS = 0.35, 220
 # More frames than this for each second do not pay: the trainer would see most of them once at the most.
 FRAMES_PER_SECOND = 330
-MIN_FRAMES, MIN_STEPS = 600, 100
+MIN_FRAMES, MIN_STEPS = 600, 120
+LAST_STEPS = 60  # where time is out, in which the learning rate falls to zero
 GUESSED_RATE = 25  # steps a second, before they are measured
 SHARD_ROWS = 1024  # an interrupted fit collects at most so many frames, and the rest of an episode, again
 # Workers each begin an episode, and held-out frames are whole episodes: there must be two.
@@ -165,14 +166,14 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
         if (known := _finished(config, work)) is not None:
             return known
         plan = _plan(config, work)
-        with _counting(plan, work, begun):
+        with _counting(plan, work, begun), _threads_restored():
             collect = _collect_config(config, plan, work)
             frames = collect_frames(collect, progress=progress, in_process=False)
             train = _train_config(config, work)
 
-            def steps_left(rate: float) -> int:
+            def steps_left(rate: float, taken: int) -> int:
                 left = config.seconds - plan.seconds - (time.monotonic() - begun)
-                return max(MIN_STEPS, int(left * rate) - MEASURE_STEPS)
+                return max(MIN_STEPS - taken, LAST_STEPS, int(left * rate) - MEASURE_STEPS)
 
             train_vae(train, progress=progress, steps_left=steps_left)
 
@@ -314,6 +315,18 @@ def _counting(plan: Plan, work: Path, begun: float) -> Iterator[None]:
     finally:
         plan.seconds += time.monotonic() - begun
         _write(plan, work)
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    """Give PyTorch the number of threads back that it had: training leaves the one that was fastest."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _is_encoder(folder: Path) -> bool:

@@ -73,11 +73,12 @@ def test_the_steps_are_those_that_fit_into_what_is_left_of_the_time(
     work = tmp_path / "boxing" / ".fit"
     shutil.copytree(fitted / ".fit", work)
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    monkeypatch.setattr("latent_obs.fit.LAST_STEPS", 1)
     monkeypatch.setattr("latent_obs.fit.MEASURE_STEPS", 3)  # which take 1.5 s at 2 steps a second
     asked: list[int] = []
 
-    def train(config: TrainConfig, *, progress: bool, steps_left: Callable[[float], int]) -> Any:
-        asked.append(steps_left(2.0))
+    def train(config: TrainConfig, *, progress: bool, steps_left: Callable[[float, int], int]) -> Any:
+        asked.append(steps_left(2.0, 0))
         return train_vae(replace(config, steps=1), progress=progress)
 
     monkeypatch.setattr("latent_obs.training.train.train_vae", train)
@@ -141,6 +142,7 @@ def test_a_worse_encoder_never_replaces_a_better_one(
     before = read_config(out).weights_sha256
     monkeypatch.setattr("latent_obs.fit.MEASURE_STEPS", 10**9)  # so the fewest steps are taken
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    monkeypatch.setattr("latent_obs.fit.LAST_STEPS", 1)
     for seconds, value, replaced in ((6, -1, False), (7, 1, True)):
 
         def score(card: Any, new: int = value) -> int:
@@ -168,6 +170,7 @@ def test_where_pca_wins_pca_is_the_encoder(
     shutil.copytree(fitted / ".fit", out / ".fit")
     monkeypatch.setattr("latent_obs.fit.MEASURE_STEPS", 10**9)  # so the fewest steps are taken
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    monkeypatch.setattr("latent_obs.fit.LAST_STEPS", 1)
     encoder = fit_encoder(replace(QUICK, out=out), progress=False)
     say_fitted(encoder)
     told = " ".join(capsys.readouterr().out.split())

@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from latent_obs.training.config import TrainConfig
+    from latent_obs.training.pace import Pace
 
 CHECKPOINT_SECONDS = 30.0
 LOG_EVERY = 50
@@ -68,37 +69,7 @@ LEAST_HELD_OUT, TRAINED_FOR_EACH_HELD_OUT = 512, 32
 PICTURE_FRAMES = 12
 # Gradients are scaled down to at most this many times their usual norm.
 MAX_GRADIENT = 2.0
-StepsLeft = Callable[[float], int]
-# The first steps are slower, as libraries choose their kernels in them. The pace is taken after the second
-# number of steps, and again after a quarter of those that were planned then.
-WARM, MEASURED = 5, 20
 HELD_OUT = ("held_out_loss", "held_out_reconstruction", "held_out_kl", "held_out_active_units")
-
-
-class Pace:
-    """How fast a run goes, and how many steps are left at that pace.
-
-    Args:
-        step: Steps taken before.
-        planned: Called with steps a second, returns how many more to take.
-    """
-
-    def __init__(self, step: int, planned: StepsLeft) -> None:
-        self._planned = planned
-        self._from, self._due = step + WARM, [step + MEASURED]
-        self._since = time.monotonic()
-
-    def steps_left(self, step: int) -> int | None:
-        """Return how many more to take after a step; ``None`` where that is not asked at this one."""
-        now = time.monotonic()
-        if step == self._from:
-            self._since = now
-        if step not in self._due:
-            return None
-        more = self._planned((step - self._from) / (now - self._since))
-        self._due = [step + more // 4] if step == self._from + MEASURED - WARM else []
-        self._from, self._since = step, now
-        return more
 
 
 class TrainingRun:
@@ -184,15 +155,14 @@ class TrainingRun:
         history = self._resume()
         self.monitor = Monitor(config.out, config.tensorboard, history) if fabric.is_global_zero else None
 
-    def train(self, bar: Bar, stop: threading.Event, steps_left: StepsLeft | None = None) -> bool:
+    def train(self, bar: Bar, stop: threading.Event, pace: Pace | None = None) -> bool:
         """Take the remaining steps; return whether some process was told to stop before.
 
         Args:
             bar: Shows how far the run is.
             stop: Set by who tells this process to stop.
-            steps_left: As :func:`~latent_obs.training.train.train_vae` takes it.
+            pace: Says how many steps are left, in place of ``config.steps``.
         """
-        pace = None if steps_left is None else Pace(self.step, steps_left)
         batches = self._batches()
         saved = begun = time.monotonic()
         spent = self.seconds
@@ -203,7 +173,7 @@ class TrainingRun:
             with self._undone_if_it_fails():
                 row = self.take_step(frames, foreground)
             self.seconds = spent + time.monotonic() - begun
-            if pace is not None and (more := pace.steps_left(self.step)) is not None:
+            if pace is not None and (more := pace.after(self.step)) is not None:
                 self._plan(self.step + more, bar)
             last = self.step == self.config.steps
             evaluates = last or self.step % self.config.evaluate_every == 0

@@ -31,7 +31,8 @@ from latent_obs.training.config import TrainConfig
 from latent_obs.training.distributed import choose_precision, join, launch, make_fabric, read_once
 from latent_obs.training.held_out import evaluate_vae, latent_statistics
 from latent_obs.training.history import check_tensorboard
-from latent_obs.training.run import StepsLeft, TrainingRun
+from latent_obs.training.pace import Pace, StepsLeft
+from latent_obs.training.run import TrainingRun
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -58,10 +59,11 @@ def train_vae(
     Args:
         config: Data, networks, objective and optimiser.
         progress: Show a progress bar on standard error.
-        steps_left: Called with the steps a second that this machine takes, once it has taken some and again
-            after a quarter of them, it returns how many more to take; ``config.steps`` is a first guess then.
-            A call goes on with an interrupted run if its ``config.steps`` is what :func:`steps_of` returns.
-            ``None`` (default): ``config.steps`` are taken.
+        steps_left: Called with the steps a second that this machine takes and with the steps taken, after
+            the first ones and again after each quarter of what is left, it returns how many more to take;
+            ``config.steps`` is a first guess then. PyTorch gets, and keeps, the number of threads that is
+            fastest. A call goes on with an interrupted run if its ``config.steps`` is what
+            :func:`steps_of` returns. ``None`` (default): ``config.steps`` are taken.
 
     Returns:
         The content of the folder's ``config.json``: provenance, statistics of the latents, and metrics on
@@ -163,11 +165,12 @@ def _train(
     steps_left: StepsLeft | None,
 ) -> EncoderConfig | None:
     """Train in one of the processes; ``None`` when it was told to stop."""
+    pace = None if steps_left is None else Pace(steps_left, torch.get_num_threads())
     training = TrainingRun(fabric, config, folder, run)
     shown = progress and fabric.is_global_zero
     bar_of = progress_bar("train", config.steps, "frames", shown, training.step, config.batch_size)
     with bar_of as bar, stop_on_signals() as stop:
-        stopped = training.train(bar, stop, steps_left)
+        stopped = training.train(bar, stop, pace)
     training.save_checkpoint()  # also when it is done: what follows may be interrupted too
     if stopped:
         return None

@@ -16,6 +16,7 @@ OPTIMIZER, MOMENTS = "latent_obs/training/optimizer.py", "latent_obs/training/mo
 PCA, FIT = "latent_obs/training/pca.py", "latent_obs/fit.py"
 TEST_MOMENTS, TEST_FIT = "tests/training/test_moments.py", "tests/test_fit.py"
 
+PACE, TEST_PACE = "latent_obs/training/pace.py", "tests/training/test_pace.py"
 REFRESH, TEST_REFRESH = "latent_obs/refresh.py", "tests/test_refresh.py"
 ANCHOR, AFFINE = "latent_obs/training/anchor.py", "latent_obs/training/affine.py"
 
@@ -36,10 +37,38 @@ MUTANTS = [
     ),
     Mutant(
         "The pace is taken once",
-        RUN,
-        "[step + more // 4] if step == self._from + MEASURED - WARM else []",
-        "[]",
-        f"{WHOLE} -k planned",
+        PACE,
+        "if self._more // 4 < LEAST:",
+        "if True:",
+        TEST_PACE,
+    ),
+    Mutant(
+        "A run keeps all threads where fewer are faster",
+        PACE,
+        "if other < FASTER * rate:",
+        "if False:",
+        TEST_PACE,
+    ),
+    Mutant(
+        "A machine that gets busy is not noticed",
+        PACE,
+        "rate < SLOWER * before",
+        "False",
+        TEST_PACE,
+    ),
+    Mutant(
+        "Threads that became free are not noticed",
+        PACE,
+        "while threads == self._most or time.monotonic() - tried < patience:",
+        "while True:",
+        TEST_PACE,
+    ),
+    Mutant(
+        "A trial of too many threads goes on",
+        PACE,
+        "(not taken or time.monotonic() < end)",
+        "True",
+        TEST_PACE,
     ),
     Mutant(
         "A planned run keeps the first guess in its checkpoint",

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def quick(pong_frames: FramesFolder, tmp_path: Path) -> TrainConfig:
         batch_size=32,
         precision="float32",
     )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 RUN = Run(config={}, data={}, init_from=None)
@@ -92,27 +101,27 @@ def test_the_same_seed_trains_the_same_weights(quick: TrainConfig) -> None:
     assert all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_steps_are_planned_by_the_pace_of_the_first_ones_and_of_a_quarter(quick: TrainConfig) -> None:
-    rates: list[float] = []
+def test_planned_steps_are_those_of_the_run(quick: TrainConfig, one_thread: None) -> None:
+    asked: list[tuple[float, int]] = []
+    left = [100, 84, 30]
 
-    def steps_left(rate: float) -> int:
-        rates.append(rate)
-        assert (steps_of(quick.out), len(rates)) in ((None, 1), (None, 2))  # no checkpoint is written yet
-        return [40, 15][len(rates) - 1]
+    def steps_left(rate: float, taken: int) -> int:
+        asked.append((rate, taken))
+        return left[len(asked) - 1]
 
     begun = time.monotonic()
     result = train_vae(replace(quick, steps=1000), progress=False, steps_left=steps_left)
-    assert len(rates) == 2
-    assert min(rates) > 45 / (time.monotonic() - begun)
-    assert result.provenance.steps == 20 + 40 // 4 + 15
-    assert steps_of(quick.out) == 45
+    assert [taken for _, taken in asked] == [15, 15 + 100 // 4, 15 + 100 // 4 + 84 // 4]
+    assert min(rate for rate, _ in asked) > 91 / (time.monotonic() - begun)
+    assert result.provenance.steps == steps_of(quick.out) == 61 + 30
     last = history(quick.out)[-1]
-    assert last["learning_rate"] == pytest.approx(quick.learning_rate * math.sin(math.pi / 90) ** 2, rel=1e-4)
-    assert train_vae(replace(quick, steps=45), progress=False) == result
+    expected = quick.learning_rate * math.sin(math.pi / 2 / 91) ** 2  # half a cosine, a step before its end
+    assert last["learning_rate"] == pytest.approx(expected, rel=1e-4)
+    assert train_vae(replace(quick, steps=91), progress=False) == result
 
 
 def test_a_planned_run_that_was_interrupted_goes_on_with_the_steps_of_its_checkpoint(
-    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch
+    quick: TrainConfig, monkeypatch: pytest.MonkeyPatch, one_thread: None
 ) -> None:
     def interrupt(training: TrainingRun, save: Any = TrainingRun.save_checkpoint) -> None:
         save(training)
@@ -123,11 +132,11 @@ def test_a_planned_run_that_was_interrupted_goes_on_with_the_steps_of_its_checkp
         patch.setattr("latent_obs.training.run.CHECKPOINT_SECONDS", 0)
         patch.setattr(TrainingRun, "save_checkpoint", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            train_vae(replace(quick, steps=1000), progress=False, steps_left=lambda _: 40)
-    assert steps_of(quick.out) == 60
-    again = replace(quick, steps=60)
-    result = train_vae(again, progress=False, steps_left=lambda _: 9)
-    assert result.provenance.steps == 21 + 20 + 9 // 4 + 9
+            train_vae(replace(quick, steps=1000), progress=False, steps_left=lambda *_: 40)
+    assert steps_of(quick.out) == 55
+    again = replace(quick, steps=55)
+    result = train_vae(again, progress=False, steps_left=lambda *_: 9)
+    assert result.provenance.steps == 21 + 15 + 9
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])

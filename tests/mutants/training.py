@@ -241,9 +241,8 @@ MUTANTS = [
     Mutant(
         "PCA's images between the layers are those of all frames at once",
         "latent_obs/training/pca.py",
-        "torch.from_numpy(frames[:: math.ceil(len(frames) / 256)])\n"
-        "    errors = [(vae.decode(vae(part)) - part / 255).square() for part in torch.split(some, 64)]",
-        "torch.from_numpy(frames)\n    errors = [(vae.decode(vae(some)) - some / 255).square()]",
+        "for part in in_parts(vae, some)]",
+        "for part in [torch.from_numpy(frames)]]",
         "tests/training/test_pca.py -k memory",
     ),
     Mutant(

@@ -43,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
             run, config = _parse(arguments)
             _run(run, config)
     except KeyboardInterrupt:
+        # After Ctrl-C in code that exec() ran, such as a dataclass being made, CPython would end `python -m`
+        # by the signal, although it was handled; the next exec() makes it forget.
+        exec("")
         console.print("Interrupted. Finished work is saved; the same command continues from there.")
         return 130
     except Exception as error:

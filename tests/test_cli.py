@@ -222,3 +222,17 @@ def test_a_read_only_folder_is_reported(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "error:" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_ctrl_c_in_code_that_exec_ran_has_the_same_exit_status(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        """
+import sys
+from latent_obs import cli
+
+cli._run = lambda *_: exec("raise KeyboardInterrupt")
+sys.exit(cli.main(["list"]))
+"""
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    assert subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL).returncode == 130

@@ -162,6 +162,7 @@ def _make_envs(config: DemoConfig, training: bool = True) -> VecEnv:
 
 def _train_ppo(config: DemoConfig) -> dict[str, Any]:
     """Train PPO, or go on with it; return the settings, the steps and the return of each game by step."""
+    import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
 
@@ -214,6 +215,9 @@ def _train_ppo(config: DemoConfig) -> dict[str, Any]:
                 save()
                 self.saved = now
 
+    # Networks as small as PPO's gain little from threads, and lose much where other processes keep cores
+    # busy.
+    torch.set_num_threads(1)
     total = round(config.ppo_seconds)
     with progress_bar("PPO", total, "s", True, round(before)) as bar, stop_on_signals() as stop:
         model.learn(10**9, callback=Watch(), reset_num_timesteps=not outcome["steps"])

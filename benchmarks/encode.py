@@ -137,6 +137,7 @@ def main(args: Args) -> None:
     for name in args.encoders or tuple(bundled):
         frames = played_by(bundled[name], args.frames)
         vae, _ = load_vae(name)
+        vae.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's default, as users have it
 
         def eager(batch: Any, vae: Any = vae) -> Any:
             with torch.inference_mode():

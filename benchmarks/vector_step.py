@@ -140,6 +140,7 @@ def added_cost(many: int, rounds: int) -> None:
 
     torch.set_num_threads(1)
     vae, encode = load_vae(ENCODER)[0], load_encoder(ENCODER, normalize=True)
+    vae.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's default, as users have it
     env = native(many, 64, 64)
     obs, _ = env.reset(seed=0)
     times: dict[str, list[float]] = {"bare": [], "eager": [], "ours": []}

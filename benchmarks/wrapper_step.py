@@ -52,6 +52,7 @@ class EagerWrapper(gym.ObservationWrapper[Any, Any, Any]):
     def __init__(self, env: gym.Env[Any, Any], encoder: str) -> None:
         super().__init__(env)
         self.vae, _ = load_vae(encoder)
+        self.vae.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # PyTorch's default, as users have it
         self.shift, self.scale = (x.astype(np.float32) for x in resolve(encoder).config.scaling)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (32,), np.float32)
 

@@ -215,8 +215,7 @@ def _train_ppo(config: DemoConfig) -> dict[str, Any]:
                 save()
                 self.saved = now
 
-    # Networks as small as PPO's gain little from threads, and lose much where other processes keep cores
-    # busy.
+    # Networks as small as PPO's gain nothing from more, and lose much where other processes keep cores busy.
     torch.set_num_threads(1)
     total = round(config.ppo_seconds)
     with progress_bar("PPO", total, "s", True, round(before)) as bar, stop_on_signals() as stop:

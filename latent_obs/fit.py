@@ -47,7 +47,7 @@ COLLECT_SHARE, MEASURE_STEPS = 0.35, 220
 # More frames than this for each second do not pay: the trainer would see most of them once at the most.
 FRAMES_PER_SECOND = 330
 MIN_FRAMES, MIN_STEPS = 600, 120
-LAST_STEPS = 60  # where time is out, in which the learning rate falls to zero
+LAST_STEPS = 60  # are taken though the time is out: the learning rate has to fall to zero
 GUESSED_RATE = 25  # steps a second, before they are measured
 SHARD_ROWS = 1024  # an interrupted fit collects at most so many frames, and the rest of an episode, again
 # Workers each begin an episode, and held-out frames are whole episodes: there must be two.

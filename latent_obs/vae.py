@@ -78,6 +78,8 @@ class VAE(nn.Module):
         self.decoder = nn.Sequential(up)
         self.output_bias = nn.Parameter(torch.zeros(3, 64, 64))
         self.register_buffer("decoder_variance", torch.tensor(1.0))
+        # The same values in another order of memory, in which convolutions are faster.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def encode(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance of the posterior q(z | frame).
@@ -120,8 +122,6 @@ class VAE(nn.Module):
         """Build a VAE in evaluation mode from :meth:`tensors`' value."""
         vae = cls(config)
         vae.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
-        # The same values in another order of memory, in which convolutions are faster.
-        vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return vae.eval().requires_grad_(False)
 
 

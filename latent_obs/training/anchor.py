@@ -37,7 +37,7 @@ class Anchor:
     def __init__(self, ref: EncoderRef, deviation: float, device: torch.device | str) -> None:
         vae, config = load_vae(ref)
         del vae.decoder
-        self._old = vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._old = vae.to(device)
         scale = torch.from_numpy(config.scaling[1]).float().to(device)
         self._precision = 1 / (scale * deviation).square()
 

@@ -22,7 +22,8 @@ class Optimizer:
     its outputs. Biases and normalisations are no matrices: Adam steps them.
 
     Args:
-        model: The model, where it will stay, with kernels in the memory order ``channels_last``.
+        model: The model, where it will stay, with kernels in the memory order ``channels_last``, as a VAE has
+            them.
         kind: ``"adam"`` or ``"muon"``.
         learning_rate: The learning rate of the first step.
 

@@ -72,7 +72,6 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
     Source: Pearson (1901); the singular vectors by Halko et al. (2011).
     """
     vae = VAE(VAEConfig(latent_dim, CHANNELS)).eval().requires_grad_(False)
-    vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for parameter in vae.parameters():
         parameter.zero_()
     pixels = _unshuffled(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255)

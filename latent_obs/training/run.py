@@ -131,8 +131,7 @@ class TrainingRun:
         device = fabric.device
         if device.type == "cpu":
             keep_freed_memory()
-        # The same values in another order of memory, in which convolutions are faster.
-        self.vae.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.vae.to(device)
         self.optimizer = Optimizer(self.vae, config.optimizer, config.learning_rate)
         self.generator = torch.Generator(device)
         self.medians = read_once(fabric, folder.medians)

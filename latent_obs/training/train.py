@@ -59,8 +59,8 @@ def train_vae(
     Args:
         config: Data, networks, objective and optimiser.
         progress: Show a progress bar on standard error.
-        steps_left: Called with the steps a second that this machine takes and with the steps taken, after
-            the first ones and again after each quarter of what is left, it returns how many more to take;
+        steps_left: For one process. Called with the steps a second that it takes and with the steps taken,
+            after the first ones and again after each quarter of what is left, it returns how many to take;
             ``config.steps`` is a first guess then. PyTorch gets, and keeps, the number of threads that is
             fastest. A call goes on with an interrupted run if its ``config.steps`` is what
             :func:`steps_of` returns. ``None`` (default): ``config.steps`` are taken.

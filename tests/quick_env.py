@@ -22,7 +22,7 @@ class QuickEnv(gym.Env[Any, Any]):
     """A dot jumps about; episodes last 5 to 40 steps; all of it follows from the seed and the actions.
 
     In the step of a number given as ``..._after`` it sleeps for long, holds the interpreter's lock for
-    long, raises an error, calls ``sys.exit(0)``, ends its process with status 0, or starts a thread that
+    long, raises an error, calls ``sys.exit(0)``, ends its process with status 0 or 1, or starts a thread that
     keeps its process alive. ``hang_in`` and ``hold_in`` name the call, ``"constructor"`` or ``"reset"``, that
     sleeps or holds the lock. ``server`` names a file: a process is started, as games do, and its number
     added to the file; with ``"multiprocessing:"`` before the name, multiprocessing starts it.
@@ -40,6 +40,7 @@ class QuickEnv(gym.Env[Any, Any]):
         break_after: int | None = None,
         exit_after: int | None = None,
         vanish_after: int | None = None,
+        crash_after: int | None = None,
         linger_after: int | None = None,
         hang_in: str | None = None,
         hold_in: str | None = None,
@@ -50,6 +51,7 @@ class QuickEnv(gym.Env[Any, Any]):
         self.pause, self.steps = pause, 0
         self.hang_after, self.hold_after, self.break_after = hang_after, hold_after, break_after
         self.exit_after, self.vanish_after, self.linger_after = exit_after, vanish_after, linger_after
+        self.crash_after = crash_after
         self.server_ended = (lambda: None) if server is None else start_server(server)
         self._trouble("constructor")
 
@@ -71,6 +73,8 @@ class QuickEnv(gym.Env[Any, Any]):
             sys.exit(0)
         if self.steps == self.vanish_after:
             os._exit(0)
+        if self.steps == self.crash_after:
+            os._exit(1)
         if self.steps == self.linger_after:
             threading.Thread(target=time.sleep, args=(1000,)).start()
         if self.steps == self.break_after:

@@ -292,7 +292,7 @@ def test_what_is_wrong_with_an_env_is_said_as_it_was_in_the_calling_process(tmp_
         collect_frames(replace(config, wrapper="tests.test_robustness:odd"), progress=False)
     with pytest.raises(CollectError, match="ended the program with sys\\.exit"):
         collect_frames(replace(config, wrapper="sys:exit"), progress=False)
-    with pytest.raises(CollectError, match="died with exit code 3"):
+    with pytest.raises(CollectError, match=r"died with exit code 1\.$"):
         collect_frames(replace(config, wrapper="tests.test_robustness:vanishing"), progress=False)
     with pytest.warns(UserWarning, match="it is odd"):
         collect_frames(replace(config, frames=20, wrapper="tests.test_robustness:warning"), progress=False)
@@ -310,7 +310,7 @@ def odd(_: Any) -> Any:
 
 
 def vanishing(_: Any) -> Any:
-    os._exit(3)
+    os._exit(1)
 
 
 def warning(env: Any) -> Any:
@@ -372,7 +372,11 @@ def test_a_time_limit_on_steps_is_none_on_the_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("trouble", "message"),
-    [("exit_after", "ended the program with sys.exit(0)"), ("vanish_after", "died with exit code 0")],
+    [
+        ("exit_after", "ended the program with sys.exit(0)"),
+        ("vanish_after", "died with exit code 0"),
+        ("crash_after", "died with exit code 1"),
+    ],
 )
 def test_an_env_that_exits_is_an_error_and_the_run_resumes(
     trouble: str, message: str, workers: int, tmp_path: Path
@@ -388,6 +392,7 @@ def test_an_env_that_exits_is_an_error_and_the_run_resumes(
         assert process.returncode == 1, messages
         assert re.search(r"failed: worker \d \(part-00\d-0000\d\.parquet\)", messages)
         assert message in messages
+        assert "imports your script" not in messages
         assert "run the same command again" in messages
     assert process.returncode == 0
     collect_frames(replace(config, out=tmp_path / "b", env_kwargs={}), progress=False)

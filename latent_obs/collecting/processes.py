@@ -75,7 +75,7 @@ class _Worker:
             code = self.process.exitcode
             if asked and code == -signal.SIGTERM:
                 return None  # before it could listen
-            return f"{self.where} {died(code)}"
+            return f"{self.where} {died(code, self.pulse)}"
         if self.ended.failure is not None:
             return f"{self.where}: {self.ended.failure}"
         if self.ended.stopped and not asked:
@@ -240,10 +240,10 @@ def end_if_imported_again() -> None:
         sys.exit(IMPORT_FAILED)
 
 
-def died(exit_code: int | None) -> str:
+def died(exit_code: int | None, pulse: Pulse) -> str:
     """Say how a process ended that did not say so itself."""
     said = f"died with exit code {exit_code}"
-    if exit_code == IMPORT_FAILED:
+    if exit_code == IMPORT_FAILED and not pulse.began:
         said += (
             ". Each process imports your script again: check that its work stands under "
             'if __name__ == "__main__":, and that it can be imported'

@@ -95,7 +95,7 @@ def try_out_in_process(config: CollectConfig) -> Files:
                 found, told = receiver.recv()
             except EOFError:
                 process.join()
-                reason = f"the process that tried it out {died(process.exitcode)}"
+                reason = f"the process that tried it out {died(process.exitcode, pulse)}"
                 raise _nothing_from(config, reason) from None
             process.join(GRACE_SECONDS)  # it ends by itself, unless something of the environment's keeps it
             if stop.is_set():  # by a signal in the last moments of the trial

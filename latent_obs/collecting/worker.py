@@ -73,6 +73,11 @@ class Pulse(ctypes.Structure):
         super().__init__(-1, 0.0, 0)
 
     @property
+    def began(self) -> bool:
+        """Whether the worker has called the environment."""
+        return bool(self.since or self.number or self.shard >= 0)
+
+    @property
     def call(self) -> str:
         """Name of the present call, or of the last one."""
         return CALLS[self.number]

@@ -183,8 +183,15 @@ MUTANTS = [
     Mutant(
         "a worker that ends without a word has done its work",
         PROCESSES,
-        '            return f"{self.where} {died(code)}"',
+        '            return f"{self.where} {died(code, self.pulse)}"',
         "            return None",
+        f"{ROBUST} -k an_env_that_exits",
+    ),
+    Mutant(
+        "an environment that ends its process is taken for a script without a main guard",
+        PROCESSES,
+        "exit_code == IMPORT_FAILED and not pulse.began",
+        "exit_code == IMPORT_FAILED",
         f"{ROBUST} -k an_env_that_exits",
     ),
     Mutant(

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from latent_obs.commands import GROUPS
 from latent_obs.extras import needs
 from latent_obs.progress import plain_console
@@ -32,7 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     console = plain_console(stderr=True)
 
     def show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        console.print(f"warning: {message}", style="yellow", soft_wrap=True)
+        # Gymnasium colours its warnings, whoever reads them; what is no terminal is left without.
+        console.print(Text.from_ansi(f"warning: {message}", style="yellow"), soft_wrap=True)
 
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())  # environments, policies and wrappers may be modules in this folder

@@ -6,6 +6,7 @@ frames and the plan, lies in its hidden folder ``.fit``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -95,10 +96,13 @@ class FitConfig:
         """The encoder folder."""
         if self.out is not None:
             return Path(self.out)
-        options = (self.env_kwargs, self.key, self.render, self.wrapper)
+        options = (self.env_kwargs, self.key, "render" if self.render else "", self.wrapper)
         words = [self.env_id, *(json.dumps(option) for option in options if option)]
         names = [re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.").lower() for word in words]
-        return cache_folder() / FITTED / "-".join(names)[:100]
+        name = "-".join(names)
+        if len(name) > 100:
+            name = f"{name[:91]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return cache_folder() / FITTED / name
 
     def open(self) -> gym.Env[Any, Any]:
         """Make the environment."""
@@ -357,7 +361,8 @@ def _read(path: Path) -> Plan:
 
 
 def say_fitted(encoder: EncoderFolder) -> None:
-    """Print what a fit made: three figures beside PCA's, the picture, and the line that uses it."""
+    """Print what a fit made: three figures beside PCA's, the picture, and the lines that use it."""
+    from latent_obs.evaluation.markdown import lines_that_wrap
     from latent_obs.evaluation.report import ReportCard
 
     console, out = plain_console(), encoder.path
@@ -379,5 +384,9 @@ def say_fitted(encoder: EncoderFolder) -> None:
         )
     for name in ("card.png", "card.html"):
         console.print(str(out / name), soft_wrap=True)
-    taken = "auto" if out.parent == cache_folder().absolute() / FITTED else out
-    console.print(f'{out}: pass encoder="{taken}"', soft_wrap=True)
+    found_by_itself = out.parent == cache_folder().absolute() / FITTED
+    console.print(
+        f"The encoder is {out}.", "It is taken by" if found_by_itself else "Take it with", soft_wrap=True
+    )
+    for line in lines_that_wrap(encoder.config, None if found_by_itself else str(out)):
+        console.print(f"    {line}", soft_wrap=True)

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -222,6 +223,16 @@ def test_a_read_only_folder_is_reported(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert "error:" in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_a_coloured_warning_is_plain_where_it_goes_into_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    """Gymnasium says so of old versions, in yellow, before it refuses this one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["fit", "Taxi-v3", "--render"]) == 1
+    told = capsys.readouterr().err
+    assert "WARN: The environment Taxi-v3 is out of date" in told
+    assert "\x1b" not in told
 
 
 def test_ctrl_c_in_code_that_exec_ran_has_the_same_exit_status(tmp_path: Path) -> None:

@@ -175,7 +175,10 @@ def test_where_pca_wins_pca_is_the_encoder(
     say_fitted(encoder)
     told = " ".join(capsys.readouterr().out.split())
     assert "PCA kept more than the VAE in this time" in told
-    assert f'pass encoder="{out}"' in told
+    assert (
+        f'Take it with env = LatentObservationWrapper(gym.make("ale_py:ALE/Boxing-v5"), encoder="{out}")'
+        in told
+    )
     card = ReportCard.from_json(json.loads((out / "card.json").read_text()))
     assert card.moving_r2 == pytest.approx(card.baselines["pca"].moving_r2, abs=0.03)
     with gym.make("ALE/Boxing-v5") as env, LatentObservationWrapper(env, out) as wrapped:
@@ -206,6 +209,21 @@ def test_an_interrupted_fit_goes_on_with_its_plan(tmp_path: Path, after: float) 
     fit_encoder(config, progress=False)
     assert len(FramesFolder(out / ".fit" / "frames")) == plan.frames
     assert json.loads((out / ".fit" / "finished.json").read_text())["seconds"] > plan.seconds
+
+
+def test_each_environment_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LATENT_OBS_HOME", str(tmp_path))
+    long = "made/Of-v0", {"name": "x" * 90}
+    configs = [
+        FitConfig("CartPole-v1"),
+        FitConfig("CartPole-v1", render=True),
+        FitConfig(long[0], env_kwargs={**long[1], "level": 1}),
+        FitConfig(long[0], env_kwargs={**long[1], "level": 2}),
+    ]
+    names = [config.folder.name for config in configs]
+    assert names[:2] == ["cartpole-v1", "cartpole-v1-render"]
+    assert len(set(names)) == 4
+    assert max(map(len, names)) <= 100
 
 
 def test_an_encoder_that_was_trained_otherwise_is_left_alone(encoder: Path) -> None:

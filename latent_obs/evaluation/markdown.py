@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,15 +61,12 @@ def card_text(ref: str, config: EncoderConfig, reports: Reports | None = None) -
     if reports:
         what = f"Frames that it was not trained on, and what {config.vae.latent_dim} numbers keep of them"
         parts += [f"![{what}](card.png)", ""]
-    env_id = envs[0] if len(envs) == 1 else "ENV"
-    # What registers the environment, so that the lines run as they stand.
-    module = {"ALE/": "ale_py:", "Scenes/": "latent_obs.scenes:"}.get(env_id.partition("/")[0] + "/", "")
     parts += [
         "```python",
         "import gymnasium as gym",
         "from latent_obs import LatentObservationWrapper",
         "",
-        f'env = LatentObservationWrapper(gym.make("{module}{env_id}"), encoder="{ref}")',
+        *lines_that_wrap(config, ref),
         "```",
         "",
         "## Report card",
@@ -86,6 +84,44 @@ def card_text(ref: str, config: EncoderConfig, reports: Reports | None = None) -
     if licence:
         parts += ["## Licence", "", f"{licence}. The frames come from the environments named above.", ""]
     return "\n".join(parts)
+
+
+def lines_that_wrap(config: EncoderConfig, ref: str | None = None) -> list[str]:
+    """Return the Python that wraps an encoder's environment, made as it was made to collect its frames.
+
+    Args:
+        config: Content of its ``config.json``.
+        ref: What finds the encoder; ``None`` leaves it to ``encoder="auto"``.
+
+    Example:
+        >>> print(*lines_that_wrap(resolve("pong-v0").config))
+        env = LatentObservationWrapper(gym.make("ale_py:ALE/Pong-v5"))
+    """
+    run, envs = config.provenance.run, config.source.env_ids
+    data: Mapping[str, Any] = {} if run is None else run.data
+    env_id = str(data.get("env_id", envs[0] if len(envs) == 1 else "ENV"))
+    # What registers the environment, so that the lines run as they stand.
+    module = {"ALE": "ale_py:", "Scenes": "latent_obs.scenes:"}.get(env_id.partition("/")[0], "")
+    kwargs = {**data.get("env_kwargs", {}), **({"render_mode": "rgb_array"} if data.get("render") else {})}
+    made = f"gym.make({', '.join([_quoted(module + env_id), *_arguments(kwargs)])})"
+    if data.get("render"):
+        made = f"gym.wrappers.AddRenderObservation({made})"
+    lines = []
+    if wrapper := data.get("wrapper"):
+        imported, _, name = str(wrapper).partition(":")
+        lines.append(f"from {imported} import {name}")
+        made = f"{name}({made})"
+    options = {"encoder": ref, "key": data.get("key")}
+    given = _arguments({name: value for name, value in options.items() if value is not None})
+    return [*lines, f"env = LatentObservationWrapper({', '.join([made, *given])})"]
+
+
+def _arguments(values: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={_quoted(value)}" for name, value in values.items()]
+
+
+def _quoted(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _held_out(metrics: Mapping[str, Any]) -> list[str]:

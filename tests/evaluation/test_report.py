@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from latent_obs.encoders.folder import EncoderConfig, VAEConfig
+from latent_obs.encoders.folder import EncoderConfig, VAEConfig, read_config
+from latent_obs.encoders.provenance import Run
 from latent_obs.encoders.resolve import PRETRAINED
-from latent_obs.evaluation.markdown import card_text
+from latent_obs.evaluation.markdown import card_text, lines_that_wrap
 from latent_obs.evaluation.report import (
     Measured,
     Probe,
@@ -189,6 +190,45 @@ def test_the_markdown_says_how_many_episodes_how_they_differ_and_when_the_ram_wa
     assert "| F1, paper reader | 0.410 | 0.310 | 0.210 | 0.110 |" in text
     assert "- It [fails] <often>." in text
     assert reports == Reports.from_json(json.loads(json.dumps(reports.to_json())))
+
+
+@pytest.mark.parametrize(
+    ("made", "shape"),
+    [
+        ({"env_id": "ALE/Pong-v5", "env_kwargs": {"mode": 1, "full_action_space": True}}, (10,)),
+        ({"env_id": "latent_obs.scenes:Scenes/Shapes-v0", "env_kwargs": {}}, (10,)),
+        ({"env_id": "FrozenLake-v1", "env_kwargs": {"desc": ["SF", "HG"]}, "render": True}, (10,)),
+        (
+            {
+                "env_id": "minigrid:MiniGrid-Empty-6x6-v0",
+                "env_kwargs": {},
+                "wrapper": "minigrid.wrappers:RGBImgObsWrapper",
+                "key": "image",
+            },
+            {"image": (10,)},
+        ),
+    ],
+)
+def test_the_lines_of_a_card_wrap_the_environment_as_it_was_collected(
+    made: dict[str, Any], shape: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "minigrid" in made["env_id"]:
+        pytest.importorskip("minigrid")
+    config = read_config(PRETRAINED / "shapes-v0")
+    run = Run({}, {"frames": 100, **made}, None)
+    config = replace(config, provenance=replace(config.provenance, run=run))
+    lines = card_text("shapes-v0", config).partition("```python\n")[2].partition("```")[0]
+    assert lines.endswith("\n".join(lines_that_wrap(config, "shapes-v0")) + "\n")
+    found: dict[str, Any] = {}
+    exec(lines, found)
+    with found["env"] as env:
+        obs, _ = env.reset(seed=0)
+    if isinstance(shape, dict):
+        assert {name: obs[name].shape for name in shape} == shape
+    else:
+        assert obs.shape == shape
+    for name, value in made["env_kwargs"].items():
+        assert env.unwrapped.spec.kwargs[name] == value
 
 
 def test_the_reports_of_every_bundled_encoder_load() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.mutants import Mutant
 
 _EVALUATE = "latent_obs/evaluation/evaluate.py"
+_MARKDOWN = "latent_obs/evaluation/markdown.py"
 _MEASURES = "latent_obs/measures.py"
 _PAGE = "latent_obs/evaluation/page.py"
 _POSITIONS = "latent_obs/evaluation/positions.py"
@@ -25,6 +26,22 @@ _TEST_REPORT = "tests/evaluation/test_report.py"
 _TEST_SELECTION = "tests/evaluation/test_selection.py"
 
 MUTANTS = [
+    Mutant(
+        "the lines of a card forget that the environment was drawn",
+        _MARKDOWN,
+        """    if data.get("render"):
+        made =""",
+        """    if data.get("rendered"):
+        made =""",
+        f"{_TEST_REPORT} -k lines_of_a_card",
+    ),
+    Mutant(
+        "the lines of a card forget which entry was the image",
+        _MARKDOWN,
+        '"key": data.get("key")}',
+        '"key": None}',
+        f"{_TEST_REPORT} -k lines_of_a_card",
+    ),
     Mutant(
         "PCA is fitted on the frames that it is measured on",
         _EVALUATE,

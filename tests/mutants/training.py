@@ -22,6 +22,13 @@ ANCHOR, AFFINE = "latent_obs/training/anchor.py", "latent_obs/training/affine.py
 
 MUTANTS = [
     Mutant(
+        "two environments whose names are long share the folder of a fit",
+        FIT,
+        'name = f"{name[:91]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"',
+        "name = name[:100]",
+        f"{TEST_FIT} -k folder_of_its_own",
+    ),
+    Mutant(
         "Rare colours do not count where an encoder is compared with PCA",
         FIT,
         "card.rare_r2 or 0.0",

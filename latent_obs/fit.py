@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ with needs("Fitting an encoder", "make"):
     from latent_obs.collecting.processes import end_if_imported_again
     from latent_obs.collecting.rate import frames_per_second
     from latent_obs.collecting.sources import open_env
+    from latent_obs.collecting.trial import naming_the_culprit
     from latent_obs.data.folder import FramesFolder
     from latent_obs.data.storage import locked
 
@@ -231,12 +232,9 @@ def _plan(config: FitConfig, work: Path) -> Plan:
         if plan.config == _json(config):
             return plan
         shutil.rmtree(work / "trained", ignore_errors=True)  # of a fit with another time
-    env = config.open()
-    try:
+    with naming_the_culprit(config.env_id), closing(config.open()) as env:
         policy = config.policy or default_policy(env)
         speed = frames_per_second(env, policy, min(1.0, config.seconds / 30))
-    finally:
-        env.close()
     wanted = speed * (os.cpu_count() or 1) * COLLECT_SHARE * config.seconds
     frames = int(max(MIN_FRAMES, min(FRAMES_PER_SECOND * config.seconds, wanted)))
     collected = work / "frames"

@@ -194,6 +194,23 @@ def test_an_error_that_nobody_expected_is_one_line(
     assert "Traceback" not in told
 
 
+@pytest.mark.parametrize("command", ["fit", "collect"])
+def test_an_error_in_the_environment_names_it_and_the_line_and_is_not_called_our_bug(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    options = ["--env-kwargs", '{"break_after": 2}', "--out", str(out)]
+    assert main([command, "tests.quick_env:Quick-v0", *options]) == 1
+    told = capsys.readouterr().err
+    lines = (Path(__file__).parent / "quick_env.py").read_text().splitlines()
+    line = next(number for number, text in enumerate(lines, 1) if "the cable came off" in text)
+    assert (
+        f"RuntimeError: the cable came off (in {Path(__file__).parent / 'quick_env.py'}, line {line})" in told
+    )
+    assert "tests.quick_env:Quick-v0" in told
+    assert "This is a bug" not in told
+
+
 def test_code_that_exits_in_the_midst_of_a_command_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,10 @@ import numpy as np
 from latent_obs.images import entry_path, image_layout
 
 ENVPOOL = "envpool/"
+_OLD_GYM = (
+    " Its package imports the old Gym, whose environments Gymnasium does not know. Write a class as "
+    "examples/environments.py does for Crafter, register it in a module of this folder, and pass module:Id."
+)
 
 
 def open_env(
@@ -65,7 +69,8 @@ def open_env(
     except (ImportError, gym.error.DependencyNotInstalled) as error:
         raise ImportError(f"The environment {env_id} needs a package that is missing: {error}") from error
     except gym.error.Error as error:
-        raise ValueError(f"Gymnasium cannot make the environment {env_id!r}: {error}") from error
+        cure = _OLD_GYM if "gym" in sys.modules else ""
+        raise ValueError(f"Gymnasium cannot make the environment {env_id!r}: {error}{cure}") from error
     except TypeError as error:
         raise ValueError(f"The environment {env_id!r} refuses env_kwargs {options}: {error}") from error
     try:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import sys
-import traceback
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -23,7 +24,7 @@ from latent_obs.collecting.processes import (
     end_if_imported_again,
 )
 from latent_obs.collecting.sources import open_env
-from latent_obs.collecting.worker import Pulse, describe
+from latent_obs.collecting.worker import Pulse, describe, place
 from latent_obs.data.shards import action_type
 from latent_obs.frames import check_frame_space, preprocess
 from latent_obs.progress import say, stop_on_signals
@@ -61,7 +62,7 @@ def try_out(config: CollectConfig, pulse: Pulse) -> Files:
             with pulse.during("close"):
                 env.close()
     except SystemExit as error:
-        raise _nothing_from(config, describe(error)) from error
+        raise _nothing_from(config.env_id, describe(error)) from error
     return files
 
 
@@ -90,13 +91,13 @@ def try_out_in_process(config: CollectConfig) -> Files:
                     raise KeyboardInterrupt
                 if config.step_timeout is not None and pulse.seconds > config.step_timeout:
                     limit = f"the {config.step_timeout:g} s of --step-timeout"
-                    raise _nothing_from(config, f"its {pulse.call} took longer than {limit}")
+                    raise _nothing_from(config.env_id, f"its {pulse.call} took longer than {limit}")
             try:
                 found, told = receiver.recv()
             except EOFError:
                 process.join()
                 reason = f"the process that tried it out {died(process.exitcode, pulse)}"
-                raise _nothing_from(config, reason) from None
+                raise _nothing_from(config.env_id, reason) from None
             process.join(GRACE_SECONDS)  # it ends by itself, unless something of the environment's keeps it
             if stop.is_set():  # by a signal in the last moments of the trial
                 raise KeyboardInterrupt
@@ -116,8 +117,26 @@ def _state(pulse: Pulse) -> str:
     return f": its {pulse.call} has not returned for {pulse.seconds:.0f} s" if pulse.seconds else ""
 
 
-def _nothing_from(config: CollectConfig, reason: str) -> CollectError:
-    return CollectError(f"Nothing was collected from {config.env_id}: {reason}.")
+def _nothing_from(env_id: str, reason: str) -> CollectError:
+    return CollectError(f"Nothing was collected from {env_id}: {reason}.")
+
+
+@contextmanager
+def naming_the_culprit(env_id: str) -> Iterator[None]:
+    """Turn what the code of an environment or a policy raises into an error that names both and the line.
+
+    Raises:
+        CollectError: For errors from outside this package. Its own errors, which say what to do, and missing
+            packages pass as they are.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        if not place(error):
+            raise
+        raise _nothing_from(env_id, describe(error)) from error
 
 
 def _process_main(config: CollectConfig, pipe: Connection, pulse: Pulse, user_path: list[str]) -> None:
@@ -126,12 +145,10 @@ def _process_main(config: CollectConfig, pipe: Connection, pulse: Pulse, user_pa
     with begin_worker(user_path, 0.0), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            found = try_out(config, pulse)
-        except (ValueError, ImportError, OSError, CollectError) as error:
-            found = error
+            with naming_the_culprit(config.env_id):
+                found = try_out(config, pulse)
         except Exception as error:
-            at = traceback.extract_tb(error.__traceback__)[-1]
-            found = _nothing_from(config, f"{describe(error)} (in {at.filename}, line {at.lineno})")
+            found = error
         pipe.send((_portable(found, config), [(str(w.message), w.category) for w in told]))
 
 
@@ -140,5 +157,5 @@ def _portable(found: Any, config: CollectConfig) -> Any:
     try:
         pickle.loads(pickle.dumps(found))
     except Exception:
-        return _nothing_from(config, describe(found))
+        return _nothing_from(config.env_id, describe(found))
     return found

@@ -11,8 +11,10 @@ import ctypes
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
@@ -278,7 +280,15 @@ def one_thread() -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Name an error on one line."""
+    """Name an error on one line, and the line of code if that is not this package's."""
     if isinstance(error, SystemExit):
         return f"the environment or the policy ended the program with sys.exit({error.code!r})"
-    return f"{type(error).__name__}: {' '.join(str(error).splitlines())}"
+    return f"{type(error).__name__}: {' '.join(str(error).splitlines())}{place(error)}"
+
+
+def place(error: BaseException) -> str:
+    """Say which line of code raised an error; nothing if it is a line of this package."""
+    raised = traceback.extract_tb(error.__traceback__)
+    if not raised or Path(raised[-1].filename).is_relative_to(Path(__file__).parents[1]):
+        return ""
+    return f" (in {raised[-1].filename}, line {raised[-1].lineno})"

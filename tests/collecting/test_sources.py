@@ -204,6 +204,23 @@ def test_what_shows_no_images_is_refused_before_collecting(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("old", [True, False])
+def test_an_environment_that_only_the_old_gym_knows_is_told_how_to_come_in(
+    old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old Gym, whose name is all that is needed of it here, is imported by packages of that time."""
+    (tmp_path / "gym.py").write_text("")
+    (tmp_path / "marioland.py").write_text("import gym\n" if old else "")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("gym", "marioland"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(ValueError, match="Mario") as refused:
+        open_env("marioland:Mario-v0")
+    assert ("imports the old Gym" in str(refused.value)) == old
+    for name in ("gym", "marioland"):
+        sys.modules.pop(name, None)
+
+
 def test_gray_images_are_collected_as_rgb_of_equal_channels(tmp_path: Path) -> None:
     config = CollectConfig("ALE/Pong-v5", tmp_path, frames=5, workers=1)
     folder = collect_frames(replace(config, env_kwargs={"obs_type": "grayscale"}), progress=False)

@@ -13,6 +13,20 @@ ACTING = "tests/collecting/test_policies.py"
 
 MUTANTS = [
     Mutant(
+        "an error in an environment is reported without its line",
+        "latent_obs/collecting/worker.py",
+        "{' '.join(str(error).splitlines())}{place(error)}",
+        "{' '.join(str(error).splitlines())}",
+        "tests/test_cli.py -k names_it_and_the_line",
+    ),
+    Mutant(
+        "fit measures the speed of an environment outside of what names it",
+        "latent_obs/fit.py",
+        "with naming_the_culprit(config.env_id), closing(config.open()) as env:",
+        "with closing(config.open()) as env:",
+        "tests/test_cli.py -k names_it_and_the_line",
+    ),
+    Mutant(
         "a signal in the last moment of the trial is lost",
         TRIAL,
         "            if stop.is_set():  # by a signal in the last moments of the trial\n",

@@ -16,6 +16,13 @@ REMEMBERED_PY = "latent_obs/encoders/remembered.py"
 
 MUTANTS = [
     Mutant(
+        "the last bits of a sum decide how a weight halfway between two integers is rounded",
+        "latent_obs/encoders/quantise.py",
+        "np.rint(np.rint(weights * 2**20) / 2**20)",
+        "np.rint(weights)",
+        "tests/encoders/test_kernel.py -k other_last_bits",
+    ),
+    Mutant(
         "The parity gate is at 3%",
         RUNTIMES_PY,
         "PARITY = 0.02\n",
@@ -39,7 +46,7 @@ MUTANTS = [
     Mutant(
         "Biases are not corrected",
         QUANTISE_PY,
-        "bias = np.rint((exact[i] / scale - sums).mean((0, 1, 2)))",
+        "bias = np.rint((exact[i] / scale - found).mean((0, 1, 2)))",
         "bias = np.rint(bias / scale)",
         f"{KERNEL} {RUNTIMES} -k every_machine",
     ),

@@ -535,12 +535,12 @@ def test_a_task_of_dm_control_gives_images_for_a_thousand_frames(task: str, step
         dm_suite.make("cartpole-fly")
 
 
-def test_every_task_of_dm_control_has_an_update_for_each_step(tmp_path: Path, encoder: Path) -> None:
-    """As CURL has it; SB3 calls it -1."""
-    for task in agents.ACTION_REPEATS:
+def test_every_task_of_dm_control_is_trained_for_as_many_updates(tmp_path: Path, encoder: Path) -> None:
+    """Steps take 2, 4 or 8 frames, and an update is for 8 frames."""
+    for task, frames in agents.ACTION_REPEATS.items():
         arguments = agents.hyperparameters(task, "latents", {"tau": 0.5}, "sac")
         assert arguments["tau"] == 0.5
-        assert arguments["gradient_steps"] == -1
+        assert agents.N_ENVS["sac"] * frames / arguments["gradient_steps"] == 8
     with pytest.raises(ValueError, match="walker-walk is set up for SAC only"):
         train_agent.train(dataclasses.replace(config(tmp_path, encoder), game="walker-walk"))
 

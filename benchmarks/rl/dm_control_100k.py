@@ -1,7 +1,7 @@
 """How good is an agent of DMControl after 100,000 frames, those for its encoder included? SAC on latents.
 
 $ pip install shimmy dm_control==1.0.50 mujoco==3.17.0
-$ python benchmarks/rl/dm_control_100k.py --out runs/dm_control    # ten minutes of one core for each task
+$ python benchmarks/rl/dm_control_100k.py --out runs/dm_control    # six tasks, five minutes of one core each
 
 For each task of CURL's table, random play gives 10,000 frames, an encoder is trained on them, and SAC learns
 on three stacked latents of it for the other 90,000 frames. Then it plays ten whole episodes, always with its
@@ -62,7 +62,7 @@ class Args:
     """frames of random play"""
     encoder_episode: int = 1000
     """frames of an episode of random play; shorter ones begin more often, with other targets and poses"""
-    encoder_steps: int = 3000
+    encoder_steps: int = 1500
     """optimiser steps of the encoder"""
     changes: str = "{}"
     """hyperparameters of SAC to change, as JSON"""

@@ -123,7 +123,7 @@ def _nothing_from(env_id: str, reason: str) -> CollectError:
 
 @contextmanager
 def naming_the_culprit(env_id: str) -> Iterator[None]:
-    """Turn what the code of an environment or a policy raises into an error that names both and the line.
+    """Turn what an environment or a policy raises into an error that names the environment and the line.
 
     Raises:
         CollectError: For errors from outside this package. Its own errors, which say what to do, and missing

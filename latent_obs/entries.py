@@ -195,7 +195,7 @@ def fitted_encoder(
         key: The entry of ``Dict`` observations that is encoded.
 
     Raises:
-        ValueError: If it is not known how the environment was made.
+        ValueError: If it is not known how the environment was made, or it has arguments that are no JSON.
         ImportError: If the packages to train with are missing.
     """
     ref = encoder.get("ref") if isinstance(encoder, Mapping) else encoder
@@ -207,6 +207,12 @@ def fitted_encoder(
             raise ValueError(
                 "encoder='fit' needs an environment that gymnasium.make made, so that it can be made again "
                 "to collect frames. Collect and train by hand: latent-obs collect, latent-obs train."
+            )
+        if made.untypable:
+            raise ValueError(
+                f"encoder='fit' makes {made.env_id} again in other processes, with arguments that are JSON. "
+                f"These are not: {', '.join(made.untypable)}. Register a Gymnasium id that needs no such "
+                "argument, and make the environment by that id."
             )
         from latent_obs.fit import FitConfig, fit_encoder
 

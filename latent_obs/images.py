@@ -8,6 +8,7 @@ holds the line that decides.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -250,7 +251,7 @@ class MadeBy:
         spec = env if isinstance(env, EnvSpec) else getattr(env, "spec", None)
         if not isinstance(spec, EnvSpec):
             return cls()
-        kwargs = dict(spec.kwargs)
+        kwargs: dict[str, Any] = as_json(spec.kwargs)
         num_envs = kwargs.pop("num_envs", 0)
         vectorization = str(kwargs.pop("vectorization_mode", ""))
         package = str(spec.entry_point).partition(":")[0].partition(".")[0]
@@ -269,6 +270,11 @@ class MadeBy:
         return cls(spec.id, kwargs, package, names, num_envs, vectorization)
 
     @property
+    def untypable(self) -> list[str]:
+        """The names of arguments that are no JSON values, so that no command can be told them."""
+        return [name for name, value in self.kwargs.items() if not _is_plain(value)]
+
+    @property
     def is_native_ale(self) -> bool:
         """Whether it is ALE's own vector environment."""
         return self.env_id.startswith("ALE/") and self.vectorization == "vector_entry_point"
@@ -277,10 +283,10 @@ class MadeBy:
         """Return the Python expression that makes it, with other arguments."""
         name = "gym.make_vec" if self.num_envs else "gym.make"
         known = {name: value for name, value in self.kwargs.items() if _is_plain(value)}
-        arguments = [repr(f"{self.package}:{self.env_id}" if self.package else self.env_id).replace("'", '"')]
+        arguments = [as_python(f"{self.package}:{self.env_id}" if self.package else self.env_id)]
         if self.num_envs:
             arguments.append(str(self.num_envs))
-        arguments += [f"{key}={value!r}".replace("'", '"') for key, value in {**known, **changes}.items()]
+        arguments += keywords({**known, **changes})
         return around % f"{name}({', '.join(arguments)})"
 
     def render_line(self) -> str:
@@ -329,12 +335,53 @@ class MadeBy:
         options = self.options(key)
         words = ["latent-obs", verb, options.pop("env_id") or "ENV"]
         for name, value in options.items():
-            value = f"'{json.dumps(value)}'" if isinstance(value, dict) else value
-            words.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))
+            value = shlex.quote(json.dumps(value) if isinstance(value, dict) else str(value))
+            words.append(f"--{name.replace('_', '-')}" + ("" if options[name] is True else f" {value}"))
         return " ".join(words)
 
 
+def as_json(value: Any) -> Any:
+    """Return an argument as JSON has it: tuples and arrays become lists; what JSON does not have stays.
+
+    Example:
+        >>> as_json({"lookat": np.array([0.0, 1.5]), "size": (2, 2)})
+        {'lookat': [0.0, 1.5], 'size': [2, 2]}
+    """
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [as_json(each) for each in value]
+    if isinstance(value, dict):
+        return {name: as_json(each) for name, each in value.items()}
+    return value
+
+
+def as_python(value: Any) -> str:
+    """Return a value as Python, texts in double quotes.
+
+    Example:
+        >>> print(as_python("the track's camera"))
+        "the track's camera"
+    """
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
+
+def keywords(values: Mapping[str, Any]) -> list[str]:
+    """Return keyword arguments as Python.
+
+    Example:
+        >>> keywords({"mode": 30, "map_name": "4x4"})
+        ['mode=30', 'map_name="4x4"']
+    """
+    return [f"{name}={as_python(value)}" for name, value in values.items()]
+
+
 def _is_plain(value: Any) -> bool:
+    """Whether a value can be typed, as Python and as JSON."""
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and _is_plain(each) for name, each in value.items())
     return value is None or isinstance(value, (str, int, float, bool))
 
 
@@ -343,4 +390,5 @@ def _is_default(env_id: str, name: str, value: Any) -> bool:
     known = gym.registry.get(env_id)
     if known is None:
         return False
-    return bool(value == (known.max_episode_steps if name == "max_episode_steps" else known.kwargs.get(name)))
+    default = known.max_episode_steps if name == "max_episode_steps" else as_json(known.kwargs.get(name))
+    return bool(value == default)

@@ -259,6 +259,13 @@ def test_an_environment_that_nobody_can_make_again_is_refused() -> None:
         LatentObservationWrapper(FrameEnv(), "fit")
 
 
+def test_an_argument_that_no_other_process_can_be_told_is_refused() -> None:
+    frozen = gym.make("FrozenLake-v1", render_mode="rgb_array", desc=["SF", "FG"], map_name=object())
+    env = gym.wrappers.AddRenderObservation(frozen)
+    with pytest.raises(ValueError, match=r"FrozenLake-v1 again .* These are not: map_name\."):
+        LatentObservationWrapper(env, "fit")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import copy
 import functools
+import json
 import re
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any
@@ -329,6 +333,12 @@ def test_grids_of_object_codes_are_refused_by_size_too(encoder: Path) -> None:
             lambda: SyncVectorEnv([lambda: rgb_minigrid()]),
             "minigrid:MiniGrid-Empty-6x6-v0 --wrapper minigrid.wrappers:RGBImgObsWrapper --key image",
         ),
+        (
+            lambda: gym.wrappers.AddRenderObservation(
+                gym.make("FrozenLake-v1", render_mode="rgb_array", desc=["SF", "FG"])
+            ),
+            """FrozenLake-v1 --env-kwargs '{"desc": ["SF", "FG"]}' --render""",
+        ),
     ],
 )
 def test_the_warning_of_a_general_encoder_names_the_whole_command(
@@ -343,6 +353,26 @@ def test_the_warning_of_a_general_encoder_names_the_whole_command(
     with pytest.warns(UserWarning, match=re.escape(f"finds it: latent-obs fit {command}")) as told:
         wrap(env, key=key)
     assert told[0].filename == __file__
+
+
+def test_arguments_are_shown_as_they_must_be_typed() -> None:
+    """The shell and Python read back what the environment was made with, quotes and nested values too."""
+    wanted = {"title": "it's \"6\" o'clock ☀", "config": {"lanes": [1, 2.5], "ego": None, "dense": True}}
+    made = MadeBy("Some-v0", {**wanted, "reward": object()})
+    words = shlex.split(made.command("fit"))
+    assert words[:4] == ["latent-obs", "fit", "Some-v0", "--env-kwargs"]
+    assert json.loads(words[4]) == wanted
+    call: Any = ast.parse(made.line(), mode="eval").body
+    assert {word.arg: ast.literal_eval(word.value) for word in call.keywords} == wanted
+
+
+@pytest.mark.parametrize("given", [("SF", "FG"), np.array(["SF", "FG"])])
+def test_tuples_and_arrays_are_the_same_arguments_as_lists(given: Any) -> None:
+    """A command can be told lists only, and the encoder it fits has to be found again."""
+    spec = copy.deepcopy(gym.spec("FrozenLake-v1"))
+    spec.kwargs["desc"] = given
+    assert frame_source(spec) == frame_source(gym.make("FrozenLake-v1", desc=["SF", "FG"]))
+    assert MadeBy.of(spec).options()["env_kwargs"] == {"desc": ["SF", "FG"]}
 
 
 def rgb_minigrid() -> Any:

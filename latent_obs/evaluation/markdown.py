@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from latent_obs.encoders.folder import EncoderConfig
 from latent_obs.encoders.resolve import encoder_name, resolve
 from latent_obs.evaluation.report import BRIEF, CODES, Figure, ReportCard, Reports
+from latent_obs.images import as_python, keywords
 
 _MEANING = (
     "An R² of 1 is perfect. 0 is no better than showing the median frame (moving objects, rare colours) or "
@@ -103,7 +103,7 @@ def lines_that_wrap(config: EncoderConfig, ref: str | None = None) -> list[str]:
     # What registers the environment, so that the lines run as they stand.
     module = {"ALE": "ale_py:", "Scenes": "latent_obs.scenes:"}.get(env_id.partition("/")[0], "")
     kwargs = {**data.get("env_kwargs", {}), **({"render_mode": "rgb_array"} if data.get("render") else {})}
-    made = f"gym.make({', '.join([_quoted(module + env_id), *_arguments(kwargs)])})"
+    made = f"gym.make({', '.join([as_python(module + env_id), *keywords(kwargs)])})"
     if data.get("render"):
         made = f"gym.wrappers.AddRenderObservation({made})"
     lines = []
@@ -112,16 +112,8 @@ def lines_that_wrap(config: EncoderConfig, ref: str | None = None) -> list[str]:
         lines.append(f"from {imported} import {name}")
         made = f"{name}({made})"
     options = {"encoder": ref, "key": data.get("key")}
-    given = _arguments({name: value for name, value in options.items() if value is not None})
+    given = keywords({name: value for name, value in options.items() if value is not None})
     return [*lines, f"env = LatentObservationWrapper({', '.join([made, *given])})"]
-
-
-def _arguments(values: Mapping[str, Any]) -> list[str]:
-    return [f"{name}={_quoted(value)}" for name, value in values.items()]
-
-
-def _quoted(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def _held_out(metrics: Mapping[str, Any]) -> list[str]:

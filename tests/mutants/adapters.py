@@ -90,6 +90,27 @@ MUTANTS = [
         "tests/test_images.py -k two_ways",
     ),
     Mutant(
+        "the command that fits an encoder leaves out nested arguments",
+        "latent_obs/images.py",
+        "    if isinstance(value, list):\n        return all(map(_is_plain, value))",
+        "    if isinstance(value, list):\n        return False",
+        "tests/test_images.py -k 'typed or general_encoder'",
+    ),
+    Mutant(
+        "an argument that is a tuple hides the encoder that was fitted with a list",
+        "latent_obs/images.py",
+        "if isinstance(value, (list, tuple)):",
+        "if isinstance(value, list):",
+        "tests/test_images.py -k same_arguments",
+    ),
+    Mutant(
+        "an encoder is fitted without the arguments that cannot be told",
+        "latent_obs/entries.py",
+        "        if made.untypable:",
+        "        if not made.env_id:",
+        "tests/test_fit.py -k no_other_process",
+    ),
+    Mutant(
         "several entries with one encoder come back in the wrong order",
         "latent_obs/entries.py",
         "for i, part in zip(mine, np.split(both, ends[:-1]), strict=True)",

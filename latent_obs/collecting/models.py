@@ -206,7 +206,10 @@ class SB3Policy:
                 "installed: pip install sb3-contrib"
             ) from error
         try:
-            self.model = algorithm.load(path, device="cpu")
+            with warnings.catch_warnings():
+                # SB3 warns of the memory that it chose itself for returns over several steps.
+                warnings.filterwarnings("ignore", "`n_steps=.* is ignored")
+                self.model = algorithm.load(path, device="cpu")
         except Exception as error:  # whatever unpickling and torch make of damaged bytes
             raise ValueError(
                 f"{path} is not a whole Stable-Baselines3 model: {_first_line(error)}"

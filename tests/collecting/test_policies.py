@@ -173,6 +173,15 @@ def test_an_sb3_model_of_another_environment_is_refused(tmp_path: Path) -> None:
         make_policy(str(tmp_path / "model.zip"), FrameEnv())
 
 
+def test_a_model_of_returns_over_several_steps_loads_without_a_warning_about_its_memory(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    env = gym.make("CartPole-v1")
+    DQN("MlpPolicy", env, n_steps=3, device="cpu").save(tmp_path / "model.zip")
+    make_policy(str(tmp_path / "model.zip"), env)
+    assert [str(warning.message) for warning in recwarn if "n_steps" in str(warning.message)] == []
+
+
 def test_a_zip_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.zip").write_bytes(b"PK nothing")
     with pytest.raises(ValueError, match="not a model saved by Stable-Baselines3"):

@@ -77,9 +77,7 @@ class ImageEntries:
         # The encoder comes last: its warnings would be moot before an error.
         self.source = FrameSource.combine([frame_source(s) for s in specs]) if specs else FrameSource()
         self._made = made = MadeBy.of(made_by)
-        self._each = (
-            isinstance(encoder, Mapping) and self._keys[0] is not None and set(encoder) == set(self._keys)
-        )
+        self._each = isinstance(encoder, Mapping) and set(encoder) == set(self._keys)
         given = [encoder[name] if self._each else encoder for name in self._keys]  # type: ignore[index]
         prints: Mapping[Any, str | None] = (
             fingerprint if isinstance(fingerprint, Mapping) else dict.fromkeys(self._keys, fingerprint)
@@ -118,7 +116,7 @@ class ImageEntries:
         return {
             "encoder": dict(zip(names, specs, strict=True)) if self._each else specs[0],
             "stack": self.stack,
-            "key": self._keys[0] if len(names) == 1 and not self._each else names,
+            "key": self._keys[0] if len(names) == 1 else names,
             "normalize": self.encoder.normalize,
             "fingerprint": dict(zip(names, prints, strict=True)) if self._each else prints[0],
         }

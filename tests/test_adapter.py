@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from latent_obs import LatentObservationWrapper, load_encoder
-from latent_obs.adapter import LatentStack
+from latent_obs.adapter import LatentStack, to_frames
 from latent_obs.vae import load_vae
 from tests.conftest import TINY_VAE, FrameEnv, random_tensors
 
@@ -69,3 +69,8 @@ def test_latents_are_scaled_unless_told_otherwise(given: str, tmp_path: Path) ->
     np.testing.assert_allclose(env.reset(seed=0)[0], (raw - mean) / std, rtol=0.02, atol=0.02)
     plain = LatentObservationWrapper(FrameEnv(), load_encoder(folder, normalize=False))
     np.testing.assert_allclose(plain.reset(seed=0)[0], raw, rtol=0.02, atol=0.02)
+
+
+def test_batches_of_the_frames_size_that_are_no_bytes_are_refused(encoder: Path) -> None:
+    with pytest.raises(ValueError, match="float32"):
+        to_frames(load_encoder(encoder), np.zeros((2, 64, 64, 3), np.float32))

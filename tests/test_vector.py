@@ -125,7 +125,9 @@ def ale_envs(mode: str = "NextStep", **options: Any) -> Any:
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])  # ALE has no other
 def test_ales_vector_env_is_encoded_as_its_frames(mode: str) -> None:
     encode = load_encoder("pong-v0")
-    outer, plain = vector.LatentObservationWrapper(ale_envs(mode), encode), ale_envs(mode)
+    envs = ale_envs(mode)
+    ale_envs({"NextStep": "SameStep", "SameStep": "NextStep"}[mode]).close()  # changes the others' metadata
+    outer, plain = vector.LatentObservationWrapper(envs, encode), ale_envs(mode)
     np.testing.assert_array_equal(outer.reset(seed=1)[0], encode(plain.reset(seed=1)[0][:, 0]))
     ends = 0
     for step in range(150):
@@ -136,6 +138,33 @@ def test_ales_vector_env_is_encoded_as_its_frames(mode: str) -> None:
         if mode == "SameStep" and done.any():
             np.testing.assert_array_equal(a[4]["final_obs"][done], encode(b[4]["final_obs"][done, 0]))
     assert ends >= NUM
+
+
+class Reticent(gym.vector.VectorEnv[Any, Any, Any]):
+    """Tells its autoreset mode in its metadata, or nowhere, as EnvPool does."""
+
+    def __init__(self, env: SyncVectorEnv, metadata: dict[str, Any]) -> None:
+        self.reset, self.step, self.num_envs = env.reset, env.step, env.num_envs  # type: ignore[method-assign]
+        self.single_observation_space, self.metadata = env.single_observation_space, metadata
+        self.single_action_space, self.action_space = env.single_action_space, env.action_space
+        self.observation_space = env.observation_space
+
+
+@pytest.mark.parametrize("mode", ["NextStep", "SameStep", None])
+def test_the_autoreset_mode_is_read_from_metadata_and_else_is_next_step(mode: Any, encoder: Path) -> None:
+    def make() -> Any:
+        return vector_env(makers(), mode or "NextStep")
+
+    metadata = {} if mode is None else {"autoreset_mode": gym.vector.AutoresetMode(mode)}
+    outer = vector.LatentObservationWrapper(Reticent(make(), metadata), encoder, stack=2)
+    known = vector.LatentObservationWrapper(make(), encoder, stack=2)
+    assert_same(outer.reset(seed=0)[0], known.reset(seed=0)[0])
+    for step in range(12):
+        told, wanted = outer.step(actions(step)), known.step(actions(step))
+        np.testing.assert_array_equal(told[0], wanted[0])
+        if "final_obs" in wanted[4]:
+            for final, other in zip(told[4]["final_obs"], wanted[4]["final_obs"], strict=True):
+                np.testing.assert_array_equal(final, other)
 
 
 class BatchedFinals(SyncVectorEnv):
@@ -201,7 +230,6 @@ def test_asynchronous_ale_keeps_each_envs_stack(stack: int, tmp_path: Path) -> N
     seen: dict[str, Any] = {}
     observe = env.recv
     env.recv = lambda: seen.setdefault("last", observe())  # what the wrapper was given
-    env.step = lambda a: (env.send(a), env.recv())[1]
     outer = vector.LatentObservationWrapper(env, encode, stack=stack)
     assert outer.observation_space.shape == (2, 32 * stack)
     history: dict[int, list[Any]] = {}
@@ -213,7 +241,8 @@ def test_asynchronous_ale_keeps_each_envs_stack(stack: int, tmp_path: Path) -> N
     ended: set[int] = set()
     for step in range(200):
         seen.clear()
-        obs, _, terminations, truncations, infos = outer.step(actions(step, 2))
+        outer.send(actions(step, 2))
+        obs, _, terminations, truncations, infos = outer.recv()
         given = encode(seen["last"][0][:, 0])
         for row, i in enumerate(infos["env_id"]):
             begins = i not in history or i in ended

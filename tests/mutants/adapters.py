@@ -125,13 +125,6 @@ MUTANTS = [
         "tests/test_vector.py -k ales_vector_env",
     ),
     Mutant(
-        "actions do not reach asynchronous environments",
-        "latent_obs/vector.py",
-        "        self.env.send(actions)  # type: ignore[attr-defined]",
-        "        pass",
-        "tests/test_vector.py -k asynchronous",
-    ),
-    Mutant(
         "batches of floats of 64x64 are taken for frames",
         "latent_obs/adapter.py",
         "and images.dtype == np.uint8:",

@@ -112,6 +112,18 @@ def test_auto_takes_the_fitted_encoder_of_this_environment_and_of_no_other(fitte
     assert find_fitted(frame_source(gym.spec("ALE/Boxing-v5")), key="screen") is None
 
 
+def test_of_two_fits_of_an_environment_auto_takes_the_newer(fitted: Path, cache: Path) -> None:
+    """The ids ALE/Boxing-v5 and ale_py:ALE/Boxing-v5 have a folder each, for one."""
+    for name, day in (("first", 2), ("second", 3), ("third", 1)):
+        folder = shutil.copytree(fitted, cache / "encoders" / name, ignore=shutil.ignore_patterns(".fit"))
+        config = json.loads((folder / "config.json").read_text())
+        config["provenance"]["created"] = f"2026-11-0{day}T00:00:00+00:00"
+        (folder / "config.json").write_text(json.dumps(config))
+    found = find_fitted(frame_source(gym.spec("ALE/Boxing-v5")))
+    assert found is not None
+    assert found.path.name == "second"
+
+
 def test_the_spec_refuses_another_encoder_of_the_same_name(fitted: Path, cache: Path) -> None:
     """A machine that fitted another encoder of the environment must not take it for this one."""
     folder = cache / "encoders" / "boxing"
@@ -128,9 +140,7 @@ def test_the_spec_refuses_another_encoder_of_the_same_name(fitted: Path, cache: 
 
 def test_the_same_fit_again_is_finished(fitted: Path) -> None:
     before = (fitted / "model.safetensors").stat().st_mtime_ns
-    begun = time.monotonic()
     assert fit_encoder(replace(QUICK, out=fitted), progress=False).path == fitted
-    assert time.monotonic() - begun < 1
     assert (fitted / "model.safetensors").stat().st_mtime_ns == before
 
 

@@ -156,7 +156,7 @@ ACTION_REPEATS = {
 }
 FRAMES_PER_UPDATE = 8
 SAC_SKIP, PPO_SKIP, VIZDOOM_SKIP = 4, 2, 4
-PATIENCE, GIVEN_UP, SAC_REWARD_SCALE, VIZDOOM_REWARD_SCALE = 100, 20.0, 0.1, 0.01
+PATIENCE, GIVEN_UP, SAC_REWARD_SCALE, VIZDOOM_REWARD_SCALE = 400, 20.0, 0.1, 0.01
 
 # MlpPolicy has two layers of 64 by default, while the layer above CnnPolicy's convolutions has 512 units.
 LATENT_CHANGES: dict[Family, dict[str, Any]] = {

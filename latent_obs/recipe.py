@@ -294,10 +294,11 @@ def _metrics(encoder: EncoderConfig, reports: Reports) -> Metrics:
 
 
 def _write_card(out: Path, recipe: Recipe, encoder: EncoderConfig, reports: Reports) -> None:
-    """Write ``reports.json`` and ``README.md``."""
-    content = json.dumps(_short(reports.to_json()), indent=1)
-    write_atomically(out / "reports.json", (content + "\n").encode())
-    write_atomically(out / "README.md", card_text(recipe.name, encoder, reports).encode())
+    """Write ``reports.json``, and ``README.md`` of the figures as they are stored."""
+    content = _short(reports.to_json())
+    write_atomically(out / "reports.json", (json.dumps(content, indent=1) + "\n").encode())
+    text = card_text(recipe.name, encoder, Reports.from_json(content))
+    write_atomically(out / "README.md", text.encode())
 
 
 def _short(value: Any) -> Any:

@@ -23,7 +23,7 @@ from latent_obs.encoders.resolve import PRETRAINED, list_encoders, resolve_auto
 from latent_obs.evaluation.markdown import card_text, read_card
 from latent_obs.evaluation.report import Reports
 from latent_obs.frames import FrameSource, FrameSpec, preprocess
-from latent_obs.recipe import BuildConfig, build_recipe, list_recipes, read_recipe
+from latent_obs.recipe import BuildConfig, _write_card, build_recipe, list_recipes, read_recipe
 from latent_obs.scenes import RENDERED
 from tests.conftest import save_encoder
 from tests.evaluation.test_report import CARD, PROBE
@@ -334,6 +334,17 @@ def test_every_bundled_encoder_has_its_recipe_and_card() -> None:
         for heading in ("## Report card", "## How it was made", "## Known failures", "## Licence"):
             assert heading in text, name
         assert (PRETRAINED / name / "card.png").is_file()
+
+
+def test_a_card_shows_the_figures_that_are_stored_beside_it(tmp_path: Path) -> None:
+    """0.91150004 is 0.912 in three digits, and 0.9115, which is stored, is 0.911."""
+    name = "boxing-v0"
+    reports = Reports.from_json(json.loads((PRETRAINED / name / "reports.json").read_text()))
+    cards = {env_id: replace(card, moving_r2=0.91150004) for env_id, card in reports.reports.items()}
+    encoder = list_encoders()[name]
+    _write_card(tmp_path, read_recipe(name), encoder, replace(reports, reports=cards))
+    stored = Reports.from_json(json.loads((tmp_path / "reports.json").read_text()))
+    assert (tmp_path / "README.md").read_text() == card_text(name, encoder, stored)
 
 
 def registered(env_id: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 
-from latent_obs.images import ImageLayout, as_json, image_layout
+from latent_obs.images import ABOUT_VECTORS, ImageLayout, as_json, image_layout
 
 try:
     from latent_obs import _area
@@ -225,8 +225,7 @@ def specs_of(env: Any) -> list[EnvSpec]:
 
 
 def _source_of(spec: EnvSpec) -> FrameSource:
-    about_vectors = ("render_mode", "num_envs", "vectorization_mode", "autoreset_mode")
-    kwargs = {name: as_json(value) for name, value in spec.kwargs.items() if name not in about_vectors}
+    kwargs = {name: as_json(value) for name, value in spec.kwargs.items() if name not in ABOUT_VECTORS}
     emulator: dict[str, Any] = {}
     if str(spec.entry_point).startswith("ale_py"):
         # ALE's own vector environment has other defaults than the plain one.

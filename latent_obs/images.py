@@ -22,6 +22,8 @@ from gymnasium.envs.registration import EnvSpec
 _SMALLEST, _SMALLEST_GRAY = 4, 16
 # What of a vector environment's arguments a plain ALE environment takes too.
 _ALE_OPTIONS = ("frameskip", "repeat_action_probability", "mode", "difficulty")
+# Arguments that say how environments run together or draw, not what they show.
+ABOUT_VECTORS = ("render_mode", "num_envs", "vectorization_mode", "vector_kwargs", "autoreset_mode")
 _RENDERERS = {"RGBImgObsWrapper", "RGBImgPartialObsWrapper", "AddRenderObservation"}
 _RENDER = "gym.wrappers.AddRenderObservation"
 
@@ -270,9 +272,17 @@ class MadeBy:
         return cls(spec.id, kwargs, package, names, num_envs, vectorization)
 
     @property
+    def _own(self) -> dict[str, Any]:
+        """The arguments that one environment takes, to show the same."""
+        own = {name: value for name, value in self.kwargs.items() if name not in ABOUT_VECTORS}
+        if self.is_native_ale:  # how it arranges frames is no business of a plain environment
+            own = {name: value for name, value in own.items() if name in _ALE_OPTIONS}
+        return own
+
+    @property
     def untypable(self) -> list[str]:
-        """The names of arguments that are no JSON values, so that no command can be told them."""
-        return [name for name, value in self.kwargs.items() if not _is_plain(value)]
+        """The names of arguments of one environment that are no JSON values: no command can be told them."""
+        return [name for name, value in self._own.items() if not _is_plain(value)]
 
     @property
     def is_native_ale(self) -> bool:
@@ -311,9 +321,7 @@ class MadeBy:
             >>> MadeBy.of(gym.spec("CartPole-v1")).options()
             {'env_id': 'CartPole-v1'}
         """
-        known = {k: v for k, v in self.kwargs.items() if k != "render_mode" and _is_plain(v)}
-        if self.is_native_ale:  # how it arranges frames is no business of a plain environment
-            known = {k: v for k, v in known.items() if k in _ALE_OPTIONS}
+        known = {name: value for name, value in self._own.items() if _is_plain(value)}
         options: dict[str, Any] = {"env_id": f"{self.package}:{self.env_id}" if self.package else self.env_id}
         if known:
             options["env_kwargs"] = known

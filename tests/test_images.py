@@ -375,6 +375,23 @@ def test_tuples_and_arrays_are_the_same_arguments_as_lists(given: Any) -> None:
     assert MadeBy.of(spec).options()["env_kwargs"] == {"desc": ["SF", "FG"]}
 
 
+@pytest.mark.skipif(not hasattr(gym.vector, "AutoresetMode"), reason="Gymnasium before 1.1 has no modes")
+def test_how_environments_run_together_is_no_argument_of_one() -> None:
+    """gymnasium.make would refuse it, and JSON does not have the mode."""
+    mode = gym.vector.AutoresetMode.SAME_STEP
+    for told in ({"autoreset_mode": mode}, {"copy": False}):
+        envs = gym.make_vec("CartPole-v1", 2, "sync", vector_kwargs=told, sutton_barto_reward=True)
+        made = MadeBy.of(envs)
+        assert made.untypable == []
+        assert made.options() == {"env_id": "CartPole-v1", "env_kwargs": {"sutton_barto_reward": True}}
+        assert frame_source(envs.spec).env_kwargs == made.options()["env_kwargs"]
+        envs.close()
+    spec = copy.deepcopy(gym.spec("ALE/Pong-v5"))
+    spec.kwargs |= {"vectorization_mode": "vector_entry_point", "autoreset_mode": mode, "mode": 1}
+    assert MadeBy.of(spec).untypable == []
+    assert MadeBy.of(spec).options() == {"env_id": "ALE/Pong-v5", "env_kwargs": {"mode": 1}}
+
+
 def rgb_minigrid() -> Any:
     from minigrid.wrappers import RGBImgObsWrapper
 

@@ -111,6 +111,13 @@ MUTANTS = [
         "tests/test_fit.py -k no_other_process",
     ),
     Mutant(
+        "encoder='fit' refuses a vector environment for its autoreset mode",
+        "latent_obs/images.py",
+        "for name, value in self._own.items() if not _is_plain(value)]",
+        "for name, value in self.kwargs.items() if not _is_plain(value)]",
+        "tests/test_images.py -k run_together",
+    ),
+    Mutant(
         "a vector environment that does not tell its autoreset mode keeps the last episode's latents",
         "latent_obs/vector.py",
         'mode or "NextStep"',

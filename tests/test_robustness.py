@@ -213,7 +213,7 @@ def test_ctrl_c_while_a_process_is_started_reaches_the_parent_alone() -> None:
             os.kill(os.getpid(), signal.SIGINT)
             assert child.pid is not None
             os.kill(child.pid, signal.SIGINT)
-        assert stop.is_set()
+        wait_for(stop.is_set)  # the kernel gives the signal to any thread, such as PyTorch's
         child.join()
         assert child.exitcode == 0
 

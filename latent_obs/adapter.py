@@ -22,7 +22,7 @@ from latent_obs.encoders.folder import Latents
 from latent_obs.encoders.hub import HUB_PREFIX
 from latent_obs.encoders.resolve import level_of_caller, resolve, resolve_auto
 from latent_obs.frames import FRAME_SHAPE, FrameSource, preprocess
-from latent_obs.images import ImageLayout
+from latent_obs.images import ImageLayout, MadeBy
 
 EncoderLike = str | Path | Encoder | Mapping[str, Any]
 Key = str | Sequence[str] | None
@@ -128,7 +128,7 @@ def open_encoder(
     normalize: bool | None = None,
     *,
     fingerprint: str | None = None,
-    command: str = "latent-obs fit ENV",
+    made: MadeBy | None = None,
     key: str | None = None,
 ) -> Encoder:
     """Load what a wrapper's ``encoder`` argument names.
@@ -138,7 +138,7 @@ def open_encoder(
         source: Where the observations come from, for ``"auto"``.
         normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
         fingerprint: As :class:`latent_obs.LatentObservationWrapper` takes it.
-        command: What fits an encoder to this environment, for the warning that there is none.
+        made: How the environment was made and wrapped, for ``"auto"``.
         key: The entry of ``Dict`` observations that is encoded, for ``"auto"``.
 
     Raises:
@@ -160,7 +160,7 @@ def open_encoder(
     except TypeError as error:
         raise ValueError(f"encoder={encoder!r} does not fit load_encoder: {error}.") from error
     if options["ref"] == "auto":
-        options["ref"] = resolve_auto(source, command, key)
+        options["ref"] = resolve_auto(source, made, key)
     options["ref"] = resolve(options["ref"], fingerprint)
     return load_encoder(**options)
 

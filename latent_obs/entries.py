@@ -82,19 +82,25 @@ class ImageEntries:
         prints: Mapping[Any, str | None] = (
             fingerprint if isinstance(fingerprint, Mapping) else dict.fromkeys(self._keys, fingerprint)
         )
-        loaded: dict[int, Encoder] = {}
         self.encoders: list[Encoder] = []
         for name, one in zip(self._keys, given, strict=True):
-            if id(one) not in loaded:
-                loaded[id(one)] = open_encoder(
-                    fitted_encoder(one, self.source, made, name),
-                    self.source,
-                    normalize,
-                    fingerprint=prints.get(name),
-                    command=made.command("fit", name),
-                    key=name,
-                )
-            self.encoders.append(loaded[id(one)])
+            if self.encoders and not self._each:
+                self.encoders.append(self.encoders[0])  # one for all, in one batch
+                continue
+            opened = open_encoder(
+                fitted_encoder(one, self.source, made, name),
+                self.source,
+                normalize,
+                fingerprint=prints.get(name),
+                made=made,
+                key=name,
+            )
+            alike = (
+                other
+                for other in self.encoders
+                if (other.spec, other.normalize) == (opened.spec, opened.normalize)
+            )
+            self.encoders.append(next(alike, opened))
         self.encoder = self.encoders[0]
         self.space = space
         for path, image, layout, one in zip(self._paths, images, self._layouts, self.encoders, strict=True):
@@ -199,7 +205,7 @@ def fitted_encoder(
     ref = encoder.get("ref") if isinstance(encoder, Mapping) else encoder
     if not isinstance(ref, str) or ref != "fit":
         return encoder
-    found = find_fitted(source, key)
+    found = find_fitted(source, made, key)
     if found is None:
         if not made.env_id:
             raise ValueError(

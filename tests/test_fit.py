@@ -19,6 +19,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from latent_obs import LatentObservationWrapper
 from latent_obs.cli import main
@@ -30,6 +31,7 @@ from latent_obs.evaluation.report import ReportCard, Scores
 from latent_obs.files import write_atomically
 from latent_obs.fit import FitConfig, Plan, _plan, fit_encoder, say_fitted, score
 from latent_obs.frames import FrameSource, FrameSpec, frame_source, preprocess
+from latent_obs.images import MadeBy
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.train import train_vae
 from latent_obs.vector import LatentObservationWrapper as VectorWrapper
@@ -122,6 +124,76 @@ def test_of_two_fits_of_an_environment_auto_takes_the_newer(fitted: Path, cache:
     found = find_fitted(frame_source(gym.spec("ALE/Boxing-v5")))
     assert found is not None
     assert found.path.name == "second"
+
+
+class Turned(gym.ObservationWrapper[Any, Any, Any]):
+    """Shows images upside down."""
+
+    def observation(self, observation: Any) -> Any:
+        return observation[::-1]
+
+
+def turned(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return Turned(env)
+
+
+def drawn(env_id: str) -> gym.Env[Any, Any]:
+    env = gym.make(env_id, render_mode="rgb_array")
+    return gym.wrappers.AddRenderObservation(env, render_only=False)
+
+
+def copied(fitted: Path, folder: Path, kwargs: Any = None, source: Any = None, **data: Any) -> None:
+    """Copy an encoder, and say that it was fitted to something else."""
+    shutil.copytree(fitted, folder, ignore=shutil.ignore_patterns(".fit"))
+    config = json.loads((folder / "config.json").read_text())
+    config["source"]["env_kwargs"].update(kwargs or {})
+    config["source"].update(source or {})
+    config["provenance"]["run"]["data"].update(data)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+BOXING = "ALE/Boxing-v5"
+
+
+@pytest.mark.parametrize(
+    ("fitted_to", "make", "key", "taken"),
+    [
+        ({"kwargs": {"difficulty": 1}}, lambda: gym.make(BOXING), None, False),
+        ({"kwargs": {"difficulty": 1}}, lambda: gym.make(BOXING, difficulty=1), None, True),
+        ({"kwargs": {"mode": 1}}, lambda: gym.make(BOXING, difficulty=1), None, False),
+        ({"kwargs": {"obs_type": "grayscale"}}, lambda: gym.make(BOXING), None, False),
+        ({"render": True}, lambda: gym.make(BOXING), None, False),
+        ({"render": True}, lambda: drawn(BOXING), "pixels", True),
+        ({}, lambda: drawn(BOXING), "pixels", False),
+        ({"wrapper": "tests.test_fit:Turned"}, lambda: gym.make(BOXING), None, False),
+        ({"wrapper": "tests.test_fit:Turned"}, lambda: Turned(gym.make(BOXING)), None, True),
+        ({"wrapper": "tests.test_fit:turned"}, lambda: turned(gym.make(BOXING)), None, True),
+        ({"wrapper": "tests.nowhere:turned"}, lambda: gym.make(BOXING), None, False),
+    ],
+)
+def test_a_fit_is_taken_where_the_images_come_about_as_its_own_did(
+    fitted_to: Any, make: Any, key: str | None, taken: bool, fitted: Path, cache: Path
+) -> None:
+    copied(fitted, cache / "encoders" / "boxing", **fitted_to)
+    with make() as env:
+        assert (find_fitted(frame_source(env), MadeBy.of(env), key) is not None) is taken
+
+
+def test_each_camera_gets_the_fit_of_its_own_key(fitted: Path, cache: Path) -> None:
+    image = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    one = FrameEnv((64, 64, 3))
+    one.spec = EnvSpec("Arm-v0", "tests.conftest:FrameEnv")
+    cameras = gym.spaces.Dict(front=image, wrist=image)
+    arm = gym.wrappers.TransformObservation(one, lambda seen: {"front": seen, "wrist": seen}, cameras)
+    for key in ("front", "wrist"):
+        named = {"env_id": "Arm-v0", "env_kwargs": {}, "emulator": {}}
+        copied(fitted, cache / "encoders" / key, source=named, key=key)
+    keys = ("wrist", "front")
+    with LatentObservationWrapper(arm, dict.fromkeys(keys, "auto"), key=keys) as env:
+        assert env.spec is not None
+        (wrapper,) = env.spec.additional_wrappers[-1:]
+        assert wrapper.kwargs is not None
+        assert wrapper.kwargs["encoder"] == {key: str(cache / "encoders" / key) for key in keys}
 
 
 def test_the_spec_refuses_another_encoder_of_the_same_name(fitted: Path, cache: Path) -> None:

@@ -22,6 +22,7 @@ from latent_obs.collecting import models
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.encoders.resolve import resolve, resolve_auto
 from latent_obs.frames import frame_source
+from latent_obs.images import MadeBy
 
 
 class Policy(Protocol):
@@ -194,7 +195,7 @@ def make_policy(
                 f"The policy {name!r} takes no encoder: only a saved model, .onnx or .zip, acts on latents. "
                 "Leave --policy-encoder out."
             )
-        loaded = open_encoder(encoder, frame_source(env), normalize)
+        loaded = open_encoder(encoder, frame_source(env), normalize, made=MadeBy.of(env))
     policies = [_make_one(part, env, loaded) for part, _ in parts]
     return policies[0] if len(policies) == 1 else MixedPolicy(policies, [weight for _, weight in parts])
 
@@ -255,7 +256,7 @@ def policy_files(name: str, env: gym.Env[Any, Any], encoder: str | None = None) 
         if part.endswith(models.SUFFIXES)
     }
     if encoder is not None:
-        ref = resolve_auto(frame_source(env)) if encoder == "auto" else encoder
+        ref = resolve_auto(frame_source(env), MadeBy.of(env)) if encoder == "auto" else encoder
         files[ref] = resolve(ref).sha256()
     return {ref: digest[:16] for ref, digest in files.items()} or None
 

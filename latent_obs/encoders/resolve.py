@@ -11,14 +11,16 @@ import hashlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from latent_obs.encoders.folder import EncoderConfig, Tensors, read_calibration, read_config, read_tensors
 from latent_obs.encoders.hub import HUB_PREFIX, fetch
 from latent_obs.files import cache_folder
 from latent_obs.frames import Frames, FrameSource
+from latent_obs.images import MadeBy
 
 # Where `latent-obs fit` keeps the encoders that it makes, below the cache folder.
 FITTED = "encoders"
@@ -36,7 +38,7 @@ def list_encoders() -> dict[str, EncoderConfig]:
     return {name: read_config(PRETRAINED / name) for name in names}
 
 
-def resolve_auto(source: FrameSource, command: str | None = None, key: str | None = None) -> str:
+def resolve_auto(source: FrameSource, made: MadeBy | None = None, key: str | None = None) -> str:
     """Name the most specific encoder for an environment.
 
     That is the one that ``latent-obs fit`` made of it on this machine; else the newest bundled one trained on
@@ -44,7 +46,7 @@ def resolve_auto(source: FrameSource, command: str | None = None, key: str | Non
 
     Args:
         source: The environment to be wrapped. An ALE game is known by its name, whatever the id.
-        command: What somebody types to fit an encoder to this environment, for the warning.
+        made: How it was made and wrapped.
         key: The entry of ``Dict`` observations that is encoded.
 
     Returns:
@@ -57,7 +59,8 @@ def resolve_auto(source: FrameSource, command: str | None = None, key: str | Non
         >>> resolve_auto(FrameSource("QbertNoFrameskip-v4", {}, {"game": "qbert"}))
         'qbert-v0'
     """
-    if (fitted := find_fitted(source, key)) is not None:
+    made = made or MadeBy(source.env_id)
+    if (fitted := find_fitted(source, made, key)) is not None:
         return str(fitted.path)
     bundled = list_encoders()
     game = source.emulator.get("game")
@@ -70,32 +73,35 @@ def resolve_auto(source: FrameSource, command: str | None = None, key: str | Non
     env_id = source.env_id or "an environment without an id"
     if env_id not in _told:
         _told.add(env_id)
-        fit = command or f"latent-obs fit {source.env_id or 'ENV'}"
         among = source.env_id in bundled[name].source.env_ids
         warnings.warn(
             f"No bundled encoder was trained on {env_id} alone: encoder='auto' takes {name}, which was "
             f"trained on {'it among others' if among else 'others'}; latent-obs card {name} says what it "
-            f"keeps. Fit one in a minute, and 'auto' finds it: {fit}",
+            f"keeps. Fit one in a minute, and 'auto' finds it: {made.command('fit', key)}",
             UserWarning,
             stacklevel=level_of_caller(),
         )
     return name
 
 
-def find_fitted(source: FrameSource, key: str | None = None) -> EncoderFolder | None:
+def find_fitted(
+    source: FrameSource, made: MadeBy | None = None, key: str | None = None
+) -> EncoderFolder | None:
     """Return the newest encoder that ``latent-obs fit`` made of an environment; ``None`` if there is none.
 
     Args:
         source: The environment. It counts as the same if its id and its arguments are; for an ALE game, if
-            the game and all settings of the emulator are that change what a pixel shows.
+            the game and all settings are that change what a pixel shows.
+        made: How it was made and wrapped. It must be drawn as the fit drew it, or in the same wrapper.
         key: The entry of ``Dict`` observations that is encoded.
     """
+    made = made or MadeBy(source.env_id)
     found = [
         EncoderFolder(path, Path(path), config)
         for path, config in list_fitted().items()
         if _is_same(config.source, source)
         and config.provenance.run is not None
-        and config.provenance.run.data.get("key") == key
+        and _is_shown_alike(config.provenance.run.data, made, key)
     ]
     return max(found, key=lambda each: each.config.provenance.created or "", default=None)
 
@@ -113,9 +119,26 @@ def _is_same(fitted: FrameSource, wrapped: FrameSource) -> bool:
     """Whether two sources draw the same frames."""
     if game := fitted.emulator.get("game"):
         differs = fitted.differences(wrapped, ignore=("repeat_action_probability", "noop_max"))
-        return game == wrapped.emulator.get("game") and not differs
+        settings = [
+            (kwargs.get("mode"), kwargs.get("difficulty"), kwargs.get("obs_type", "rgb"))
+            for kwargs in (fitted.env_kwargs, wrapped.env_kwargs)
+        ]
+        return game == wrapped.emulator.get("game") and not differs and settings[0] == settings[1]
     ids = [source.env_id.rpartition(":")[2] for source in (fitted, wrapped)]
     return ids[0] == ids[1] != "" and fitted.env_kwargs == wrapped.env_kwargs
+
+
+def _is_shown_alike(fitted: Mapping[str, Any], made: MadeBy, key: str | None) -> bool:
+    """Whether an environment's images come about as those that were collected for a fit."""
+    options, wrapper = made.options(key), fitted.get("wrapper")
+    if (fitted.get("key"), fitted.get("render", False)) != (options.get("key"), options.get("render", False)):
+        return False
+    if wrapper is None or "wrapper" in options:
+        return bool(wrapper == options.get("wrapper"))
+    module, _, name = wrapper.partition(":")
+    maker = getattr(sys.modules.get(module), name, None)  # whoever wrapped the environment has imported it
+    # A class leaves its name in the environment's spec; what a function does cannot be seen there.
+    return name in made.wrappers or (maker is not None and not isinstance(maker, type))
 
 
 def level_of_caller() -> int:

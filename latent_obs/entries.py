@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 
 from latent_obs.adapter import (
     EncoderLike,
@@ -114,7 +117,7 @@ class ImageEntries:
             if layout is not None and layout.gray:
                 warn_of_gray(one, who)
 
-    @property
+    @cached_property
     def arguments(self) -> dict[str, Any]:
         """JSON values of the arguments that make a wrapper with these encoders again, from anywhere."""
         specs, prints = [one.spec for one in self.encoders], [fingerprint_of(one) for one in self.encoders]
@@ -126,6 +129,11 @@ class ImageEntries:
             "normalize": self.encoder.normalize,
             "fingerprint": dict(zip(names, prints, strict=True)) if self._each else prints[0],
         }
+
+    def name_encoder(self, spec: EnvSpec | None) -> EnvSpec | None:
+        """Return the spec of an id that brings its encoder along, with the encoder that was taken."""
+        named = {name: self.arguments[name] for name in ("encoder", "normalize", "fingerprint")}
+        return None if spec is None else replace(spec, kwargs={**spec.kwargs, **named})
 
     def refresh_command(self) -> str:
         """Return the command that trains the first entry's encoder on with frames of its agent."""

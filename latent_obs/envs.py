@@ -51,20 +51,23 @@ def make_env(
     *,
     stack: int = 1,
     normalize: bool | None = None,
+    fingerprint: str | None = None,
     **kwargs: Any,
 ) -> gym.Env[Any, Any]:
     """Make an environment whose observations are latents: the entry point of the ids.
 
     Args:
         env_id: Id of the environment with images, such as ``"ALE/Pong-v5"``.
-        encoder: As :class:`latent_obs.LatentObservationWrapper` takes it. As a string or a
-            dictionary it lets ``env.spec`` travel as JSON.
+        encoder: As :class:`latent_obs.LatentObservationWrapper` takes it. ``env.spec`` names the encoder
+            that was taken, as JSON.
         stack: Latents of the last ``stack`` observations, concatenated.
         normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
+        fingerprint: As :class:`latent_obs.LatentObservationWrapper` takes it.
         **kwargs: For the environment with images.
 
     Raises:
-        ValueError: If ``encoder`` is damaged, or says otherwise than ``normalize``.
+        ValueError: If ``encoder`` is damaged, says otherwise than ``normalize``, or has other weights than
+            ``fingerprint`` says.
         ImportError: If the environment's package is not installed.
 
     Example:
@@ -72,7 +75,7 @@ def make_env(
         >>> env.observation_space.shape
         (128,)
     """
-    from latent_obs.wrappers import LatentObservationWrapper
+    from latent_obs.wrappers import RegisteredLatents
 
     spec = _base_spec(env_id)
     # Bare, as an entry point is: gym.make adds order enforcing and the time limit above.
@@ -80,7 +83,7 @@ def make_env(
     create: Any = load_env_creator(entry) if isinstance(entry, str) else entry
     env: gym.Env[Any, Any] = create(**{**spec.kwargs, **kwargs})
     env.unwrapped.spec = EnvSpec(spec.id, entry, kwargs={**spec.kwargs, **kwargs})
-    return LatentObservationWrapper(env, encoder, stack=stack, normalize=normalize)
+    return RegisteredLatents(env, encoder, stack=stack, normalize=normalize, fingerprint=fingerprint)
 
 
 def make_vec_env(
@@ -90,6 +93,7 @@ def make_vec_env(
     *,
     stack: int = 1,
     normalize: bool | None = None,
+    fingerprint: str | None = None,
     max_episode_steps: int | None = None,
     subprocesses: bool = False,
     **kwargs: Any,
@@ -106,13 +110,14 @@ def make_vec_env(
         encoder: As :class:`latent_obs.LatentObservationWrapper` takes it.
         stack: Latents of the last ``stack`` observations, concatenated.
         normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
+        fingerprint: As :class:`latent_obs.LatentObservationWrapper` takes it.
         max_episode_steps: Steps after which an episode is truncated; CarRacing's default is 1000.
         subprocesses: Step each environment in its own process. It pays where drawing the image is
             slow, as CarRacing's is. ALE's vector environment has threads (``num_threads``) instead.
         **kwargs: For the environments with images, and ``autoreset_mode``.
 
     Raises:
-        ValueError: If ``encoder`` is damaged, or says otherwise than ``normalize``.
+        ValueError: As :func:`make_env` does.
         ImportError: If the environment's package is not installed.
 
     Example:
@@ -120,15 +125,9 @@ def make_vec_env(
         >>> envs.observation_space.shape
         (8, 32)
     """
-    from latent_obs import vector
-    from latent_obs.adapter import open_encoder
-    from latent_obs.entries import fitted_encoder
-    from latent_obs.frames import frame_source
-    from latent_obs.images import MadeBy
+    from latent_obs.vector import RegisteredLatents
 
     spec = _base_spec(env_id)
-    source = frame_source(spec)
-    loaded = open_encoder(fitted_encoder(encoder, source, MadeBy.of(spec)), source, normalize)
     envs: gym.vector.VectorEnv[Any, Any, Any]
     if spec.vector_entry_point and not subprocesses:
         plain = {"maxpool": False, "noop_max": 0, "use_fire_reset": False, "reward_clipping": False}
@@ -145,7 +144,11 @@ def make_vec_env(
         collection = gym.vector.AsyncVectorEnv if subprocesses else gym.vector.SyncVectorEnv
         envs = collection([make] * num_envs, **about)
         envs.unwrapped.spec = EnvSpec(spec.id, spec.entry_point, kwargs={**spec.kwargs, **kwargs})
-    return vector.LatentObservationWrapper(envs, loaded, stack=stack)
+    try:
+        return RegisteredLatents(envs, encoder, stack=stack, normalize=normalize, fingerprint=fingerprint)
+    except BaseException:
+        envs.close()
+        raise
 
 
 def _image_size(spec: EnvSpec) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec
 
 from latent_obs.adapter import EncoderLike, Key
 from latent_obs.drift import INFO_KEY, Drift, find_wrapper, newest
@@ -160,6 +161,15 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
         for row, entries in zip(ended, zip(*stacks, strict=True), strict=True):
             objects[row] = self._entries.put(final[row], entries)
         return objects
+
+
+class RegisteredLatents(LatentObservationWrapper):
+    """The wrapper in a vector environment that :mod:`latent_obs.envs` registers: its id stands for both."""
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """The environment's spec; its arguments name the encoder that was taken, and its weights."""
+        return self._entries.name_encoder(self.env.spec)
 
 
 def _single_space(env: _VectorEnv) -> gym.Space[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 
 from latent_obs.adapter import EncoderLike, Key, check_is_env
 from latent_obs.entries import ImageEntries
@@ -110,3 +111,12 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         latents = self._entries.encode_one(obs)
         stacked = [stack.push(latent)[0] for stack, latent in zip(self._stacks, latents, strict=True)]
         return self._entries.put(obs, stacked)
+
+
+class RegisteredLatents(LatentObservationWrapper):
+    """The wrapper in an environment that :mod:`latent_obs.envs` registers: its id stands for both."""
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """The environment's spec; its arguments name the encoder that was taken, and its weights."""
+        return self._entries.name_encoder(self.env.spec)

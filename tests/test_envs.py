@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,6 +16,9 @@ from gymnasium.envs.registration import EnvSpec
 
 import latent_obs
 from latent_obs import LatentObservationWrapper, load_encoder, vector
+from latent_obs.encoders.provenance import Provenance, Run
+from latent_obs.encoders.resolve import resolve
+from latent_obs.frames import frame_source
 from tests.conftest import save_encoder
 
 gym.register_envs(ale_py)
@@ -25,6 +30,12 @@ def rollout(env: Any, steps: int = 20) -> list[Any]:
     observations = [env.reset(seed=3)[0]]
     env.action_space.seed(3)
     return [*observations, *(env.step(env.action_space.sample())[0] for _ in range(steps))]
+
+
+def ref_of(env: Any) -> Any:
+    return (
+        env.encoder if isinstance(env, vector.LatentObservationWrapper) else env.get_wrapper_attr("encoder")
+    ).ref
 
 
 def test_every_ale_game_and_car_racing_has_an_id() -> None:
@@ -104,6 +115,57 @@ def test_the_vector_spec_survives_json() -> None:
     assert envs.spec is not None
     again = gym.make_vec(EnvSpec.from_json(envs.spec.to_json()))
     assert (again.num_envs, again.observation_space.shape) == (3, (3, 128))
+
+
+def test_the_spec_finds_an_encoder_that_moved_and_refuses_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, then = tmp_path / "first", tmp_path / "then"
+    save_encoder(first)
+    env = gym.make("LatentObs/Pong-v5", encoder=first)
+    envs = gym.make_vec("LatentObs/Pong-v5", num_envs=2, encoder=first)
+    assert env.spec is not None
+    assert envs.spec is not None
+    specs = [EnvSpec.from_json(spec.to_json()) for spec in (env.spec, envs.spec)]
+    first.rename(then)
+    monkeypatch.setenv("LATENT_OBS_PATH", str(tmp_path))
+    save_encoder(first, seed=1)
+    assert ref_of(gym.make(specs[0])) == ref_of(gym.make_vec(specs[1])) == str(then)
+    shutil.rmtree(then)
+    with pytest.raises(ValueError, match="its latents would mean something else"):
+        gym.make(specs[0])
+    with pytest.raises(ValueError, match="its latents would mean something else"):
+        gym.make_vec(specs[1])
+
+
+def test_the_spec_names_the_encoder_that_auto_took() -> None:
+    env, envs = gym.make("LatentObs/Pong-v5", stack=2), gym.make_vec("LatentObs/Pong-v5", num_envs=2)
+    for spec in (env.spec, envs.spec):
+        assert spec is not None
+        assert spec.kwargs["encoder"] == "pong-v0"
+        weights = resolve("pong-v0").path / "model.safetensors"
+        assert spec.kwargs["fingerprint"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert env.spec is not None
+    many = gym.make_vec(env.spec, num_envs=3)
+    assert many.observation_space.shape == (3, 64)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "option"), [("ALE/Pong-v5", "frameskip"), ("CarRacing-v3", "lap_complete_percent")]
+)
+def test_make_and_make_vec_take_the_same_encoder(
+    env_id: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENT_OBS_HOME", str(tmp_path))
+    made = "LatentObs/" + env_id.rpartition("/")[2]
+    options: list[dict[str, Any]] = [{option: 1}, {option: 2}]
+    for each in options:
+        with gym.make(env_id, **each) as env:
+            fit, source = Provenance(run=Run({}, {}, None)), frame_source(env)
+        save_encoder(tmp_path / "encoders" / str(each[option]), source=source, provenance=fit)
+    for each in options:
+        taken = str(tmp_path / "encoders" / str(each[option]))
+        assert ref_of(gym.make(made, **each)) == ref_of(gym.make_vec(made, num_envs=1, **each)) == taken
 
 
 def test_normalised_ids_survive_json(trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -207,7 +208,8 @@ def fitted_encoder(
         key: The entry of ``Dict`` observations that is encoded.
 
     Raises:
-        ValueError: If it is not known how the environment was made, or it has arguments that are no JSON.
+        ValueError: If it is not known how the environment was made, it has arguments that are no JSON, or
+            this process may start no others.
         ImportError: If the packages to train with are missing.
     """
     ref = encoder.get("ref") if isinstance(encoder, Mapping) else encoder
@@ -219,6 +221,19 @@ def fitted_encoder(
             raise ValueError(
                 "encoder='fit' needs an environment that gymnasium.make made, so that it can be made again "
                 "to collect frames. Collect and train by hand: latent-obs collect, latent-obs train."
+            )
+        if "TransformObservation" in made.wrappers:
+            raise ValueError(
+                f"encoder='fit' cannot make the TransformObservation around {made.env_id} again to collect "
+                "frames. Put what it does into a function of a module, fit with it, and pass the encoder: "
+                f"{MadeBy(made.env_id, made.kwargs, made.package).command('fit', key)} --wrapper "
+                "MODULE:FUNCTION --out FOLDER."
+            )
+        if multiprocessing.current_process().daemon:
+            raise ValueError(
+                "encoder='fit' collects frames in processes of its own, which the worker process of a vector "
+                "environment may not start. Wrap the vector environment instead, or fit before: "
+                f"{made.command('fit', key)}"
             )
         if made.untypable:
             raise ValueError(

@@ -167,7 +167,7 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
             "--out."
         )
     work.mkdir(parents=True, exist_ok=True)
-    with locked(work):
+    with locked(work, waits=True):  # another script may be fitting the same: its encoder is taken then
         if (known := _finished(config, work)) is not None:
             return known
         plan = _plan(config, work)

@@ -31,7 +31,13 @@ with needs("latent_obs.sb3", "sb3"):
     from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper, unwrap_vec_wrapper
     from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-# The wrappers that change an Atari emulator's settings, and where they keep them.
+# Where an Atari environment keeps the emulator's settings, and the wrappers that change them.
+_ATARI_SETTINGS = {
+    "game": "_game",
+    "frameskip": "_frameskip",
+    "mode": "_game_mode",
+    "difficulty": "_game_difficulty",
+}
 _ATARI_WRAPPERS = {
     "AtariPreprocessing": {"frame_skip": "frame_skip", "noop_max": "noop_max"},
     "MaxAndSkipObservation": {"skip": "_skip"},
@@ -294,7 +300,7 @@ def _spec_of(venv: VecEnv, index: int, name: str) -> EnvSpec | None:
     if match is None:
         return None
     *classes, env_class = match[1].split("<")[1:]
-    kwargs = {"game": "_game", "frameskip": "_frameskip"} if env_class == "AtariEnv" else {}
+    kwargs = _ATARI_SETTINGS if env_class == "AtariEnv" else {}
 
     def settings(names: Mapping[str, str]) -> dict[str, Any]:
         return {n: venv.get_attr(attribute, index)[0] for n, attribute in names.items()}

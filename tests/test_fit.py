@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +26,7 @@ from gymnasium.envs.registration import EnvSpec
 from latent_obs import LatentObservationWrapper
 from latent_obs.cli import main
 from latent_obs.data.folder import FramesFolder
+from latent_obs.data.storage import locked
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import read_config
 from latent_obs.encoders.resolve import find_fitted, resolve
@@ -339,6 +342,33 @@ def test_fit_at_construction_makes_the_encoder_once(monkeypatch: pytest.MonkeyPa
 def test_an_environment_that_nobody_can_make_again_is_refused() -> None:
     with pytest.raises(ValueError, match=r"encoder='fit' needs an environment that gymnasium\.make made"):
         LatentObservationWrapper(FrameEnv(), "fit")
+
+
+def test_a_wrapper_that_cannot_be_made_again_is_refused() -> None:
+    cut = gym.spaces.Box(0, 255, (105, 160, 3), np.uint8)
+    env = gym.wrappers.TransformObservation(gym.make("ALE/Boxing-v5"), lambda image: image[:105], cut)
+    with pytest.raises(ValueError, match=r"fit ALE/Boxing-v5 --wrapper MODULE:FUNCTION --out FOLDER"):
+        LatentObservationWrapper(env, "fit")
+
+
+def test_a_worker_that_may_start_no_processes_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers of vector environments are daemons."""
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match=r"fit before: latent-obs fit ALE/Boxing-v5"):
+        LatentObservationWrapper(gym.make(BOXING), "fit")
+
+
+def test_a_fit_waits_for_another_one_of_the_same_environment(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("latent_obs.data.storage.PATIENCE", 0.0)
+    out = shutil.copytree(fitted, tmp_path / "boxing")
+    with ThreadPoolExecutor() as pool:
+        with locked(out / ".fit"):
+            second = pool.submit(fit_encoder, replace(QUICK, out=out), progress=False)
+            wait_for(lambda: "Waiting for it." in capfd.readouterr().err)
+            assert not second.done()
+        assert second.result(60).path == out
 
 
 def test_an_argument_that_no_other_process_can_be_told_is_refused() -> None:

@@ -24,8 +24,10 @@ from stable_baselines3.common.vec_env import (
 )
 
 from latent_obs import FrameSpec, LatentObservationWrapper, load_encoder, preprocess
+from latent_obs.encoders.provenance import Provenance, Run
+from latent_obs.frames import frame_source
 from latent_obs.sb3 import LatentExtractor, VecLatentObservation
-from tests.conftest import DictEnv, FrameEnv
+from tests.conftest import DictEnv, FrameEnv, save_encoder
 
 gym.register_envs(ale_py)
 NUM = 3
@@ -201,6 +203,18 @@ def test_auto_knows_the_game_behind_a_vec_env() -> None:
     elsewhere = SubprocVecEnv([functools.partial(gym.make, "ale_py:ALE/Pong-v5")])
     for venv in (make_vec_env("ALE/Pong-v5", 1), elsewhere):
         assert VecLatentObservation(venv).encoder.ref == "pong-v0"
+        venv.close()
+
+
+def test_auto_asks_a_process_for_the_games_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LATENT_OBS_HOME", str(tmp_path))
+    with gym.make("ALE/Pong-v5", mode=1) as env:
+        how = Provenance(run=Run({}, {}, None))
+        fitted = save_encoder(tmp_path / "encoders" / "mode", source=frame_source(env), provenance=how)
+    cases: list[tuple[dict[str, Any], str]] = [({"mode": 1}, str(fitted)), ({}, "pong-v0")]
+    for options, ref in cases:
+        venv = SubprocVecEnv([functools.partial(gym.make, "ale_py:ALE/Pong-v5", **options)])
+        assert VecLatentObservation(venv).encoder.ref == ref
         venv.close()
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import math
 import os
 import shutil
 import stat
@@ -28,6 +29,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from latent_obs.files import create, sync_folder
+from latent_obs.progress import say
 
 Location = Path | str  # of a folder or of a file; a str may be a URL
 
@@ -241,7 +243,7 @@ class NewFile:
 
 
 @contextlib.contextmanager
-def locked(folder: Location, called: Location | None = None) -> Iterator[int | None]:
+def locked(folder: Location, called: Location | None = None, *, waits: bool = False) -> Iterator[int | None]:
     """Keep other processes out of a local folder.
 
     The kernel releases the lock when the last process that holds its descriptor ends, however it
@@ -251,12 +253,13 @@ def locked(folder: Location, called: Location | None = None) -> Iterator[int | N
     Args:
         folder: An existing folder.
         called: What an error calls it, if not by its own name.
+        waits: Wait for as long as another process holds the lock, and say so.
 
     Yields:
         The descriptor that holds the lock, to be inherited by workers; ``None`` without a lock.
 
     Raises:
-        ValueError: If another process holds the lock for ten seconds.
+        ValueError: If another process holds the lock for ten seconds, unless this one ``waits``.
         OSError: If the folder cannot be written.
     """
     if not isinstance(folder, Path):
@@ -277,10 +280,12 @@ def locked(folder: Location, called: Location | None = None) -> Iterator[int | N
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     holder = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
-                    raise ValueError(
-                        f"Another process is writing to {called or folder} ({holder or 'unknown'}). "
-                        "Wait for it, end it, or choose another --out."
-                    ) from None
+                    other = f"Another process is writing to {called or folder} ({holder or 'unknown'})."
+                    if not waits:
+                        cure = "Wait for it, end it, or choose another --out."
+                        raise ValueError(f"{other} {cure}") from None
+                    say(f"{other} Waiting for it.")
+                    deadline = math.inf
                 time.sleep(0.1)
             except OSError as error:
                 if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):

@@ -313,6 +313,24 @@ def test_an_encoder_that_moved_is_found_by_its_weights(
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("left", ["", "config.json"])
+@pytest.mark.parametrize("broken", ["config.json", "model.safetensors"])
+def test_an_encoder_that_moved_is_found_past_what_is_left_of_folders(
+    left: str, broken: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder on the way has a link to nothing, as git-annex leaves them; the old place is not empty."""
+    spec, _, after = moved_spec(trained, tmp_path)
+    monkeypatch.setenv("LATENT_OBS_PATH", str(after))
+    decoy = save_encoder(after / "annex")
+    (decoy / broken).unlink()
+    (decoy / broken).symlink_to("nowhere")
+    before = tmp_path / "before" / "runs" / "mine"
+    before.mkdir(parents=True)
+    if left:
+        shutil.copy(trained / left, before)
+    assert gym.make(spec).get_wrapper_attr("encoder").ref == str(after / "runs" / "mine")
+
+
 def test_the_error_of_an_encoder_that_is_gone_says_where_it_looked(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

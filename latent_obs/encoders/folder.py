@@ -221,6 +221,8 @@ def read_config(folder: Path) -> EncoderConfig:
     """
     path = folder / "config.json"
     if not path.is_file():
+        if folder.is_file():
+            raise FileNotFoundError(f"{folder} is a file. Pass the encoder folder that it lies in.")
         what = "has no config.json" if folder.is_dir() else "does not exist"
         raise FileNotFoundError(
             f"The encoder folder {folder} {what}. Train one: latent-obs train FRAMES --out {folder}"

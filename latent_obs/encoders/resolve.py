@@ -215,16 +215,20 @@ def resolve(ref: EncoderRef, fingerprint: str | None = None) -> EncoderFolder:
     """
     if isinstance(ref, EncoderFolder):
         return ref
-    found = _named(ref)
-    if found is not None and fingerprint is None:
-        return found
-    if found is not None and found.sha256() == fingerprint:
-        return found
+    try:
+        found = _named(ref)
+        if found is not None and (fingerprint is None or found.sha256() == fingerprint):
+            return found
+    except FileNotFoundError:  # what is left of a folder that moved
+        if fingerprint is None:
+            raise
+        found = None
     if fingerprint is not None:
         for path in _encoder_folders():
-            moved = EncoderFolder(str(path), path, read_config(path))
-            if moved.sha256() == fingerprint:
-                return moved
+            with contextlib.suppress(OSError, ValueError):  # a broken link, or another program's
+                moved = EncoderFolder(str(path), path, read_config(path))
+                if moved.sha256() == fingerprint:
+                    return moved
     looked = "; ".join(f"{name}: {path}" for name, path in search_path())
     if found is None:
         weights = f" with the weights {fingerprint[:12]}" if fingerprint else ""
@@ -292,10 +296,6 @@ def _encoder_folders() -> Iterator[Path]:
         for at, folders, files in os.walk(root):
             here = Path(at)
             if "config.json" in files and "model.safetensors" in files:
-                try:
-                    read_config(here)
-                except ValueError:
-                    continue  # another program's
                 yield here
             left -= 1
             depth = len(here.relative_to(root).parts)

@@ -20,7 +20,6 @@ import numpy as np
 
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.encoders.folder import ACTIVE_VARIANCE, Latents
-from latent_obs.entries import ImageEntries
 from latent_obs.wrappers import LatentObservationWrapper
 
 INFO_KEY = "latent_drift"
@@ -123,8 +122,9 @@ class Drift:
 class LatentDriftMonitor(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Adds ``info["latent_drift"]`` and warns when the latents leave the training distribution.
 
-    Put it above :class:`latent_obs.LatentObservationWrapper`. It changes nothing else. See
-    :class:`Drift` for the number.
+    Put it anywhere above :class:`latent_obs.LatentObservationWrapper`: it watches that wrapper's latents,
+    whatever wrappers between make of them; of several entries, the first one's. It changes nothing else.
+    See :class:`Drift` for the number.
 
     Args:
         env: An environment with a :class:`latent_obs.LatentObservationWrapper` inside.
@@ -147,31 +147,22 @@ class LatentDriftMonitor(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstr
     def __init__(self, env: gym.Env[Any, Any], window: int = 1000, threshold: float = 0.5) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, window=window, threshold=threshold)
         gym.Wrapper.__init__(self, env)
-        wrapper = find_wrapper(env, LatentObservationWrapper)
-        self._entries = wrapper._entries
-        self.drift = Drift(wrapper.encoder, window, threshold, self._entries.refresh_command())
+        self._watched = find_wrapper(env, LatentObservationWrapper)
+        command = self._watched._entries.refresh_command()
+        self.drift = Drift(self._watched.encoder, window, threshold, command)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment; the window goes on."""
         obs, info = self.env.reset(seed=seed, options=options)
-        return obs, {**info, INFO_KEY: self.drift.update(newest(obs, self._entries, self.drift))}
+        return obs, {**info, INFO_KEY: self.drift.update(self._watched._newest)}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment and add the drift to its info."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        info = {**info, INFO_KEY: self.drift.update(newest(obs, self._entries, self.drift))}
+        info = {**info, INFO_KEY: self.drift.update(self._watched._newest)}
         return obs, reward, terminated, truncated, info
-
-
-def newest(obs: Any, entries: ImageEntries, drift: Drift) -> Latents:
-    """Return the newest latent of each stack in an observation, (latent_dim,) or (N, latent_dim).
-
-    Of several entries it is the first that is watched.
-    """
-    stacks: Latents = entries.images(obs)[0]
-    return stacks[..., -len(drift.mean) :]
 
 
 def find_wrapper(env: Any, kind: type[Any]) -> Any:

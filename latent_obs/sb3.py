@@ -19,7 +19,7 @@ from latent_obs.adapter import (
     open_named_encoder,
     to_frames,
 )
-from latent_obs.drift import INFO_KEY, Drift, newest
+from latent_obs.drift import INFO_KEY, Drift
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.entries import ImageEntries
 from latent_obs.extras import needs
@@ -112,7 +112,9 @@ class VecLatentObservation(VecEnvWrapper):
     def reset(self) -> VecEnvObs:
         """Reset all environments and encode their observations."""
         obs = self.venv.reset()
-        encoded: VecEnvObs = self._entries.put(obs, self._entries.encode(self._entries.images(obs)))
+        latents = self._entries.encode(self._entries.images(obs))
+        self._newest = latents[0]  # for VecLatentDriftMonitor
+        encoded: VecEnvObs = self._entries.put(obs, latents)
         return encoded
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -127,6 +129,7 @@ class VecLatentObservation(VecEnvWrapper):
         latents = self._entries.encode(live)
         for row, (i, observation) in enumerate(zip(ended, terminal, strict=True), len(dones)):
             infos[i]["terminal_observation"] = self._entries.put(observation, [one[row] for one in latents])
+        self._newest = latents[0][: len(dones)]
         encoded = self._entries.put(obs, [one[: len(dones)] for one in latents])
         return encoded, rewards, dones, infos
 
@@ -243,7 +246,7 @@ class VecLatentDriftMonitor(VecEnvWrapper):
     each episode is in the log.
 
     Args:
-        venv: A ``VecEnv`` with a :class:`VecLatentObservation` inside, not yet normalised.
+        venv: A ``VecEnv`` with a :class:`VecLatentObservation` inside.
         window: Observations, of all environments together, in the running window.
         threshold: Nats per dimension above which it warns, once each time the window gets there.
 
@@ -255,26 +258,26 @@ class VecLatentDriftMonitor(VecEnvWrapper):
     """
 
     def __init__(self, venv: VecEnv, window: int = 1000, threshold: float = 0.5) -> None:
-        wrapper = unwrap_vec_wrapper(venv, VecLatentObservation)
-        if wrapper is None:
+        watched = unwrap_vec_wrapper(venv, VecLatentObservation)
+        if watched is None:
             raise ValueError(
                 "VecLatentDriftMonitor watches latents, but there is no VecLatentObservation inside. Put it "
                 "above that wrapper."
             )
         super().__init__(venv)
-        self._entries = wrapper._entries
-        self.drift = Drift(wrapper.encoder, window, threshold, self._entries.refresh_command())
+        self._watched = watched
+        self.drift = Drift(watched.encoder, window, threshold, watched._entries.refresh_command())
 
     def reset(self) -> VecEnvObs:
         """Reset the environments; the window goes on."""
         obs = self.venv.reset()
-        self.drift.update(newest(obs, self._entries, self.drift))
+        self.drift.update(self._watched._newest)
         return obs
 
     def step_wait(self) -> VecEnvStepReturn:
         """Add the drift to the infos of what the environments return."""
         obs, rewards, dones, infos = self.venv.step_wait()
-        value = self.drift.update(newest(obs, self._entries, self.drift))
+        value = self.drift.update(self._watched._newest)
         for info in infos:
             info[INFO_KEY] = value
         return obs, rewards, dones, infos

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 
 from latent_obs.adapter import EncoderLike, Key
-from latent_obs.drift import INFO_KEY, Drift, find_wrapper, newest
+from latent_obs.drift import INFO_KEY, Drift, find_wrapper
 from latent_obs.encoders.folder import Latents
 from latent_obs.entries import ImageEntries
 
@@ -103,6 +103,7 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
         began = np.ones(self.num_envs, bool) if mask is None else np.asarray(mask, bool)
         fresh = began[rows]
         latents = self._entries.encode([batch[fresh] for batch in images])
+        self._newest = latents[0]  # for LatentDriftMonitor
         for stack, each in zip(self._stacks, latents, strict=True):
             stack.begin(np.flatnonzero(began))
             stack.push(each, rows[fresh])
@@ -141,6 +142,7 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
             latents = [each[: len(rows)] for each in latents]
         else:
             latents = self._entries.encode(live)
+        self._newest = latents[0]
         flat = [stack.push(each, rows) for stack, each in zip(self._stacks, latents, strict=True)]
         if self._autoreset == "NextStep":
             for stack in self._stacks:
@@ -205,17 +207,17 @@ class LatentDriftMonitor(gym.vector.VectorWrapper, gym.utils.RecordConstructorAr
     def __init__(self, env: _VectorEnv, window: int = 1000, threshold: float = 0.5) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, window=window, threshold=threshold)
         gym.vector.VectorWrapper.__init__(self, env)
-        wrapper = find_wrapper(env, LatentObservationWrapper)
-        self._entries = wrapper._entries
-        self.drift = Drift(wrapper.encoder, window, threshold, self._entries.refresh_command())
+        self._watched = find_wrapper(env, LatentObservationWrapper)
+        command = self._watched._entries.refresh_command()
+        self.drift = Drift(self._watched.encoder, window, threshold, command)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset the environments; the window goes on."""
         obs, infos = self.env.reset(seed=seed, options=options)
-        return obs, {**infos, INFO_KEY: self.drift.update(newest(obs, self._entries, self.drift))}
+        return obs, {**infos, INFO_KEY: self.drift.update(self._watched._newest)}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environments and add the drift to their infos."""
         obs, rewards, terminations, truncations, infos = self.env.step(actions)
-        infos = {**infos, INFO_KEY: self.drift.update(newest(obs, self._entries, self.drift))}
+        infos = {**infos, INFO_KEY: self.drift.update(self._watched._newest)}
         return obs, rewards, terminations, truncations, infos

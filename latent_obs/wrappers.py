@@ -109,6 +109,7 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
 
     def _observation(self, obs: Any) -> Any:
         latents = self._entries.encode_one(obs)
+        self._newest = latents[0]  # for LatentDriftMonitor
         stacked = [stack.push(latent)[0] for stack, latent in zip(self._stacks, latents, strict=True)]
         return self._entries.put(obs, stacked)
 

@@ -11,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 
 from latent_obs import LatentDriftMonitor, LatentObservationWrapper, load_encoder, vector
 from latent_obs.drift import Drift
@@ -100,6 +100,54 @@ def test_a_dict_observation_is_watched_at_its_key(trained: Path) -> None:
     env = LatentDriftMonitor(LatentObservationWrapper(DictEnv(), trained, key="image"))
     plain = LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), trained))
     assert play(env, 10) == play(plain, 10)
+
+
+def flat(env: Any) -> Any:
+    """Put the latents into a Dict, beside a speed, and make one vector of it."""
+    both = gym.spaces.Dict(latent=env.observation_space, speed=gym.spaces.Box(0, 9, (2,), np.float32))
+    speed = np.ones(2, np.float32)
+    beside = gym.wrappers.TransformObservation(env, lambda z: {"latent": z, "speed": speed}, both)
+    return gym.wrappers.FlattenObservation(beside)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda env: gym.wrappers.TimeAwareObservation(gym.wrappers.TimeLimit(env, 50)),
+        lambda env: gym.wrappers.TransformObservation(env, lambda z: z * 0.1, env.observation_space),
+        lambda env: gym.wrappers.FrameStackObservation(env, 4),
+        flat,
+    ],
+    ids=["time", "transformed", "stacked", "flat"],
+)
+def test_no_wrapper_in_between_changes_the_drift(between: Any, trained: Path) -> None:
+    plain = LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), trained), window=20)
+    watched = LatentDriftMonitor(between(LatentObservationWrapper(FrameEnv(), trained)), window=20)
+    assert play(watched, 40) == play(plain, 40)
+
+
+@pytest.mark.filterwarnings("ignore:.*left the training distribution")
+def test_no_wrapper_in_between_changes_the_drift_of_many(trained: Path) -> None:
+    def drifts(between: Any, above: Any) -> list[list[float]]:
+        inner = vector.LatentObservationWrapper(SyncVectorEnv([FrameEnv] * 2), trained)
+        envs = vector.LatentDriftMonitor(between(inner), window=20)
+        venv: Any = VecLatentDriftMonitor(
+            above(VecLatentObservation(DummyVecEnv([FrameEnv] * 2), trained)), 20
+        )
+        found = [[envs.reset(seed=1)[1]["latent_drift"]], []]
+        venv.seed(1)
+        venv.reset()
+        for step in range(30):
+            found[0].append(envs.step(np.full(2, step % 4))[-1]["latent_drift"])
+            found[1].append(venv.step(np.full(2, step % 4))[-1][0]["latent_drift"])
+        return found
+
+    plain = drifts(lambda envs: envs, lambda venv: venv)
+    transformed = drifts(
+        lambda envs: gym.wrappers.vector.TransformObservation(envs, lambda z: z * 0.1),
+        lambda venv: VecNormalize(VecFrameStack(venv, 3)),
+    )
+    assert transformed == plain
 
 
 def test_the_spec_makes_it_again(trained: Path) -> None:

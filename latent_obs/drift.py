@@ -20,6 +20,7 @@ import numpy as np
 
 from latent_obs.encoders.encoder import Encoder
 from latent_obs.encoders.folder import ACTIVE_VARIANCE, Latents
+from latent_obs.encoders.resolve import level_of_caller
 from latent_obs.wrappers import LatentObservationWrapper
 
 INFO_KEY = "latent_drift"
@@ -113,7 +114,7 @@ class Drift:
                 f"{self.encoder.ref}: drift {self.value:.2f} nats per dimension, threshold {self.threshold}. "
                 f"Save the agent and train the encoder on with what it sees: {self.command}",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=level_of_caller(),
             )
         self._warned = self.exceeded
         return self.value

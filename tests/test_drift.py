@@ -74,6 +74,20 @@ def test_known_frames_bring_no_warning_and_unknown_ones_do(stack: int, trained: 
     assert len(caught) == 1  # once, not at every step
 
 
+def test_the_warning_points_at_the_line_that_steps(trained: Path) -> None:
+    watched: Any = (
+        LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), trained), 2, threshold=1e-9),
+        vector.LatentDriftMonitor(
+            vector.LatentObservationWrapper(SyncVectorEnv([FrameEnv]), trained), 2, threshold=1e-9
+        ),
+    )
+    for env, action in zip(watched, (1, [1]), strict=True):
+        env.reset(seed=0)
+        with pytest.warns(UserWarning, match="left the training distribution") as caught:
+            env.step(action)
+        assert caught[0].filename == __file__
+
+
 def test_scaling_the_latents_leaves_the_drift(trained: Path) -> None:
     raw, scaled = (
         LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), trained, stack=2, normalize=normalize))

@@ -218,6 +218,18 @@ class LatentDriftMonitor(gym.vector.VectorWrapper, gym.utils.RecordConstructorAr
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step the environments and add the drift to their infos."""
-        obs, rewards, terminations, truncations, infos = self.env.step(actions)
+        return self._with_drift(*self.env.step(actions))
+
+    def send(self, actions: Any) -> None:
+        """Pass actions on to an asynchronous environment."""
+        self.env.send(actions)  # type: ignore[attr-defined]
+
+    def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Add the drift to the infos of what an asynchronous environment returns."""
+        return self._with_drift(*self.env.recv())  # type: ignore[attr-defined]
+
+    def _with_drift(
+        self, obs: Any, rewards: Any, terminations: Any, truncations: Any, infos: dict[str, Any]
+    ) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         infos = {**infos, INFO_KEY: self.drift.update(self._watched._newest)}
         return obs, rewards, terminations, truncations, infos

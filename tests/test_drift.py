@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import ale_py
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from latent_obs.drift import Drift
 from latent_obs.encoders.folder import EncoderConfig, write_encoder_folder
 from latent_obs.frames import FrameSpec
 from latent_obs.sb3 import VecLatentDriftMonitor, VecLatentObservation
-from tests.conftest import TINY_VAE, DictEnv, FrameEnv, random_tensors
+from tests.conftest import TINY_VAE, DictEnv, FrameEnv, needs_native_ale, random_tensors
 
 
 def gaussian_kl(latents: Any, mean: Any, std: Any) -> float:
@@ -162,6 +163,21 @@ def test_no_wrapper_in_between_changes_the_drift_of_many(trained: Path) -> None:
         lambda venv: VecNormalize(VecFrameStack(venv, 3)),
     )
     assert transformed == plain
+
+
+@needs_native_ale
+@pytest.mark.filterwarnings("ignore:The encoder pong-v0 was trained on frames with")
+def test_asynchronous_ale_is_watched() -> None:
+    """The drift is that of the latents that are seen."""
+    envs = ale_py.AtariVectorEnv("pong", num_envs=4, batch_size=2, grayscale=False, stack_num=1)
+    watched = vector.LatentDriftMonitor(vector.LatentObservationWrapper(envs, "pong-v0"))
+    expected = Drift(load_encoder("pong-v0"))
+    obs, infos = watched.reset(seed=0)
+    for _ in range(10):
+        assert infos["latent_drift"] == expected.update(obs)
+        watched.send(np.zeros(2, np.int64))
+        obs, *_, infos = watched.recv()
+    watched.close()
 
 
 def test_the_spec_makes_it_again(trained: Path) -> None:

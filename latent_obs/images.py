@@ -130,7 +130,8 @@ def _order(space: gym.spaces.Box, who: str, made: MadeBy) -> tuple[Literal["HWC"
     if len(image) == 3:
         if image[2] in (1, 3) and min(image[:2]) >= _SMALLEST:
             return "HWC", image[2] == 1, stack_of_one
-        if image[0] in (1, 3) and min(image[1:]) >= _SMALLEST:
+        planar = image[0] == 1 or (image[0] == 3 and not made.stacks_gray)
+        if planar and min(image[1:]) >= _SMALLEST:
             return "CHW", image[0] == 1, stack_of_one
     raise _refusal(who, _shown(space), _cure_of_shape(space, made))
 
@@ -252,7 +253,7 @@ class MadeBy:
         """Read it off an environment, a vector environment or a spec; empty where none is known."""
         spec = env if isinstance(env, EnvSpec) else getattr(env, "spec", None)
         if not isinstance(spec, EnvSpec):
-            return cls()
+            return cls(wrappers=_wrappers(env))
         kwargs: dict[str, Any] = as_json(spec.kwargs)
         num_envs = kwargs.pop("num_envs", 0)
         vectorization = str(kwargs.pop("vectorization_mode", ""))
@@ -288,6 +289,12 @@ class MadeBy:
     def is_native_ale(self) -> bool:
         """Whether it is ALE's own vector environment."""
         return self.env_id.startswith("ALE/") and self.vectorization == "vector_entry_point"
+
+    @property
+    def stacks_gray(self) -> bool:
+        """Whether three planes are gray images that follow each other, and no colours."""
+        gray_ale = self.is_native_ale and self.kwargs.get("grayscale", True)
+        return "FrameStackObservation" in self.wrappers or gray_ale
 
     def line(self, around: str = "%s", **changes: Any) -> str:
         """Return the Python expression that makes it, with other arguments."""
@@ -346,6 +353,11 @@ class MadeBy:
             value = shlex.quote(json.dumps(value) if isinstance(value, dict) else str(value))
             words.append(f"--{name.replace('_', '-')}" + ("" if options[name] is True else f" {value}"))
         return " ".join(words)
+
+
+def _wrappers(env: Any) -> tuple[str, ...]:
+    """Name the wrappers around an environment, the innermost first."""
+    return (*_wrappers(env.env), type(env).__name__) if isinstance(env, gym.Wrapper) else ()
 
 
 def as_json(value: Any) -> Any:

@@ -22,7 +22,7 @@ from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from latent_obs import LatentObservationWrapper, load_encoder, vector
 from latent_obs.frames import FrameSpec, frame_source
 from latent_obs.images import ImageLayout, MadeBy, image_layout
-from tests.conftest import AUTORESET_MODES, FrameEnv, save_encoder, vector_env
+from tests.conftest import AUTORESET_MODES, FrameEnv, needs_native_ale, save_encoder, vector_env
 
 gym.register_envs(ale_py)
 GRAY = np.array([0.299, 0.587, 0.114])
@@ -215,6 +215,34 @@ def test_several_entries_of_a_vector_env_equal_those_of_each_env(
         for entry in ("front", "wrist"):
             np.testing.assert_array_equal(mine[entry], theirs[entry])
     assert (finals > 2) == (mode == "SameStep")
+
+
+def gray_pong() -> Any:
+    return gym.wrappers.FrameStackObservation(gym.make("ALE/Pong-v5", obs_type="grayscale"), 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "cure"),
+    [
+        (gray_pong, "stack latents instead with stack=3"),
+        (lambda: SyncVectorEnv([gray_pong]), "stack latents instead with stack=3"),
+        (
+            lambda: gym.wrappers.FrameStackObservation(FrameEnv((80, 72)), 3),
+            "stack latents instead with stack=3",
+        ),
+        pytest.param(
+            lambda: gym.make_vec("ALE/Pong-v5", num_envs=2, stack_num=3),
+            r'gym.make_vec\("ALE/Pong-v5", 2, stack_num=1, grayscale=False\), and stack latents with stack=3',
+            marks=needs_native_ale,
+        ),
+    ],
+    ids=["registered", "vector", "no spec", "native"],
+)
+def test_three_gray_images_are_no_planes_of_one_in_colour(make: Any, cure: str, encoder: Path) -> None:
+    env = make()
+    wrap: Any = LatentObservationWrapper if isinstance(env, gym.Env) else vector.LatentObservationWrapper
+    with pytest.raises(ValueError, match=cure):
+        wrap(env, encoder)
 
 
 def test_the_spec_of_several_entries_survives_json(encoder: Path, tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ class ImageLayout:
         """Turn one image or a batch of them into ``uint8`` RGB.
 
         Args:
-            images: Arranged as this layout says, with any batch axes before. Floats are rounded to the
-                nearest integer.
+            images: Arranged as this layout says, with any batch axes before, of any dtype. What they become
+                is rounded to the nearest integer.
 
         Returns:
             ``uint8``, shape ``(..., H, W, 3)``.
@@ -65,8 +65,8 @@ class ImageLayout:
             images = images[..., None]
         elif self.order == "CHW":
             images = np.moveaxis(images, -3, -1)
-        if images.dtype != np.uint8:
-            images = np.rint(images * self.scale).clip(0, 255).astype(np.uint8)
+        if images.dtype != np.uint8 or self.scale != 1:
+            images = np.rint(images * float(self.scale)).clip(0, 255).astype(np.uint8)
         return np.repeat(images, 3, axis=-1) if self.gray else images
 
 
@@ -139,10 +139,10 @@ def _order(space: gym.spaces.Box, who: str, made: MadeBy) -> tuple[Literal["HWC"
 def _scale(space: gym.spaces.Box, who: str) -> int:
     """Say what brings the values of a Box to [0, 255]."""
     low, high = float(space.low.min()), float(space.high.max())
+    if (low, high) == (0, 1) and space.dtype != bool:
+        return 255
     if space.dtype == np.uint8 or (low, high) == (0, 255):
         return 1
-    if (low, high) == (0, 1) and space.dtype.kind == "f":
-        return 255
     shape = ", ".join(map(str, space.shape))
     raise _refusal(
         who,

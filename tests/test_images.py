@@ -87,6 +87,18 @@ def test_floats_are_rounded_to_the_nearest_value() -> None:
         assert found.tolist() == [[[value] * 3 for value in row] for row in wanted]
 
 
+@pytest.mark.parametrize("given", [np.uint8, np.float32, bool])
+@pytest.mark.parametrize("told", [np.uint8, np.int64, np.float32])
+def test_one_is_white_where_the_space_ends_at_one(told: Any, given: Any, encoder: Path) -> None:
+    """Whatever the type of the values, which need not be that of the space."""
+    env = gym.wrappers.TransformObservation(
+        FrameEnv(), lambda image: (image > 99).astype(given), gym.spaces.Box(0, 1, (80, 72, 3), told)
+    )
+    shown: Any = np.where(FrameEnv().reset(seed=1)[0] > 99, 255, 0).astype(np.uint8)
+    expected = load_encoder(encoder)(cv2.resize(shown, (64, 64), interpolation=cv2.INTER_AREA))
+    np.testing.assert_array_equal(LatentObservationWrapper(env, encoder).reset(seed=1)[0], expected)
+
+
 @pytest.mark.parametrize(
     ("space", "line"),
     [

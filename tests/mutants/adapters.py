@@ -71,8 +71,8 @@ MUTANTS = [
     Mutant(
         "floats in [0, 1] are cut off instead of rounded",
         "latent_obs/images.py",
-        "np.rint(images * self.scale)",
-        "np.floor(images * self.scale)",
+        "np.rint(images * float(self.scale))",
+        "np.floor(images * float(self.scale))",
         "tests/test_images.py -k rounded",
     ),
     Mutant(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -64,13 +64,17 @@ class LatentTransform(ObservationTransform):
         super().__init__(in_keys=in_keys, out_keys=out_keys)
         self.encoder = open_named_encoder(encoder, "LatentTransform", normalize)
         self.del_keys = del_keys
-        self._layouts: dict[tuple[int, ...], ImageLayout | None] = {}
+        self._layouts: dict[tuple[NestedKey, Sequence[int]], ImageLayout | None] = {}
 
     def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
-        done: TensorDictBase = super()._call(next_tensordict)
+        for in_key, out_key in zip(self.in_keys, self.out_keys, strict=True):
+            if (obs := next_tensordict.get(in_key, default=None)) is not None:
+                next_tensordict.set(out_key, self._encode(in_key, obs))
+            elif not self.missing_tolerance:
+                raise KeyError(_missing(self.in_keys, next_tensordict.keys(True, True)))
         if self.del_keys:
-            done.exclude(*(key for key in self.in_keys if key not in self.out_keys), inplace=True)
-        return done
+            next_tensordict.exclude(*(key for key in self.in_keys if key not in self.out_keys), inplace=True)
+        return next_tensordict
 
     forward = _call
 
@@ -78,13 +82,14 @@ class LatentTransform(ObservationTransform):
         with _set_missing_tolerance(self, True):
             return self._call(tensordict_reset)
 
-    def _apply_transform(self, obs: torch.Tensor) -> torch.Tensor:
+    def _encode(self, in_key: NestedKey, obs: torch.Tensor) -> torch.Tensor:
         batch, image = obs.shape[:-3], obs.shape[-3:]
         images = obs.reshape(-1, *image).cpu().numpy()  # (N, H, W, 3) or (N, 3, H, W)
-        if image not in self._layouts:  # no environment is attached: the tensor says what it is
+        if (in_key, image) not in self._layouts:  # no environment is attached: the tensor says what it is
             high = 255 if obs.dtype == torch.uint8 else np.inf
-            self._layouts[image] = image_layout(_box(image, images.dtype.type, 0, high), "LatentTransform")
-        latents = encode_images(self.encoder, images, self._layouts[image])
+            box = _box(image, images.dtype.type, 0, high)
+            self._layouts[in_key, image] = image_layout(box, f"LatentTransform({in_key!r})")
+        latents = encode_images(self.encoder, images, self._layouts[in_key, image])
         return torch.from_numpy(latents).to(obs.device).reshape(*batch, self.encoder.latent_dim)
 
     def transform_observation_spec(self, observation_spec: TensorSpec) -> TensorSpec:
@@ -97,14 +102,12 @@ class LatentTransform(ObservationTransform):
         known = spec.keys(True, True) if isinstance(spec, Composite) else []
         for in_key, out_key in zip(self.in_keys, self.out_keys, strict=True):
             if in_key not in known:
-                raise ValueError(
-                    f"LatentTransform was told in_keys={list(self.in_keys)}, but the observation has the "
-                    f"keys {sorted(map(str, known))}."
-                )
+                raise ValueError(_missing(self.in_keys, known))
             entry = spec[in_key]
             dtype, image = np.dtype(str(entry.dtype).removeprefix("torch.")).type, entry.shape[-3:]
             low, high = _bounds(entry)
-            self._layouts[image] = image_layout(_box(image, dtype, low, high), f"LatentTransform({in_key!r})")
+            box = _box(image, dtype, low, high)
+            self._layouts[in_key, image] = image_layout(box, f"LatentTransform({in_key!r})")
             if self.del_keys:
                 del spec[in_key]
             shape = (*entry.shape[:-3], self.encoder.latent_dim)
@@ -112,11 +115,18 @@ class LatentTransform(ObservationTransform):
         return spec
 
 
+def _missing(in_keys: Sequence[NestedKey], known: Iterable[NestedKey]) -> str:
+    return (
+        f"LatentTransform was told in_keys={list(in_keys)}, but the observation has the keys "
+        f"{sorted(map(str, known))}."
+    )
+
+
 def _bounds(entry: TensorSpec) -> tuple[float, float]:
     """Return the least and the greatest value that a spec allows; ``uint8`` is bounded by itself."""
-    if entry.dtype == torch.uint8 or not isinstance(entry, Bounded):
-        return (0, 255) if entry.dtype == torch.uint8 else (-np.inf, np.inf)
-    return float(entry.space.low.min()), float(entry.space.high.max())
+    if isinstance(entry, Bounded):
+        return float(entry.space.low.min()), float(entry.space.high.max())
+    return (0, 255) if entry.dtype == torch.uint8 else (-np.inf, np.inf)
 
 
 def _box(shape: Sequence[int], dtype: Any, low: float, high: float) -> gym.spaces.Box:

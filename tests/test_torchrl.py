@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.data import Bounded, Composite
 from torchrl.envs import GymEnv, GymWrapper, SerialEnv, TransformedEnv
 from torchrl.envs.transforms import CatFrames, Compose, ToTensorImage
 from torchrl.envs.utils import check_env_specs
@@ -80,6 +81,21 @@ def test_any_batch_is_encoded_in_one_call(batch: Any, planar: bool, encoder: Pat
     np.testing.assert_array_equal(out["latent"], expected.reshape(*batch, 32))
 
 
+def test_each_entry_is_read_as_its_own_spec_says(encoder: Path) -> None:
+    """Three of one shape: the values of the first end at 1, those of the others at 255 and at 1."""
+    image = torch.randint(0, 2, (64, 64, 3)) * 255
+    shown = {"a": image / 255, "b": image.float(), "c": (image / 255).to(torch.uint8)}
+    highs, names = {"a": 1.0, "b": 255.0, "c": 1}, {name: f"latent {name}" for name in shown}
+    both = transform(encoder, in_keys=list(shown), out_keys=list(names.values()))
+    both.transform_observation_spec(
+        Composite({n: Bounded(0, highs[n], (64, 64, 3), dtype=shown[n].dtype) for n in shown})
+    )
+    expected = load_encoder(encoder)(image.to(torch.uint8).numpy())
+    found = both(TensorDict(shown))
+    for name in names.values():
+        np.testing.assert_array_equal(found[name], expected)
+
+
 def test_latents_can_be_stacked(encoder: Path) -> None:
     steps = Compose(transform(encoder), CatFrames(3, dim=-1, in_keys=["latent"]))
     env = TransformedEnv(frames_env(), steps)
@@ -93,6 +109,8 @@ def test_what_cannot_be_encoded_is_refused(encoder: Path) -> None:
         TransformedEnv(scaled, transform(encoder)).observation_spec  # noqa: B018
     with pytest.raises(ValueError, match="the keys \\['pixels'\\]"):
         TransformedEnv(frames_env(), transform(encoder, in_keys=["eye"])).observation_spec  # noqa: B018
+    with pytest.raises(KeyError, match="the keys \\['eye'\\]"):
+        transform(encoder)(TensorDict(eye=torch.zeros(64, 64, 3)))
     with pytest.raises(ValueError, match="does not know its environment"):
         LatentTransform("auto")
     with pytest.raises(ValueError, match="out_key per in_key"):

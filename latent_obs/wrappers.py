@@ -31,7 +31,7 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
             one first, which takes a minute and the extra ``make``. With several keys it may be a
             dictionary with one of these for each key.
         stack: Latents of the last ``stack`` observations, oldest first, concatenated to
-            ``(32 * stack,)``; velocity is visible then. A reset fills all of them.
+            ``(32 * stack,)``; velocity is visible then. An episode's first latent fills all places.
         key: The entry of a ``Dict`` observation to encode; the others stay as they are. Several, such as
             ``("front", "wrist")``, are encoded in one batch. ``"cameras/front"`` is the entry ``front`` of
             the ``Dict`` that is the entry ``cameras``.
@@ -98,14 +98,21 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
     ) -> tuple[Any, dict[str, Any]]:
         """Reset the environment and encode its observation."""
         obs, info = self.env.reset(seed=seed, options=options)
-        for stack in self._stacks:
-            stack.begin()
+        self._begin()
         return self._observation(obs), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
         """Step the environment and encode its observation."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return self._observation(obs), reward, terminated, truncated, info
+        encoded = self._observation(obs)
+        if terminated or truncated:  # below may be Autoreset, whose next step begins an episode
+            self._begin()
+        return encoded, reward, terminated, truncated, info
+
+    def _begin(self) -> None:
+        """Let the next observation be an episode's first."""
+        for stack in self._stacks:
+            stack.begin()
 
     def _observation(self, obs: Any) -> Any:
         latents = self._entries.encode_one(obs)

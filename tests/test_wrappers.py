@@ -82,6 +82,19 @@ def test_stacked_latents_are_the_last_ones_oldest_first(encoder: Path, stack: in
         assert np.array_equal(stacked.step(1)[0], np.concatenate(history))
 
 
+def test_the_stack_begins_anew_above_autoreset(encoder: Path) -> None:
+    """FrameEnv ends and cuts its episodes by turns; the latents alone say what the stacks hold."""
+    single, stacked = (
+        LatentObservationWrapper(gym.wrappers.Autoreset(FrameEnv(length=3)), encoder, stack=n) for n in (1, 2)
+    )
+    latents, found = (
+        [env.reset(seed=5)[0], *(env.step(1)[0] for _ in range(8))] for env in (single, stacked)
+    )
+    for step, obs in enumerate(found):
+        first = step % 4 == 0  # three steps of an episode, then the one that resets
+        assert np.array_equal(obs, np.concatenate([latents[step - (not first)], latents[step]]))
+
+
 def test_every_observation_is_a_new_array(encoder: Path) -> None:
     env = LatentObservationWrapper(FrameEnv(), encoder, stack=2)
     first, _ = env.reset(seed=0)

@@ -196,28 +196,39 @@ def fingerprint_of(encoder: Encoder) -> str | None:
         return None
 
 
-def check_is_env(env: Any, who: str) -> None:
-    """Refuse what is no Gymnasium environment, and name the wrapper that takes it.
+def check_is_env(env: Any, kind: type[Any], who: str) -> None:
+    """Refuse an environment of another kind than a wrapper takes, and name the wrapper that takes it.
+
+    Args:
+        env: What the wrapper was given.
+        kind: The class of what it takes, such as ``gym.Env``.
+        who: The name of the wrapper.
 
     Raises:
-        ValueError: If ``env`` is a vector environment, another library's, or of the old Gym.
+        ValueError: If ``env`` is no instance of ``kind``.
     """
-    if isinstance(env, gym.Env):
+    if isinstance(env, kind):
         return
-    kind = f"{type(env).__module__}.{type(env).__qualname__}"
-    if isinstance(env, gym.vector.VectorEnv):
+    wanted = f"{kind.__module__.partition('.')[0]}'s {kind.__qualname__}"
+    got = f"{type(env).__module__}.{type(env).__qualname__}"
+    if isinstance(env, gym.Env):
+        cure = "For plain environments: latent_obs.LatentObservationWrapper(env)."
+    elif isinstance(env, gym.vector.VectorEnv):
         cure = "For vector environments: latent_obs.vector.LatentObservationWrapper(envs)."
     elif hasattr(env, "step_wait"):
         cure = "For Stable-Baselines3's: latent_obs.sb3.VecLatentObservation(venv, encoder)."
     elif hasattr(env, "possible_agents"):
-        cure = "For PettingZoo's: latent_obs.pettingzoo.LatentObservationWrapper(env, encoder)."
+        cure = (
+            "For PettingZoo's parallel ones: latent_obs.pettingzoo.LatentObservationWrapper(env, encoder). "
+            "pettingzoo.utils.aec_to_parallel(env) makes an AEC environment parallel."
+        )
     else:
         cure = (
             "If it has the interface of the old Gym, pip install shimmy and wrap "
             'gym.make("GymV21Environment-v0", env=env), or write a class as examples/environments.py does '
             "for Crafter."
         )
-    raise ValueError(f"{who} wraps a gymnasium.Env, got a {kind}. {cure}")
+    raise ValueError(f"{who} wraps {wanted}, got a {got}. {cure}")
 
 
 def warn_of_other_source(source: FrameSource, encoder: Encoder) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from latent_obs.adapter import EncoderLike, open_named_encoder
+from latent_obs.adapter import EncoderLike, check_is_env, open_named_encoder
 from latent_obs.encoders.folder import Latents
 from latent_obs.entries import ImageEntries
 from latent_obs.extras import needs
@@ -31,14 +31,15 @@ class LatentObservationWrapper(BaseParallelWrapper[Any, Any, Any]):
         normalize: As :class:`latent_obs.LatentObservationWrapper` takes it.
 
     Raises:
-        ValueError: If an agent's observations are no images or can be read in two ways, the encoder is
-            damaged, or ``encoder`` says otherwise than ``normalize``.
+        ValueError: If ``env`` is of another kind, an agent's observations are no images or can be read in
+            two ways, the encoder is damaged, or ``encoder`` says otherwise than ``normalize``.
         FileNotFoundError: If there is no such encoder.
     """
 
     def __init__(
         self, env: ParallelEnv[Any, Any, Any], encoder: EncoderLike, *, normalize: bool | None = None
     ) -> None:
+        check_is_env(env, ParallelEnv, "pettingzoo.LatentObservationWrapper")
         self.encoder = open_named_encoder(encoder, "LatentObservationWrapper", normalize)
         super().__init__(env)
         self._agents = {

@@ -14,6 +14,7 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from latent_obs.adapter import (
     EncoderLike,
     Key,
+    check_is_env,
     encode_images,
     is_trained_on_gray,
     open_named_encoder,
@@ -88,7 +89,9 @@ class VecLatentObservation(VecEnvWrapper):
         key: Key = None,
         normalize: bool | None = None,
     ) -> None:
-        space, who = venv.observation_space, "VecLatentObservation"
+        who = "VecLatentObservation"
+        check_is_env(venv, VecEnv, who)
+        space = venv.observation_space
         if space.shape in ((84, 84, 1), (1, 84, 84)):
             self._refuse_atari_frames(encoder, who)
         self._entries = ImageEntries(space, encoder, key=key, normalize=normalize, env=_specs(venv), who=who)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.envs.registration import EnvSpec
 
-from latent_obs.adapter import EncoderLike, Key
+from latent_obs.adapter import EncoderLike, Key, check_is_env
 from latent_obs.drift import INFO_KEY, Drift, find_wrapper
 from latent_obs.encoders.folder import Latents
 from latent_obs.entries import ImageEntries
@@ -65,11 +65,7 @@ class LatentObservationWrapper(gym.vector.VectorWrapper, gym.utils.RecordConstru
         normalize: bool | None = None,
         fingerprint: str | Mapping[str, str | None] | None = None,
     ) -> None:
-        if isinstance(env, gym.Env):
-            raise ValueError(
-                "vector.LatentObservationWrapper wraps a vector environment, got a plain one. For that one: "
-                "latent_obs.LatentObservationWrapper(env)."
-            )
+        check_is_env(env, gym.vector.VectorEnv, "vector.LatentObservationWrapper")
         self._entries = ImageEntries(
             _single_space(env),
             encoder,

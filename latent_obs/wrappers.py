@@ -46,9 +46,9 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         encoder: The loaded encoder; where each key has its own, that of the first.
 
     Raises:
-        ValueError: If the observations are no images or can be read in two ways, ``key`` does not fit, the
-            encoder is damaged, ``encoder`` says otherwise than ``normalize``, or its weights are not those
-            of ``fingerprint``. The error holds the line to type.
+        ValueError: If ``env`` is of another kind, the observations are no images or can be read in two ways,
+            ``key`` does not fit, the encoder is damaged, ``encoder`` says otherwise than ``normalize``, or
+            its weights are not those of ``fingerprint``. The error holds the line to type.
         FileNotFoundError: If there is no such encoder.
         OSError: If an encoder is on the Hub, which refuses access or cannot be reached.
 
@@ -76,7 +76,7 @@ class LatentObservationWrapper(gym.Wrapper[Any, Any, Any, Any], gym.utils.Record
         normalize: bool | None = None,
         fingerprint: str | Mapping[str, str | None] | None = None,
     ) -> None:
-        check_is_env(env, "LatentObservationWrapper")
+        check_is_env(env, gym.Env, "LatentObservationWrapper")
         self._entries = ImageEntries(
             env.observation_space,
             encoder,

@@ -18,11 +18,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from latent_obs import LatentObservationWrapper, load_encoder, vector
+from latent_obs import LatentObservationWrapper, load_encoder, pettingzoo, vector
 from latent_obs.frames import FrameSpec, frame_source
 from latent_obs.images import ImageLayout, MadeBy, image_layout
+from latent_obs.sb3 import VecLatentObservation
 from tests.conftest import AUTORESET_MODES, FrameEnv, needs_native_ale, save_encoder, vector_env
+from tests.test_pettingzoo import TwoFrameEnvs
 
 gym.register_envs(ale_py)
 GRAY = np.array([0.299, 0.587, 0.114])
@@ -462,18 +465,40 @@ class OldEnv:
     observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("make", "cure"),
-    [
-        (OldEnv, "GymV21Environment-v0"),
-        (lambda: SyncVectorEnv([FrameEnv]), r"latent_obs\.vector\.LatentObservationWrapper"),
-    ],
-)
-def test_what_is_no_gymnasium_env_is_refused_by_its_name(make: Any, cure: str, encoder: Path) -> None:
-    with pytest.raises(ValueError, match=rf"wraps a gymnasium.Env, got a .*{cure}"):
-        LatentObservationWrapper(make(), encoder)
-    with pytest.raises(ValueError, match=r"latent_obs\.LatentObservationWrapper\(env\)"):
-        vector.LatentObservationWrapper(FrameEnv(), encoder)  # type: ignore[arg-type]
+class Turns:
+    """Has agents that take turns, as PettingZoo's AEC environments do."""
+
+    possible_agents = ("a", "b")
+
+
+WRAPPERS: dict[str, Any] = {
+    "latent_obs.LatentObservationWrapper": LatentObservationWrapper,
+    "latent_obs.vector.LatentObservationWrapper": vector.LatentObservationWrapper,
+    "latent_obs.sb3.VecLatentObservation": VecLatentObservation,
+    "latent_obs.pettingzoo.LatentObservationWrapper": pettingzoo.LatentObservationWrapper,
+}
+KINDS: dict[str, Any] = {
+    "latent_obs.LatentObservationWrapper(": FrameEnv,
+    "latent_obs.vector.LatentObservationWrapper(": lambda: SyncVectorEnv([FrameEnv]),
+    "latent_obs.sb3.VecLatentObservation(": lambda: DummyVecEnv([FrameEnv]),
+    "latent_obs.pettingzoo.LatentObservationWrapper(": TwoFrameEnvs,
+    "aec_to_parallel": Turns,
+    "GymV21Environment-v0": OldEnv,
+}
+
+
+@pytest.mark.parametrize("cure", KINDS)
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_an_environment_of_another_kind_is_refused_with_the_wrapper_that_takes_it(
+    wrapper: str, cure: str, encoder: Path
+) -> None:
+    env = KINDS[cure]()
+    if cure == f"{wrapper}(":
+        WRAPPERS[wrapper](env, encoder)
+        return
+    name = re.escape(wrapper.removeprefix("latent_obs.").removeprefix("sb3."))
+    with pytest.raises(ValueError, match=rf"^{name} wraps [^ ]+'s [^ ]+, got a .*{re.escape(cure)}"):
+        WRAPPERS[wrapper](env, encoder)
 
 
 def test_no_false_alarms() -> None:

@@ -205,16 +205,18 @@ def check_is_env(env: Any, kind: type[Any], who: str) -> None:
         who: The name of the wrapper.
 
     Raises:
-        ValueError: If ``env`` is no instance of ``kind``.
+        ValueError: If ``env`` is no instance of ``kind``. EnvPool's are vector environments, though they are
+            instances of ``gym.Env`` too.
     """
-    if isinstance(env, kind):
+    many = isinstance(env, gym.vector.VectorEnv)
+    if isinstance(env, kind) and not (many and kind is gym.Env):
         return
     wanted = f"{kind.__module__.partition('.')[0]}'s {kind.__qualname__}"
     got = f"{type(env).__module__}.{type(env).__qualname__}"
-    if isinstance(env, gym.Env):
-        cure = "For plain environments: latent_obs.LatentObservationWrapper(env)."
-    elif isinstance(env, gym.vector.VectorEnv):
+    if many:
         cure = "For vector environments: latent_obs.vector.LatentObservationWrapper(envs)."
+    elif isinstance(env, gym.Env):
+        cure = "For plain environments: latent_obs.LatentObservationWrapper(env)."
     elif hasattr(env, "step_wait"):
         cure = "For Stable-Baselines3's: latent_obs.sb3.VecLatentObservation(venv, encoder)."
     elif hasattr(env, "possible_agents"):

@@ -471,6 +471,10 @@ class Turns:
     possible_agents = ("a", "b")
 
 
+class Pool(SyncVectorEnv, gym.Env[Any, Any]):  # type: ignore[misc]
+    """Is an environment and a vector environment at once, as EnvPool's are."""
+
+
 WRAPPERS: dict[str, Any] = {
     "latent_obs.LatentObservationWrapper": LatentObservationWrapper,
     "latent_obs.vector.LatentObservationWrapper": vector.LatentObservationWrapper,
@@ -479,7 +483,7 @@ WRAPPERS: dict[str, Any] = {
 }
 KINDS: dict[str, Any] = {
     "latent_obs.LatentObservationWrapper(": FrameEnv,
-    "latent_obs.vector.LatentObservationWrapper(": lambda: SyncVectorEnv([FrameEnv]),
+    "latent_obs.vector.LatentObservationWrapper(": lambda: Pool([FrameEnv]),
     "latent_obs.sb3.VecLatentObservation(": lambda: DummyVecEnv([FrameEnv]),
     "latent_obs.pettingzoo.LatentObservationWrapper(": TwoFrameEnvs,
     "aec_to_parallel": Turns,

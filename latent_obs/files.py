@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
+
+# Seconds after which a temporary file that nobody writes to was left behind by a process that was killed.
+_STALE = 3600
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -25,8 +30,8 @@ def staged(files: Mapping[Path, bytes]) -> Iterator[None]:
     """Write files under temporary names, and give them their own, in order, when the block ends well.
 
     When the block begins, all of them are on disk, so that a full disk changes none. The temporary names lie
-    beside the files, as ``.<name>.tmp``. What lies there already is removed first: a symbolic link is never
-    followed.
+    beside the files, as ``.<name>.<random>.tmp``: no other process or thread that writes the same file has
+    them. A symbolic link is never followed. What killed processes left there is removed after an hour.
 
     Args:
         files: Content by path.
@@ -34,9 +39,10 @@ def staged(files: Mapping[Path, bytes]) -> Iterator[None]:
     Raises:
         OSError: If a file cannot be written or renamed.
     """
-    temporary = {path: path.with_name(f".{path.name}.tmp") for path in files}
+    temporary = {path: path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp") for path in files}
     try:
         for path, data in files.items():
+            _remove_stale(path)
             with create(temporary[path]) as file:
                 file.write(data)
                 file.flush()
@@ -47,6 +53,13 @@ def staged(files: Mapping[Path, bytes]) -> Iterator[None]:
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    for old in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
+        with contextlib.suppress(OSError):  # another process removes it too
+            if time.time() - old.lstat().st_mtime > _STALE:
+                old.unlink()
 
 
 def create(path: Path) -> BinaryIO:

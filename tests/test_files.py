@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ def test_a_file_is_forced_to_disk_before_it_gets_its_name(
         fsync(file)
 
     def seen_rename(source: Path, target: Path) -> None:
-        calls.append(("rename", source.name, target.name))
+        assert re.fullmatch(r"\.a\.[0-9a-f]{8}\.tmp", source.name)
+        calls.append(("rename", target.name))
         rename(source, target)
 
     monkeypatch.setattr(os, "fsync", seen_fsync)
     monkeypatch.setattr(os, "replace", seen_rename)
     write_atomically(tmp_path / "a", b"four")
-    assert calls == [("fsync", 4), ("rename", ".a.tmp", "a")]
+    assert calls == [("fsync", 4), ("rename", "a")]
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -52,10 +54,32 @@ def test_files_that_cannot_all_be_written_change_nothing(
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_link_under_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
+def test_two_that_write_one_file_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    """Whoever finishes last has written it."""
+    with staged({tmp_path / "a": b"slow"}):
+        write_atomically(tmp_path / "a", b"quick")
+        assert (tmp_path / "a").read_bytes() == b"quick"
+    assert (tmp_path / "a").read_bytes() == b"slow"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_a_killed_process_left_is_removed_after_an_hour(tmp_path: Path) -> None:
+    names = [".a.01234567.tmp", ".a.89abcdef.tmp", ".ab.01234567.tmp", ".a.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+        if name != names[1]:
+            os.utime(tmp_path / name, (0, 0))
+    write_atomically(tmp_path / "a", b"new")
+    assert sorted(os.listdir(tmp_path)) == sorted([*names[1:], "a"])
+
+
+def test_a_link_under_the_temporary_name_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "urandom", bytes)
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
-    (tmp_path / ".a.tmp").symlink_to(victim)
+    (tmp_path / ".a.00000000.tmp").symlink_to(victim)
     write_atomically(tmp_path / "a", b"new")
     assert victim.read_bytes() == b"mine"
     assert (tmp_path / "a").read_bytes() == b"new"

@@ -116,7 +116,7 @@ def staged_folder(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
                     shutil.rmtree(old)
                 elif old.name != LOCK:
                     old.unlink()
-        write_atomically(note, text.encode())
+            write_atomically(note, text.encode())
         yield staging
         note.unlink()
         sync_folder(staging)
@@ -133,7 +133,7 @@ def _refuse_taken(out: Path) -> None:
 def _is_ours(staging: Path) -> bool:
     """Return whether a folder holds the plan that was written here, or nothing yet."""
     try:
-        if {path.name for path in staging.iterdir()} <= {LOCK, f".{_PLAN}.tmp"}:
+        if all(path.name == LOCK or path.match(f".{_PLAN}*.tmp") for path in staging.iterdir()):
             return True
         note = json.loads((staging / _PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

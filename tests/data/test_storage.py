@@ -137,13 +137,16 @@ def test_locations_are_joined_and_shown() -> None:
             parse_location(wrong)
 
 
-def test_a_link_under_a_temporary_name_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_under_a_temporary_name_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whoever can write to the folder could have another file overwritten otherwise."""
+    monkeypatch.setattr(os, "urandom", bytes)
     mine = tmp_path / "mine.txt"
     mine.write_text("years of work")
     out = tmp_path / "frames"
     out.mkdir()
-    for name in (".part-000-00000.parquet.tmp", ".config.json.tmp"):
+    for name in (".part-000-00000.parquet.tmp", ".config.json.00000000.tmp"):
         (out / name).symlink_to(mine)
     new = NewFile(out / "part-000-00000.parquet")
     new.stream.write(b"frames")

@@ -18,9 +18,17 @@ _STALE = 3600
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file so that it is either the old one or the whole new one, even after a crash.
 
+    A device or a pipe, such as ``/dev/null``, is written to.
+
     Raises:
+        IsADirectoryError: If there is a folder of that name.
         OSError: If it cannot be written; an old one is kept.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, and a file was to be written. Name a file in it.")
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     with staged({path: data}):
         pass
 

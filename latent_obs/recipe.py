@@ -32,7 +32,7 @@ from latent_obs.encoders.folder import (
     write_encoder_folder,
 )
 from latent_obs.encoders.provenance import Metrics
-from latent_obs.encoders.resolve import PRETRAINED
+from latent_obs.encoders.resolve import PRETRAINED, resolve
 from latent_obs.evaluation.markdown import card_text
 from latent_obs.evaluation.report import FIGURES, ReportCard, Reports, find_faults
 from latent_obs.files import write_atomically
@@ -329,9 +329,10 @@ def _label(encoder: Path, work: Path, out: Path) -> None:
     from latent_obs.evaluation.variables import observe
     from latent_obs.vae import load_vae
 
-    vae, config = load_vae(encoder)
+    found = resolve(encoder)
+    vae, config = load_vae(found)
     fresh = [FramesFolder(path) for path in sorted((work / "fresh").iterdir()) if path.is_dir()]
-    if (observed := observe(config.source, config.frame_spec, fresh, _LABEL_FRAMES)) is not None:
+    if (observed := observe(found, fresh, _LABEL_FRAMES)) is not None:
         write_labels(measure_labels(vae, config, observed), out)
 
 

@@ -182,8 +182,9 @@ def _labels(found: EncoderFolder, vae: VAE, folder: FramesFolder) -> Labels | No
     config = found.config
     if (known := read_labels(found.path, config.vae.latent_dim)) is not None:
         return known
-    source = config.source if config.source.env_id else folder.source
-    observed = observe(source, config.frame_spec, [folder], LABEL_FRAMES)
+    if not config.source.env_id:
+        found = replace(found, config=replace(config, source=folder.source))
+    observed = observe(found, [folder], LABEL_FRAMES)
     return None if observed is None else measure_labels(vae, config, observed, walks=False)
 
 

@@ -5,6 +5,7 @@ These are what labels of latent dimensions speak of (:mod:`latent_obs.evaluation
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ import numpy.typing as npt
 
 from latent_obs.collecting.sources import open_env
 from latent_obs.data.folder import FramesFolder
+from latent_obs.encoders.hub import HUB_PREFIX
+from latent_obs.encoders.resolve import EncoderFolder
 from latent_obs.evaluation.ram import games, state_variables
 from latent_obs.frames import Frames, FrameSource, FrameSpec, preprocess
 
@@ -69,8 +72,42 @@ class Observed:
     factors: bool = False
 
 
+def play_again(
+    encoder: EncoderFolder, count: int = FRAMES, seed: int = 0, *, state: bool = True
+) -> Observed | None:
+    """Do what :func:`play` does, with the environment that an encoder's frames were collected from.
+
+    It is opened as it was for them: with the same wrapper, drawn, or one entry of it. No module that the
+    ``config.json`` of an encoder on the Hub names is imported: unless this process has imported it already,
+    the environment counts as one that is not there.
+
+    Args:
+        encoder: The encoder.
+        count: Number of frames.
+        seed: Seeds the environment and the actions.
+        state: Whether frames without a known state are of no use.
+
+    Returns:
+        ``None`` where :func:`play` returns it.
+    """
+    config = encoder.config
+    data = {} if config.provenance.run is None else config.provenance.run.data
+    options = {name: data[name] for name in ("key", "render", "wrapper") if data.get(name)}
+    if encoder.ref.startswith(HUB_PREFIX):
+        modules = {config.source.env_id.rpartition(":")[0], str(options.get("wrapper", "")).partition(":")[0]}
+        if not modules - {""} <= set(sys.modules):
+            return None
+    return play(config.source, config.frame_spec, count, seed, state=state, **options)
+
+
 def play(
-    source: FrameSource, spec: FrameSpec, count: int = FRAMES, seed: int = 0, *, state: bool = True
+    source: FrameSource,
+    spec: FrameSpec,
+    count: int = FRAMES,
+    seed: int = 0,
+    *,
+    state: bool = True,
+    **options: Any,
 ) -> Observed | None:
     """Play an environment at random and read its state behind each frame.
 
@@ -83,6 +120,7 @@ def play(
         count: Number of frames.
         seed: Seeds the environment and the actions; no collection repeats its episodes.
         state: Whether frames without a known state are of no use.
+        **options: Options of :func:`~latent_obs.collecting.sources.open_env`.
 
     Returns:
         ``None`` for an environment that is not there, shows no images or, with ``state``, has no known state.
@@ -92,7 +130,7 @@ def play(
     if source.env_id.startswith("Scenes/"):
         import latent_obs.scenes  # noqa: F401  # registers them
     try:
-        env = open_env(source.env_id, source.env_kwargs)
+        env = open_env(source.env_id, source.env_kwargs, **options)
     except (ImportError, ValueError):
         return None
     try:
@@ -119,21 +157,18 @@ def play(
     return Observed(frames, variables, groups, where, factors=known)
 
 
-def observe(
-    source: FrameSource, spec: FrameSpec, folders: Sequence[FramesFolder], count: int = FRAMES
-) -> Observed | None:
-    """Play an environment whose state is known, else take the statistics of recorded frames.
+def observe(encoder: EncoderFolder, folders: Sequence[FramesFolder], count: int = FRAMES) -> Observed | None:
+    """Play an encoder's environment if its state is known, else take the statistics of recorded frames.
 
     Args:
-        source: The environment.
-        spec: How its observations become frames.
+        encoder: The encoder.
         folders: Where frames are recorded, if anywhere.
         count: Number of frames.
 
     Returns:
         ``None`` where there is neither, or fewer than 500 frames are recorded.
     """
-    if (observed := play(source, spec, count)) is not None:
+    if (observed := play_again(encoder, count)) is not None:
         return observed
     if sum(map(len, folders)) < MIN_FRAMES:
         return None

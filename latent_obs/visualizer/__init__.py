@@ -95,7 +95,7 @@ def find_labels(encoder: EncoderFolder, frames: str | Path | None) -> Labels | N
     from latent_obs.vae import load_vae
 
     folders = [] if frames is None else [FramesFolder(frames)]
-    observed = observe(config.source, config.frame_spec, folders)
+    observed = observe(encoder, folders)
     return None if observed is None else measure_labels(load_vae(encoder)[0], config, observed)
 
 
@@ -152,9 +152,9 @@ def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
 
 def _played(encoder: EncoderFolder) -> Frames | None:
     """Play the encoder's environment for a while; ``None`` where it is not there or has no order."""
-    from latent_obs.evaluation.variables import play
+    from latent_obs.evaluation.variables import play_again
 
-    observed = play(encoder.config.source, encoder.config.frame_spec, 3 * EPISODE, seed=1, state=False)
+    observed = play_again(encoder, 3 * EPISODE, seed=1, state=False)
     if observed is None:
         return None
     stretch = observed.frames[-EPISODE:]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from latent_obs.encoders.folder import EncoderConfig, VAEConfig
+from latent_obs.encoders.provenance import Provenance, Run
+from latent_obs.encoders.resolve import EncoderFolder, resolve
 from latent_obs.evaluation import labelling
 from latent_obs.evaluation.labelling import explained_by, measure_labels
 from latent_obs.evaluation.labels import (
@@ -22,11 +26,11 @@ from latent_obs.evaluation.labels import (
     read_labels,
     write_labels,
 )
-from latent_obs.evaluation.variables import Observed, image_variables, play
+from latent_obs.evaluation.variables import Observed, image_variables, play, play_again
 from latent_obs.evaluation.walks import Walk
 from latent_obs.frames import FrameSource, FrameSpec
 from latent_obs.vae import VAE
-from tests.conftest import random_tensors
+from tests.conftest import FrameEnv, random_tensors, save_encoder
 
 SHAPES = FrameSource("Scenes/Shapes-v0")
 
@@ -192,6 +196,91 @@ def test_play_reads_a_state_vector_and_knows_when_there_is_none() -> None:
     assert play(FrameSource("ALE/Tetris-v5"), FrameSpec(), count=10) is None
     assert play(FrameSource("Nowhere/Nothing-v0"), FrameSpec(), count=10) is None
     assert play(FrameSource(""), FrameSpec(), count=10) is None
+
+
+class FlatEnv(FrameEnv):
+    """Shows one colour, draws itself in another, and fails where it shall."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  # an instance variable in its base class
+
+    def __init__(self, render_mode: str | None = None, fails_in: str = "") -> None:
+        super().__init__()
+        self.render_mode, self.fails_in = render_mode, fails_in
+        self._trouble("constructor")
+
+    def reset(self, **options: Any) -> Any:
+        self._trouble("reset")
+        return super().reset(**options)
+
+    def step(self, action: Any) -> Any:
+        self._trouble("step")
+        return super().step(action)
+
+    def render(self) -> Any:
+        return np.full((64, 64, 3), 99, np.uint8)
+
+    def _image(self) -> Any:
+        return np.full((64, 64, 3), 10, np.uint8)
+
+    def _trouble(self, call: str) -> None:
+        if self.fails_in == call:
+            raise RuntimeError("no display")
+
+
+def negative(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    return gym.wrappers.TransformObservation(env, lambda obs: 255 - obs, env.observation_space)
+
+
+def in_dict(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    space = gym.spaces.Dict({"image": env.observation_space})
+    return gym.wrappers.TransformObservation(env, lambda obs: {"image": obs}, space)
+
+
+@pytest.fixture
+def flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gym.envs.registration, "registry", dict(gym.registry))
+    gym.register("Flat-v0", f"{__name__}:FlatEnv", disable_env_checker=True)
+
+
+def encoder_of(folder: Path, env_id: str, **data: Any) -> EncoderFolder:
+    run = Run({}, {"env_id": env_id, **data}, None)
+    return resolve(save_encoder(folder, source=FrameSource(env_id), provenance=Provenance(run=run)))
+
+
+@pytest.mark.parametrize(
+    ("data", "level"),
+    [
+        ({}, 10),
+        ({"wrapper": f"{__name__}:negative"}, 245),
+        ({"render": True}, 99),
+        ({"wrapper": f"{__name__}:in_dict", "key": "image"}, 10),
+    ],
+)
+def test_an_encoders_environment_is_opened_as_it_was_for_its_frames(
+    data: dict[str, Any], level: int, tmp_path: Path, flat: None
+) -> None:
+    found = play_again(encoder_of(tmp_path / "e", "Flat-v0", **data), 3, state=False)
+    assert found is not None
+    assert (found.frames == level).all()
+
+
+@pytest.mark.parametrize("which", ["env_id", "wrapper"])
+def test_no_module_that_an_encoder_on_the_hub_names_is_imported(
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat: None
+) -> None:
+    """It is played where its module is imported already, as one in a local folder always is."""
+    (tmp_path / f"named_{which}.py").write_text("from tests.evaluation.test_labels import negative\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {"env_id": "Flat-v0"} | (
+        {"env_id": "named_env_id:Flat-v0"} if which == "env_id" else {"wrapper": "named_wrapper:negative"}
+    )
+    here = encoder_of(tmp_path / "e", **names)
+    on_hub = replace(here, ref="hf://user/flat")
+    assert play_again(on_hub, 3, state=False) is None
+    assert f"named_{which}" not in sys.modules
+    for encoder in (here, on_hub):
+        assert play_again(encoder, 3, state=False) is not None
+    monkeypatch.delitem(sys.modules, f"named_{which}")
 
 
 def test_statistics_of_pictures_name_a_colour_and_its_place() -> None:

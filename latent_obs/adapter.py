@@ -143,8 +143,13 @@ def open_encoder(
 
     Raises:
         ValueError: If ``encoder`` does not fit :func:`~latent_obs.load_encoder`, says otherwise than
-            ``normalize``, or has other weights than ``fingerprint`` says.
+            ``normalize``, or has other weights than ``fingerprint`` says, or that is no string.
+        FileNotFoundError: If there is no such encoder.
     """
+    if fingerprint is not None and not isinstance(fingerprint, str):
+        raise ValueError(
+            f"fingerprint= takes the SHA-256 of an encoder's weights as a string, got {fingerprint!r}."
+        )
     given = encoder.get("normalize") if isinstance(encoder, Mapping) else getattr(encoder, "normalize", None)
     if None not in (given, normalize) and given != normalize:
         raise ValueError(
@@ -159,6 +164,18 @@ def open_encoder(
         inspect.signature(load_encoder).bind(**options)
     except TypeError as error:
         raise ValueError(f"encoder={encoder!r} does not fit load_encoder: {error}.") from error
+    if not isinstance(options["ref"], (str, Path)):
+        raise ValueError(
+            "encoder= takes a bundled encoder's name, the path of an encoder folder, hf://USER/NAME, a "
+            f"dictionary of load_encoder's arguments or an encoder from it; got {encoder!r}."
+        )
+    try:
+        Path(options["ref"]).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(
+            f"There is no encoder {str(options['ref'])!r}: this machine does not know the home folder that ~ "
+            "stands for. Write the whole path."
+        ) from error
     if options["ref"] == "auto":
         options["ref"] = resolve_auto(source, made, key)
     options["ref"] = resolve(options["ref"], fingerprint)

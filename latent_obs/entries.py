@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -83,6 +83,12 @@ class ImageEntries:
         self._made = made = MadeBy.of(made_by)
         self._each = isinstance(encoder, Mapping) and set(encoder) == set(self._keys)
         given = [encoder[name] if self._each else encoder for name in self._keys]  # type: ignore[index]
+        if isinstance(fingerprint, Mapping) and not (self._each and set(fingerprint) <= set(self._keys)):
+            raise ValueError(
+                f"{who} takes a dictionary as fingerprint= only where encoder= is one too, with the same "
+                f"keys; got fingerprint={fingerprint!r} for key={key!r}. The fingerprint of one encoder is a "
+                "string."
+            )
         prints: Mapping[Any, str | None] = (
             fingerprint if isinstance(fingerprint, Mapping) else dict.fromkeys(self._keys, fingerprint)
         )
@@ -252,8 +258,8 @@ def _names(key: Key, who: str) -> list[str | None]:
     """Return the names of the entries to encode; ``[None]`` where the observation is the image."""
     if key is None or isinstance(key, str):
         return [key]
-    names = list(key)
-    if not names or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
+    names = list(key) if isinstance(key, Iterable) else []
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
         raise ValueError(f"{who} needs key to be an entry's name, or several different ones, got {key!r}.")
     return list(names)
 

@@ -192,6 +192,12 @@ def test_several_entries_are_encoded_as_wrapping_twice_does(
         np.testing.assert_array_equal(a["far"]["top"], b["far"]["top"])
 
 
+def test_the_fingerprint_of_an_entry_that_is_not_encoded_is_refused(encoder: Path) -> None:
+    given = {"front": encoder, "wrist": encoder}
+    with pytest.raises(ValueError, match=r"same keys; got fingerprint=.*frnt"):
+        LatentObservationWrapper(Cameras(), given, key=("front", "wrist"), fingerprint={"frnt": None})
+
+
 def test_entries_with_one_encoder_are_one_batch(encoder: Path) -> None:
     loaded, sizes = load_encoder(encoder), []
     env = LatentObservationWrapper(Cameras(), loaded, key=("front", "wrist"))

@@ -137,6 +137,14 @@ def test_a_state_only_env_is_wrapped_through_its_rendering(encoder: Path) -> Non
         (FrameEnv, {"stack": 0}, "stack"),
         (FrameEnv, {"stack": 1.5}, "stack"),
         (FrameEnv, {"encoder": {"reference": "x"}}, "does not fit load_encoder"),
+        (FrameEnv, {"encoder": None}, "encoder= takes a bundled encoder's name, .*; got None"),
+        (FrameEnv, {"encoder": 5}, "got 5"),
+        (FrameEnv, {"encoder": ["pong-v0"]}, r"got \['pong-v0'\]"),
+        (FrameEnv, {"encoder": {"ref": None}}, "got {'ref': None}"),
+        (FrameEnv, {"fingerprint": 5}, "fingerprint= takes the SHA-256 .* got 5"),
+        (FrameEnv, {"fingerprint": {"image": "5e"}}, "a dictionary as fingerprint= only .* got .*'5e'"),
+        (DictEnv, {"key": 3}, "key to be an entry's name, or several different ones, got 3"),
+        (DictEnv, {"key": [["image"]]}, "several different ones, got"),
         (FrameEnv, {"normalize": "yes"}, "normalize must be True or False, got 'yes'"),
     ],
 )
@@ -145,6 +153,11 @@ def test_what_cannot_be_encoded_is_refused_by_the_constructor(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         LatentObservationWrapper(make(), **{"encoder": encoder, **options})
+
+
+def test_an_encoder_in_the_home_of_nobody_is_not_found() -> None:
+    with pytest.raises(FileNotFoundError, match="no encoder '~nobody-at-all/x'"):
+        LatentObservationWrapper(FrameEnv(), "~nobody-at-all/x")
 
 
 def test_an_encoder_cropped_for_larger_images_is_refused_by_the_constructor(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 from latent_obs.collecting.policies import Policy, make_policy
 from latent_obs.collecting.sources import open_env
 from latent_obs.data.provenance import Collection
-from latent_obs.data.shards import Shard, ShardWriter, action_type, read_shard
+from latent_obs.data.shards import Shard, ShardWriter, action_type, as_stored, read_shard
 from latent_obs.data.storage import Location, child, list_files, name_of, remove_unfinished
 from latent_obs.frames import Frame, FrameSpec, frame_source, preprocess
 
@@ -254,10 +254,10 @@ class _OpenShard:
                 return False
             self.pulse.since = time.monotonic()
             action = policy.act(obs)
+            stored = as_stored(action, self.writer.action)  # now: the step may change an array in place
             obs, reward, terminated, truncated, _ = env.step(action)
             self.pulse.since = 0.0
             step += 1
-            stored = action if np.ndim(action) == 0 else np.ravel(action)
             frame = self._frame(obs, shape)
             self.writer.append(frame, episode, step, stored, float(reward), terminated, truncated)
             if self.writer.rows % _REPORT_ROWS == 0:

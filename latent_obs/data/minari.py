@@ -25,7 +25,7 @@ from latent_obs.collecting.sources import open_env
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.latents import LatentsFolder, as_array
 from latent_obs.data.parquet import staged_folder
-from latent_obs.data.shards import ShardWriter, action_type, as_frames, without_nulls
+from latent_obs.data.shards import ShardWriter, action_type, as_frames, as_stored, without_nulls
 from latent_obs.extras import needs
 from latent_obs.frames import FRAME_SHAPE, FrameSource, FrameSpec, check_frame_space, frame_source, preprocess
 from latent_obs.progress import progress_bar, stop_on_signals
@@ -153,12 +153,11 @@ def import_minari(config: ImportMinariConfig, *, progress: bool = True) -> Frame
 def _append(writer: ShardWriter, number: int, images: Any, episode: Any, spec: FrameSpec) -> None:
     writer.append(preprocess(np.asarray(images[0]), spec), number, 0, None, 0.0, False, False)
     for t in range(len(episode.rewards)):
-        action = episode.actions[t]
         writer.append(
             preprocess(np.asarray(images[t + 1]), spec),
             number,
             t + 1,
-            action if np.ndim(action) == 0 else np.ravel(action),
+            as_stored(episode.actions[t], writer.action),
             float(episode.rewards[t]),
             bool(episode.terminations[t]),
             bool(episode.truncations[t]),

@@ -55,6 +55,20 @@ def action_type(space: gym.Space[Any]) -> pa.DataType:
     )
 
 
+def as_stored(action: Any, kind: pa.DataType) -> Any:
+    """Return a copy of an action as a column of a type from :func:`action_type` takes it.
+
+    Raises:
+        ValueError: If the column holds numbers, and the action is not one.
+
+    Example:
+        >>> as_stored(np.array([2]), pa.int64())
+        2
+    """
+    flat = np.array(action).reshape(-1)
+    return flat if pa.types.is_fixed_size_list(kind) else flat.item()
+
+
 def frames_schema(action: pa.DataType) -> pa.Schema:
     """Return the columns of a shard."""
     return pa.schema(
@@ -97,6 +111,7 @@ class ShardWriter:
         metadata: JSON values describing where the frames come from.
 
     Attributes:
+        action: The type of the action column.
         rows: Rows appended so far.
         stored: How many of them are written, and as how many bytes.
 
@@ -105,7 +120,7 @@ class ShardWriter:
     """
 
     def __init__(self, path: Location, action: pa.DataType, metadata: dict[str, Any]) -> None:
-        self.path, self.rows, self.stored = path, 0, (0, 0)
+        self.path, self.action, self.rows, self.stored = path, action, 0, (0, 0)
         self._metadata = {"format": FORMAT, "version": VERSION, **metadata}
         self._schema = frames_schema(action)
         self._file = NewFile(path)

@@ -64,13 +64,47 @@ class Moody(FrameEnv):
         super().__init__(length=self.today)
 
 
+class Steered(FrameEnv):
+    """Takes two numbers, or one, rewards with their sum, and turns them to 0 where it was given them."""
+
+    def __init__(self, one: bool = False) -> None:
+        super().__init__()
+        if not one:
+            self.action_space: gym.Space[Any] = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        obs, _, terminated, truncated, info = super().step(0)
+        reward = float(action.sum())
+        action *= 0
+        return obs, reward, terminated, truncated, info
+
+
+class Drifting:
+    """Moves the array that it returned before, as noise that is correlated in time often does."""
+
+    def __init__(self) -> None:
+        self.action = np.zeros(2, np.float32)
+
+    def __call__(self, obs: Any, space: gym.Space[Any]) -> Any:
+        self.action += np.array([0.5, 0.25], np.float32)
+        return self.action
+
+
+drifting = Drifting()
+
+
+def two_in_an_array(obs: Any, space: gym.Space[Any]) -> Any:
+    return np.array([2])
+
+
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Any:
+    gym.register("Steered-v0", "tests.collecting.test_collect:Steered", disable_env_checker=True)
     gym.register("Moody-v0", "tests.collecting.test_collect:Moody", disable_env_checker=True)
     gym.register("Frame-v0", "tests.conftest:FrameEnv", disable_env_checker=True)
     gym.register("Failing-v0", "tests.collecting.test_collect:Failing", disable_env_checker=True)
     yield
-    for name in ("Moody-v0", "Frame-v0", "Failing-v0"):
+    for name in ("Steered-v0", "Moody-v0", "Frame-v0", "Failing-v0"):
         del gym.registry[name]
 
 
@@ -133,6 +167,23 @@ def test_rows_are_what_reset_and_step_returned(tmp_path: Path) -> None:
             t, expected = 0, (env.reset()[0], 0.0, False, False)
         else:
             t, expected = t + 1, env.step(rows["action"][row + 1])[:4]
+
+
+@pytest.mark.parametrize("policy", ["random", "tests.collecting.test_collect:drifting"])
+def test_an_action_is_stored_as_it_was_when_it_was_taken(policy: str, tmp_path: Path) -> None:
+    """Whoever changes the array in place afterwards, the environment or the policy."""
+    config = CollectConfig("Steered-v0", tmp_path, frames=20, workers=1, policy=policy)
+    rows = pq.read_table(collect_frames(config, progress=False).shards[0].path).to_pydict()
+    taken = [sum(action or [0]) for action in rows["action"]]
+    assert taken == pytest.approx(rows["reward"])
+    assert any(taken)
+
+
+def test_a_policy_may_give_a_number_as_an_array_of_one(tmp_path: Path) -> None:
+    policy = "tests.collecting.test_collect:two_in_an_array"
+    config = CollectConfig("Steered-v0", tmp_path, 5, workers=1, policy=policy, env_kwargs={"one": True})
+    (columns,) = table(collect_frames(config, progress=False)).values()
+    assert columns["action"] == [None, 2, 2, 2, 2]
 
 
 def test_episodes_have_their_own_numbers(straight: FramesFolder, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.latents import as_array
 from latent_obs.data.parquet import TableWriter, staged_folder
-from latent_obs.data.shards import Shard, as_frames, without_nulls
+from latent_obs.data.shards import Shard, as_frames, one_action_type, without_nulls
 from latent_obs.frames import FRAME_SHAPE, Frames
 from latent_obs.progress import Bar, progress_bar
 
@@ -96,22 +96,9 @@ class _Export:
         self.about = {"frame_spec": folder.frame_spec.to_json(), "source": folder.source.to_json()}
         self.tasks: list[str] = []
         self.rows = self.files = self.single = 0
-        self.action = self._action_type()
-        self.schema = _columns(self.action)
+        files = [shard.path for shard in folder.shards]
+        self.schema = _columns(one_action_type(files, "LeRobot dataset", folder))
         self.totals: dict[str, _Total] = {name: _Total() for name in self.schema.names}
-
-    def _action_type(self) -> pa.DataType:
-        kinds: dict[pa.DataType, str] = {}
-        for shard in self.folder.shards:
-            with shard.open() as file:
-                kinds.setdefault(file.schema_arrow.field("action").type, shard.env_id)
-        if len(kinds) > 1:
-            found = " and ".join(f"{env or 'unknown'} ({kind})" for kind, env in kinds.items())
-            raise ValueError(
-                f"The actions of a LeRobot dataset have one type, and those of {self.folder} come from "
-                f"{found}. Export the folders it was merged from one by one."
-            )
-        return next(iter(kinds))
 
     def write(self, bar: Bar) -> dict[str, Any]:
         meta = self.out / "meta"

@@ -7,6 +7,7 @@ warning. Versions of Minari before 0.5.4 cannot be told.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import shutil
 import warnings
@@ -25,7 +26,14 @@ from latent_obs.collecting.sources import open_env
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.latents import LatentsFolder, as_array
 from latent_obs.data.parquet import staged_folder
-from latent_obs.data.shards import ShardWriter, action_type, as_frames, as_stored, without_nulls
+from latent_obs.data.shards import (
+    ShardWriter,
+    action_type,
+    as_frames,
+    as_stored,
+    one_action_type,
+    without_nulls,
+)
 from latent_obs.extras import needs
 from latent_obs.frames import FRAME_SHAPE, FrameSource, FrameSpec, check_frame_space, frame_source, preprocess
 from latent_obs.progress import progress_bar, stop_on_signals
@@ -179,7 +187,8 @@ def export_minari(config: ExportMinariConfig, *, progress: bool = True) -> Any:
 
     Raises:
         FileNotFoundError: If the folder is missing or empty.
-        ValueError: If there is such a dataset already, or the id is none.
+        ValueError: If there is such a dataset already, the id is none, or the folder was merged from
+            environments whose actions have different types.
         ImportError: If Minari is not installed.
 
     Warns:
@@ -201,8 +210,10 @@ def export_minari(config: ExportMinariConfig, *, progress: bool = True) -> Any:
     else:
         about["frames"] = identity = folder.identity
         space = gym.spaces.Box(0, 255, FRAME_SHAPE, np.uint8)
-    env = _open_env(identity)
-    actions = env.action_space if env is not None else _guess_actions(folder)
+    files = [shard.path for shard in folder.shards] if isinstance(folder, FramesFolder) else folder.files
+    kind = one_action_type(files, "Minari dataset", folder)
+    env = _open_env(identity, kind)
+    actions = _guess_actions(folder, kind) if env is None else env.action_space
     done = False
     try:
         with (
@@ -214,7 +225,7 @@ def export_minari(config: ExportMinariConfig, *, progress: bool = True) -> Any:
             dataset = minari.create_dataset_from_buffers(
                 config.dataset,
                 _episodes(folder, actions, bar.advance),
-                env=env,
+                env=None if env is None else env.unwrapped,  # the specs of wrappers need not be JSON
                 observation_space=space,
                 action_space=actions,
                 algorithm_name=str(identity.get("policy")),
@@ -241,31 +252,38 @@ def _open(path: str | Path) -> FramesFolder | LatentsFolder:
             raise error from None
 
 
-def _open_env(identity: dict[str, Any]) -> gym.Env[Any, Any] | None:
-    if not identity.get("env_id"):
+def _open_env(identity: dict[str, Any], kind: pa.DataType) -> gym.Env[Any, Any] | None:
+    """Make the environment again as it was collected from, if its actions still have the type stored."""
+    said = identity.get
+    if not (env_id := said("env_id")):
         return None  # a merged folder, or one whose environment is not known
+    render, wrapper = bool(said("render")), said("wrapper")
     try:
-        return open_env(identity["env_id"], identity.get("env_kwargs"))
-    except (ValueError, ImportError):
+        env = open_env(env_id, said("env_kwargs"), said("key"), render=render, wrapper=wrapper)
+    except Exception:  # its constructor, or what is put around it, may raise anything
         return None
+    with contextlib.suppress(ValueError):
+        if action_type(env.action_space) == kind:
+            return env
+    env.close()
+    return None
 
 
-def _guess_actions(folder: FramesFolder | LatentsFolder) -> gym.Space[Any]:
-    """Return a space that holds every action of a folder whose environment cannot be made."""
-    largest, kind = 0, pa.int64()
-    for table in _tables(folder, ["action"]):
-        kind = table.schema.field("action").type
-        if pa.types.is_fixed_size_list(kind):
-            break
-        largest = max(largest, int(as_array(table["action"]).max(initial=0)))
-    space: gym.Space[Any] = gym.spaces.Discrete(largest + 1)
+def _guess_actions(folder: FramesFolder | LatentsFolder, kind: pa.DataType) -> gym.Space[Any]:
+    """Return a space that holds every action of a folder whose environment does not tell."""
+    space: gym.Space[Any]
     if pa.types.is_fixed_size_list(kind):
         dtype = np.dtype(kind.value_type.to_pandas_dtype())
         low, high = (-np.inf, np.inf) if dtype.kind == "f" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
         space = gym.spaces.Box(low, high, (kind.list_size,), dtype.type)
+    else:
+        columns = [as_array(table["action"]) for table in _tables(folder, ["action"])]
+        start = min(int(column.min(initial=0)) for column in columns)
+        most = max(int(column.max(initial=0)) for column in columns)
+        space = gym.spaces.Discrete(most - start + 1, start=start)
     warnings.warn(
-        f"The environment of {folder} cannot be made here, so its action space is not known; {space} "
-        "holds the actions that occur.",
+        f"The environment of {folder} cannot be made here, or takes other actions here, so its action space "
+        f"is not known; {space} holds the actions that occur.",
         UserWarning,
         stacklevel=3,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -334,6 +335,30 @@ def wrong_action(schema: pa.Schema) -> list[str]:
     if pa.types.is_integer(numbers) or pa.types.is_floating(numbers):
         return []
     return [f"the column action is {kind} and neither integers nor lists of numbers"]
+
+
+def one_action_type(files: Sequence[Location], what: str, folder: object) -> pa.DataType:
+    """Return the type that the ``action`` columns of a folder's files share.
+
+    Args:
+        files: The files, at least one.
+        what: What is made of them, for the error.
+        folder: What the error calls the folder.
+
+    Raises:
+        ValueError: If two differ, which folders merged from several environments may.
+    """
+    kinds: dict[pa.DataType, str] = {}
+    for path in files:
+        with open_parquet(path) as file:
+            kinds.setdefault(file.schema_arrow.field("action").type, name_of(path))
+    if len(kinds) > 1:
+        found = " and ".join(f"{kind} in {name}" for kind, name in kinds.items())
+        raise ValueError(
+            f"The actions of a {what} have one type, and those of {folder} are {found}. Export the folders "
+            "it was merged from one by one."
+        )
+    return next(iter(kinds))
 
 
 def first_line(error: BaseException) -> str:

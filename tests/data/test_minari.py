@@ -1,20 +1,27 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from latent_obs.cli import main
+from latent_obs.collecting.collect import collect_frames
+from latent_obs.collecting.config import CollectConfig
 from latent_obs.collecting.encode import EncodeConfig, encode_frames
 from latent_obs.data.check import check_frames
+from latent_obs.data.curate import MergeConfig, merge_frames
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.minari import ExportMinariConfig, ImportMinariConfig, export_minari, import_minari
 from latent_obs.frames import FrameSpec, preprocess
 from tests.data.test_curate import collection, rows
+from tests.data.test_lerobot import of_actions
 
 minari = pytest.importorskip("minari")
 
@@ -123,6 +130,59 @@ def test_the_environment_of_real_frames_can_be_recovered(pong_frames: FramesFold
     assert dataset.action_space == gym.spaces.Discrete(6)
     assert dataset.env_spec.id == "ALE/Pong-v5"
     assert (root / "real-v0").is_dir()
+
+
+@pytest.fixture
+def steered(tmp_path: Path) -> Iterator[FramesFolder]:
+    """Frames of an environment of four actions, in which a wrapper made the actions two numbers."""
+    gym.register("Four-v0", "tests.conftest:FrameEnv", disable_env_checker=True)
+    config = CollectConfig("Four-v0", tmp_path / "steered", frames=60, workers=1)
+    yield collect_frames(replace(config, wrapper="tests.data.test_minari:Steering"), progress=False)
+    del gym.registry["Four-v0"]
+
+
+class Steering(gym.ActionWrapper[Any, Any, Any]):
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+
+    def action(self, action: Any) -> int:
+        return int(action[0] > 0) + 2 * int(action[1] > 0)
+
+
+def test_actions_are_those_of_the_environment_as_it_was_wrapped(steered: FramesFolder) -> None:
+    dataset = export_minari(ExportMinariConfig(steered.path, "steered-v0"), progress=False)
+    assert dataset.action_space == gym.spaces.Box(-1, 1, (2,), np.float32)
+    stored = [row["action"] for row in rows(steered) if row["action"] is not None]
+    assert np.array_equal(np.concatenate([episode.actions for episode in dataset]), stored)
+    assert dataset.env_spec.id == "Four-v0"
+
+
+def test_actions_that_an_environment_no_longer_takes_are_kept_as_they_are(tmp_path: Path) -> None:
+    """Pendulum takes one float, and the folder holds four different integers."""
+    folder = collection(tmp_path / "pendulum", "Pendulum-v1")
+    with pytest.warns(UserWarning, match=r"takes other actions here, .* Discrete\(4\) holds the actions"):
+        dataset = export_minari(ExportMinariConfig(folder.path, "x-v0"), progress=False)
+    assert dataset.action_space == gym.spaces.Discrete(4)
+    assert dataset[0].actions.tolist() == [row["action"] for row in rows(folder)[1:60]]
+
+
+@pytest.mark.filterwarnings("ignore:1 episodes of .* hold a single frame")
+def test_guessed_actions_may_begin_below_zero(tmp_path: Path) -> None:
+    folder = of_actions(tmp_path / "frames", pa.int64(), [-1, 2, 0])
+    with pytest.warns(UserWarning, match="its action space is not known"):
+        dataset = export_minari(ExportMinariConfig(folder.path, "x-v0"), progress=False)
+    assert dataset.action_space == gym.spaces.Discrete(4, start=-1)
+    assert dataset[0].actions.tolist() == [-1, 2, 0]
+
+
+def test_actions_of_two_types_are_refused_and_leave_nothing(
+    pong: FramesFolder, steered: FramesFolder, tmp_path: Path, root: Path
+) -> None:
+    both = merge_frames(MergeConfig((pong.path, steered.path), tmp_path / "both"), progress=False)
+    with pytest.raises(ValueError, match="The actions of a Minari dataset have one type"):
+        export_minari(ExportMinariConfig(both.path, "x-v0"), progress=False)
+    assert not (root / "x-v0").exists()
 
 
 def test_an_existing_dataset_is_not_replaced_and_a_failed_one_not_left(

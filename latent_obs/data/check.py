@@ -49,7 +49,8 @@ def frames_info(folder: FramesFolder) -> dict[str, Any]:
     Returns:
         A dictionary with ``frames``, ``episodes``, ``episode_length`` and ``episode_return``
         (mean, min and max), ``terminated`` and ``truncated`` (episodes), ``actions`` (how often
-        each discrete action was taken, or mean, min and max of each dimension), ``bytes_per_frame``,
+        each discrete action was taken, or mean, min and max of each dimension; where actions have several
+        types, as in some merged folders, a dictionary of these by type), ``bytes_per_frame``,
         ``collections`` (see :attr:`FramesFolder.collections`), ``frame_spec``, ``source`` and
         ``libraries``.
 
@@ -60,7 +61,7 @@ def frames_info(folder: FramesFolder) -> dict[str, Any]:
     lengths: collections.Counter[int] = collections.Counter()
     returns: collections.Counter[int] = collections.Counter()
     ended = dict.fromkeys(("terminated", "truncated"), 0)
-    actions = _Actions()
+    actions: dict[str, _Actions] = {}
     for shard in folder.shards:
         with shard.open() as file:
             for group in range(shard.row_groups):
@@ -72,14 +73,15 @@ def frames_info(folder: FramesFolder) -> dict[str, Any]:
                     returns[int(episode)] += total
                 for flag in ended:
                     ended[flag] += int(steps[flag].to_numpy().sum())
-                actions.add(steps["action"])
+                actions.setdefault(str(steps["action"].type), _Actions()).add(steps["action"])
+    taken = {kind: each.report() for kind, each in actions.items()}
     return {
         "frames": len(folder),
         "episodes": len(lengths),
         "episode_length": _spread(list(lengths.values())),
         "episode_return": _spread(list(returns.values())),
         **ended,
-        "actions": actions.report(),
+        "actions": taken if len(taken) > 1 else next(iter(taken.values())),
         "bytes_per_frame": folder.num_bytes / max(1, len(folder)),
         "frame_spec": folder.frame_spec.to_json(),
         "source": folder.source.to_json(),

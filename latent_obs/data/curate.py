@@ -70,8 +70,7 @@ def merge_frames(config: MergeConfig, *, progress: bool = True) -> FramesFolder:
 
     Raises:
         FileNotFoundError: If a folder is missing or empty.
-        ValueError: If frame specs or types of action differ in a way that cannot be stored
-            together, or an episode is in two of the folders.
+        ValueError: If the frame specs differ, or an episode is in two of the folders.
         FileExistsError: If ``out`` exists and is not empty.
         KeyboardInterrupt: After Ctrl-C; the same call goes on.
     """

@@ -16,10 +16,12 @@ import pytest
 
 from latent_obs.cli import main
 from latent_obs.data.check import check_frames, frames_info
+from latent_obs.data.curate import MergeConfig, merge_frames
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.shards import METADATA_KEY, read_shard, writer_options
 from latent_obs.data.show import ShowConfig, show_frames
 from tests.data.test_curate import collection
+from tests.data.test_lerobot import of_actions
 
 BAD = "part-000-00001.parquet"
 
@@ -289,6 +291,20 @@ def test_every_bad_shard_is_named_not_only_the_first(path: Path, capsys: pytest.
     assert "part-000-00000.parquet: row group 0 is corrupt" in printed.out
     assert "part-000-00001.parquet: is not a readable" in printed.out
     assert "2 bad shards" in printed.err
+
+
+def test_actions_of_several_types_are_counted_apart(tmp_path: Path) -> None:
+    pong = collection(tmp_path / "pong", "Pong")
+    car = of_actions(tmp_path / "car", pa.list_(pa.float32(), 2), [[0.5, -1], [0, 2]])
+    one = of_actions(tmp_path / "one", pa.list_(pa.float32(), 1), [[0.5]])
+    config = MergeConfig((pong.path, car.path, one.path), tmp_path / "all")
+    info = frames_info(merge_frames(config, progress=False))
+    assert list(info["actions"].values()) == [
+        frames_info(pong)["actions"],
+        {"mean": [0.25, 0.5], "min": [0, -1], "max": [0.5, 2]},
+        {"mean": [0.5], "min": [0.5], "max": [0.5]},
+    ]
+    assert main(["frames", "info", str(tmp_path / "all")]) == 0
 
 
 def test_a_missing_shard_is_named(path: Path) -> None:

@@ -80,7 +80,8 @@ def import_minari(config: ImportMinariConfig, *, progress: bool = True) -> Frame
 
     Raises:
         FileNotFoundError: If there is no such dataset on this machine.
-        ValueError: If its observations are no images or its actions no array.
+        ValueError: If its observations are no images or its actions no array, or a crop is asked of a
+            dataset that :func:`export_minari` made.
         FileExistsError: If ``out`` exists and is not empty.
         ImportError: If Minari is not installed.
 
@@ -110,6 +111,11 @@ def import_minari(config: ImportMinariConfig, *, progress: bool = True) -> Frame
             stacklevel=2,
         )
     own = dataset.storage.metadata.get("latent_obs", {}) if space.shape == FRAME_SHAPE else {}
+    if own and config.crop is not None:
+        raise ValueError(
+            f"The observations of {config.dataset} are frames already, made with "
+            f"{FrameSpec.from_json(own['frame_spec'])}, and are not cropped again: leave --crop out."
+        )
     spec = FrameSpec.from_json(own["frame_spec"]) if own else FrameSpec(crop=config.crop)
     if own:
         source = FrameSource.from_json(own["source"])

@@ -112,6 +112,9 @@ def test_frames_survive_the_round_trip_bit_for_bit(pong: FramesFolder, tmp_path:
             k: v for k, v in other.items() if k != "episode"
         }
     assert (back.frame_spec, back.source) == (pong.frame_spec, pong.source)
+    cropped = ImportMinariConfig("pong/frames-v0", tmp_path / "cropped", crop=(0, 32, 0, 64))
+    with pytest.raises(ValueError, match=r"are frames already, made with .* leave --crop out"):
+        import_minari(cropped, progress=False)
 
 
 def test_latents_are_exported_bit_for_bit(pong: FramesFolder, encoder: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ Source: Hugging Face's lerobot, whose ``LeRobotDataset`` reads these files; ``do
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from latent_obs.data.latents import as_array
 from latent_obs.data.parquet import TableWriter, staged_folder
 from latent_obs.data.shards import Shard, as_frames, one_action_type, without_nulls
 from latent_obs.frames import FRAME_SHAPE, Frames
-from latent_obs.progress import Bar, progress_bar
+from latent_obs.progress import Bar, progress_bar, stop_on_signals
 
 FORMAT = "v3.0"
 _FILE = "chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -69,6 +70,7 @@ def export_lerobot(config: ExportLerobotConfig, *, progress: bool = True) -> dic
         ValueError: If ``fps`` is not positive, no episode has a step, or the folder was merged from
             environments whose actions have different types.
         OSError: If a shard is corrupt, or ``out`` cannot be written.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM; ``out`` is not made.
 
     Warns:
         UserWarning: If an episode of a single frame, hence without a step, is left out.
@@ -84,8 +86,9 @@ def export_lerobot(config: ExportLerobotConfig, *, progress: bool = True) -> dic
     with (
         staged_folder(config.out, plan) as staging,
         progress_bar("export", len(folder), "frames", progress) as bar,
+        stop_on_signals() as stop,
     ):
-        return _Export(folder, staging, config.fps).write(bar)
+        return _Export(folder, staging, config.fps).write(bar, stop)
 
 
 class _Export:
@@ -100,14 +103,14 @@ class _Export:
         self.schema = _columns(one_action_type(files, "LeRobot dataset", folder))
         self.totals: dict[str, _Total] = {name: _Total() for name in self.schema.names}
 
-    def write(self, bar: Bar) -> dict[str, Any]:
+    def write(self, bar: Bar, stop: threading.Event) -> dict[str, Any]:
         meta = self.out / "meta"
         path = meta / "episodes" / _FILE.format(chunk_index=0, file_index=0)
         path.parent.mkdir(parents=True, exist_ok=True)
         number = 0
         with TableWriter(path, _episode_columns(self.schema.names), {}, _FILES) as episodes:
             for shard in self.folder.shards:
-                for episode in self._shard(shard, bar):
+                for episode in self._shard(shard, bar, stop):
                     row = {"episode_index": number, **episode}
                     episodes.write(pa.Table.from_pylist([row], _episode_columns(self.schema.names)))
                     number += 1
@@ -130,7 +133,7 @@ class _Export:
         _write_json(meta / "info.json", info)
         return info
 
-    def _shard(self, shard: Shard, bar: Bar) -> Iterator[dict[str, Any]]:
+    def _shard(self, shard: Shard, bar: Bar, stop: threading.Event) -> Iterator[dict[str, Any]]:
         """Write the steps of a shard to a file, and yield what is to be said of each episode."""
         with shard.open() as file:
             table = without_nulls(file.read())
@@ -147,6 +150,8 @@ class _Export:
         try:
             for start, end in zip(starts, ends, strict=True):
                 bar.advance(end - start)
+                if stop.is_set():
+                    raise KeyboardInterrupt
                 if end - start == 1:
                     self.single += 1
                     continue

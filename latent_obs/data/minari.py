@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import shutil
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -196,6 +197,7 @@ def export_minari(config: ExportMinariConfig, *, progress: bool = True) -> Any:
         ValueError: If there is such a dataset already, the id is none, or the folder was merged from
             environments whose actions have different types.
         ImportError: If Minari is not installed.
+        KeyboardInterrupt: After Ctrl-C or SIGTERM; no dataset is left.
 
     Warns:
         UserWarning: If the action space is not known but guessed from the actions, or an episode of
@@ -225,12 +227,13 @@ def export_minari(config: ExportMinariConfig, *, progress: bool = True) -> Any:
         with (
             warnings.catch_warnings(),
             progress_bar("export", len(folder), "frames", progress) as bar,
+            stop_on_signals() as stop,
         ):
             # Minari asks for an author, a permalink and more in warnings.
             warnings.filterwarnings("ignore", category=UserWarning, module="minari")
             dataset = minari.create_dataset_from_buffers(
                 config.dataset,
-                _episodes(folder, actions, bar.advance),
+                _episodes(folder, actions, bar.advance, stop),
                 env=None if env is None else env.unwrapped,  # the specs of wrappers need not be JSON
                 observation_space=space,
                 action_space=actions,
@@ -305,7 +308,12 @@ def _tables(folder: FramesFolder | LatentsFolder, columns: list[str]) -> Iterato
         yield from folder.tables(columns)
 
 
-def _episodes(folder: FramesFolder | LatentsFolder, actions: gym.Space[Any], report: Any) -> Iterator[Any]:
+def _episodes(
+    folder: FramesFolder | LatentsFolder,
+    actions: gym.Space[Any],
+    report: Callable[[int], None],
+    stop: threading.Event,
+) -> Iterator[Any]:
     """Yield episodes as Minari's buffers, holding one shard at a time."""
     from minari.data_collector import EpisodeBuffer
 
@@ -318,14 +326,16 @@ def _episodes(folder: FramesFolder | LatentsFolder, actions: gym.Space[Any], rep
         taken = as_array(table["action"]).astype(actions.dtype)
         taken = taken.reshape(-1, *(actions.shape or ()))
         columns = {name: as_array(table[name]) for name in ("reward", "terminated", "truncated")}
-        for start, stop in zip(starts, [*starts[1:], len(numbers)], strict=True):
-            report(stop - start)
-            if stop - start == 1:
+        for start, end in zip(starts, [*starts[1:], len(numbers)], strict=True):
+            report(end - start)
+            if stop.is_set():
+                raise KeyboardInterrupt
+            if end - start == 1:
                 single += 1
                 continue
-            after = slice(start + 1, stop)
+            after = slice(start + 1, end)
             yield EpisodeBuffer(
-                observations=observations[start:stop],
+                observations=observations[start:end],
                 actions=taken[after],
                 rewards=columns["reward"][after],
                 terminations=columns["terminated"][after],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from latent_obs.collecting.encode import EncodeConfig, encode_frames
 from latent_obs.data.check import check_frames
 from latent_obs.data.curate import MergeConfig, merge_frames
 from latent_obs.data.folder import FramesFolder
+from latent_obs.data.lerobot import ExportLerobotConfig, export_lerobot
 from latent_obs.data.minari import ExportMinariConfig, ImportMinariConfig, export_minari, import_minari
 from latent_obs.frames import FrameSpec, preprocess
+from latent_obs.progress import Bar
 from tests.data.test_curate import collection, rows
 from tests.data.test_lerobot import of_actions
 
@@ -201,6 +204,23 @@ def test_an_existing_dataset_is_not_replaced_and_a_failed_one_not_left(
     with pytest.raises(OSError, match="CRC"):
         export_minari(ExportMinariConfig(pong.path, "y-v0"), progress=False)
     assert not (root / "y-v0").exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_export_ends_and_leaves_no_dataset(
+    how: signal.Signals, pong: FramesFolder, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bar, "advance", lambda *_: signal.raise_signal(how))
+    before = signal.signal(how, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            export_minari(ExportMinariConfig(pong.path, "x-v0"), progress=False)
+        with pytest.raises(KeyboardInterrupt):
+            export_lerobot(ExportLerobotConfig(pong.path, root / "lerobot"), progress=False)
+    finally:
+        signal.signal(how, before)
+    assert not (root / "x-v0").exists()
+    assert not (root / "lerobot").exists()
 
 
 def test_the_commands_say_what_they_made(

@@ -184,7 +184,8 @@ def _begun(config: RefreshConfig, old: EncoderFolder, work: Path) -> bool:
     """
     now, path = _identity(config, old), work / "settings.json"
     finished = (work.parent / "config.json").is_file()
-    if path.is_file():
+    # Before anything is collected, a mistyped setting may be mended.
+    if path.is_file() and (finished or (work / "seen").exists()):
         before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name in now if before.get(name) != now[name]]
         if changed and (finished or set(changed) - set(_TRAINING)):

@@ -197,13 +197,24 @@ def test_another_agent_under_the_same_name_is_noticed(config: RefreshConfig, tmp
     shutil.copy(config.policy, agent)
     mine = replace(config, policy=str(agent), out=out)
     found = resolve(mine.encoder)
-    (out / ".refresh").mkdir(parents=True)
+    (out / ".refresh" / "seen").mkdir(parents=True)
     assert not _begun(mine, found, out / ".refresh")
     assert not _begun(mine, found, out / ".refresh")
     with open(agent, "ab") as file:
         file.write(b"trained on")
     with pytest.raises(ValueError, match="was begun with policy_files"):
         _begun(mine, found, out / ".refresh")
+
+
+def test_a_mistyped_setting_may_be_mended_until_something_is_collected(
+    config: RefreshConfig, tmp_path: Path
+) -> None:
+    found = resolve(config.encoder)
+    assert not _begun(replace(config, policy="agnet.zip"), found, tmp_path)
+    assert not _begun(config, found, tmp_path)
+    (tmp_path / "seen").mkdir()
+    with pytest.raises(ValueError, match=r"was begun with policy .*, not 'agnet\.zip'"):
+        _begun(replace(config, policy="agnet.zip"), found, tmp_path)
 
 
 def test_too_little_kept_is_refused_and_a_tighter_anchor_goes_on_with_the_frames(
@@ -274,6 +285,7 @@ def test_what_cannot_be_refreshed_is_one_line(
     captured = capsys.readouterr()
     assert told in " ".join(captured.err.split())
     assert "Traceback" not in captured.err
+    assert not (tmp_path / "new" / ".refresh" / "seen").exists()  # so the same folder takes the right words
 
 
 def test_the_command_says_what_it_kept_and_gained(

@@ -23,7 +23,13 @@ from latent_obs.evaluation.labelling import measure_labels
 from latent_obs.evaluation.labels import Labels, read_labels
 from latent_obs.evaluation.positions import position_r2
 from latent_obs.evaluation.report import Measured, ReportCard, Scores, find_faults
-from latent_obs.evaluation.selection import Selection, evaluation_split, held_out_episodes, select_frames
+from latent_obs.evaluation.selection import (
+    MIN_FRAMES,
+    Selection,
+    evaluation_split,
+    held_out_episodes,
+    select_frames,
+)
 from latent_obs.evaluation.variables import observe
 from latent_obs.measures import (
     Foreground,
@@ -59,6 +65,10 @@ class EvaluateConfig:
     """frames of a random agent to collect for the probe"""
     seed: int = 0
     """chooses the frames"""
+
+    def __post_init__(self) -> None:
+        if self.limit < MIN_FRAMES:
+            raise ValueError(f"limit must be at least {MIN_FRAMES}, got {self.limit}.")
 
 
 @dataclass(frozen=True)

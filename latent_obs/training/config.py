@@ -92,9 +92,11 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         weights = ("beta", "beta_start", "free_bits", "foreground_weight", "rarity_weight")
-        for name in (*weights, "kl_warmup", "patience"):
+        for name in (*weights, "patience"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if not 0 <= self.kl_warmup <= 1:
+            raise ValueError(f"kl_warmup is a fraction of the steps, from 0 to 1, got {self.kl_warmup}.")
         if self.pairs and (self.batch_size % 2 or self.devices * self.num_nodes > 1):
             raise ValueError(
                 f"pairs needs an even batch_size and one process, got a batch of {self.batch_size} and "
@@ -105,8 +107,10 @@ class TrainConfig:
                 "anchor must not be negative, and it needs an encoder to start from (init_from); got anchor="
                 f"{self.anchor} and init_from={self.init_from}."
             )
-        if self.beta_start and not self.beta:
-            raise ValueError(f"beta_start={self.beta_start} needs a beta above 0 to fall to, got 0.")
+        if self.beta_start and not 0 < self.beta < self.beta_start:
+            raise ValueError(
+                f"beta_start={self.beta_start} needs a beta above 0 and below it to fall to, got {self.beta}."
+            )
         if not 0 <= self.moments <= self.latent_dim:
             raise ValueError(
                 f"moments must be from 0 to latent_dim, which is {self.latent_dim}; got {self.moments}."

@@ -177,3 +177,9 @@ def test_evaluation_does_not_depend_on_torchs_seed(frames: Any) -> None:
     first = evaluate_vae(vae, images)
     torch.manual_seed(2)
     assert evaluate_vae(vae, images) == first
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 9])
+def test_a_limit_that_no_report_card_can_rest_on_is_refused_at_once(limit: int) -> None:
+    with pytest.raises(ValueError, match=rf"limit must be at least 10, got {limit}\."):
+        EvaluateConfig("pong-v0", limit=limit)

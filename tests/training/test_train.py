@@ -344,8 +344,15 @@ def test_beta_anneals_by_a_constant_factor(quick: TrainConfig) -> None:
     rows = history(quick.out)
     betas = {row["step"]: row["beta"] for row in rows}
     assert [betas[step] for step in range(1, 9)] == pytest.approx([16, 8, 4, 2, 1, 1, 1, 1])
-    with pytest.raises(ValueError, match=r"beta_start=16.0 needs a beta above 0 to fall to"):
-        replace(annealed, beta=0.0)
+    for beta in (0.0, 17.0):
+        told = rf"beta_start=16\.0 needs a beta above 0 and below it to fall to, got {beta}\."
+        with pytest.raises(ValueError, match=told):
+            replace(annealed, beta=beta)
+
+
+def test_the_warmup_is_a_fraction_of_the_steps() -> None:
+    with pytest.raises(ValueError, match=r"kl_warmup is a fraction of the steps, from 0 to 1, got 1000\."):
+        TrainConfig("frames", kl_warmup=1000)
 
 
 def test_free_bits_charge_every_dimension_its_floor(quick: TrainConfig) -> None:

@@ -176,7 +176,7 @@ MUTANTS = [
     Mutant(
         "another encoder under the same name is taken",
         "latent_obs/encoders/resolve.py",
-        "if found is not None and fingerprint is None:",
+        "if found is not None and (fingerprint is None or found.sha256() == fingerprint):",
         "if found is not None:",
         "tests/test_wrappers.py -k another_encoder",
     ),
@@ -214,5 +214,33 @@ MUTANTS = [
         "        render=config.render or None,\n",
         "",
         "tests/collecting/test_sources.py -k mix",
+    ),
+    Mutant(
+        "a fit of another mode of the game is taken",
+        "latent_obs/encoders/resolve.py",
+        "not differs and settings[0] == settings[1]",
+        "not differs",
+        "tests/test_fit.py -k taken_where",
+    ),
+    Mutant(
+        "a fit with another wrapper is taken",
+        "latent_obs/encoders/resolve.py",
+        "        and _is_shown_alike(config.provenance.run.data, made, key)\n",
+        "",
+        "tests/test_fit.py -k taken_where",
+    ),
+    Mutant(
+        "the spec of an id names the encoder as it was asked for",
+        "latent_obs/entries.py",
+        "kwargs={**spec.kwargs, **named}",
+        "kwargs=spec.kwargs",
+        "tests/test_envs.py -k spec",
+    ),
+    Mutant(
+        "a broken link ends the search for an encoder that moved",
+        "latent_obs/encoders/resolve.py",
+        "with contextlib.suppress(OSError, ValueError):  # a broken link",
+        "with contextlib.suppress(ValueError):  # a broken link",
+        "tests/test_wrappers.py -k past_what",
     ),
 ]

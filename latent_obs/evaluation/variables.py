@@ -6,6 +6,7 @@ These are what labels of latent dimensions speak of (:mod:`latent_obs.evaluation
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from latent_obs.collecting.sources import open_env
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.hub import HUB_PREFIX
-from latent_obs.encoders.resolve import EncoderFolder
+from latent_obs.encoders.resolve import EncoderFolder, level_of_caller
 from latent_obs.evaluation.ram import games, state_variables
 from latent_obs.frames import Frames, FrameSource, FrameSpec, preprocess
 
@@ -89,6 +90,9 @@ def play_again(
 
     Returns:
         ``None`` where :func:`play` returns it.
+
+    Warns:
+        UserWarning: As :func:`play` does.
     """
     config = encoder.config
     data = {} if config.provenance.run is None else config.provenance.run.data
@@ -123,10 +127,29 @@ def play(
         **options: Options of :func:`~latent_obs.collecting.sources.open_env`.
 
     Returns:
-        ``None`` for an environment that is not there, shows no images or, with ``state``, has no known state.
+        ``None`` for an environment that is not there, shows no images, fails or, with ``state``, has no known
+        state.
+
+    Warns:
+        UserWarning: If the environment fails.
     """
     if not source.env_id:
         return None
+    try:
+        return _play(source, spec, count, seed, state, options)
+    except Exception as error:
+        warnings.warn(
+            f"{source.env_id} cannot be played here, so nothing is shown or measured of it: "
+            f"{type(error).__name__}: {error}",
+            UserWarning,
+            stacklevel=level_of_caller(),
+        )
+        return None
+
+
+def _play(
+    source: FrameSource, spec: FrameSpec, count: int, seed: int, state: bool, options: dict[str, Any]
+) -> Observed | None:
     if source.env_id.startswith("Scenes/"):
         import latent_obs.scenes  # noqa: F401  # registers them
     try:

@@ -264,6 +264,13 @@ def test_an_encoders_environment_is_opened_as_it_was_for_its_frames(
     assert (found.frames == level).all()
 
 
+@pytest.mark.parametrize("call", ["constructor", "reset", "step"])
+def test_an_environment_that_fails_is_not_played_and_a_warning_says_why(call: str, flat: None) -> None:
+    source = FrameSource("Flat-v0", {"fails_in": call})
+    with pytest.warns(UserWarning, match="Flat-v0 cannot be played here.*RuntimeError: no display"):
+        assert play(source, FrameSpec(), count=3, state=False) is None
+
+
 @pytest.mark.parametrize("which", ["env_id", "wrapper"])
 def test_no_module_that_an_encoder_on_the_hub_names_is_imported(
     which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat: None

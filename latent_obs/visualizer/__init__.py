@@ -53,14 +53,18 @@ def visualize_encoder(config: VisualizeConfig) -> Path:
     Raises:
         FileNotFoundError: If there is no such encoder or frames folder.
         ValueError: If the encoder or a frame is damaged, the frames were made with a frame spec other than
-            the encoder's, or there are no frames.
+            the encoder's, there are no frames, or there is no episode for the picture of one.
         OSError: If the file cannot be written.
     """
     found = resolve(config.encoder)
-    shown = choose_frames(found, config.frames)
+    shown = choose_frames(found, config.frames, play=config.picture in (None, "episode"))
+    if config.picture == "episode" and not len(shown.episode):
+        raise ValueError(
+            f"There is no episode of {found.ref} to draw: its environment cannot be played here, or frames "
+            "that follow one another are not alike. Name a frames folder in which they are: --frames FOLDER."
+        )
     if config.picture is None:
         shown = replace(shown, labels=find_labels(found, config.frames))
-    if config.picture is None:
         out = config.out or Path(f"{found.name}.html")
         content = build_page(found.name, found.config, found.tensors(), shown).encode()
     else:
@@ -99,14 +103,15 @@ def find_labels(encoder: EncoderFolder, frames: str | Path | None) -> Labels | N
     return None if observed is None else measure_labels(load_vae(encoder)[0], config, observed)
 
 
-def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
+def choose_frames(encoder: EncoderFolder, frames: str | Path | None, *, play: bool = True) -> Shown:
     """Choose the frames to show: a gallery of lively frames, and a part of the longest episode.
 
     If the encoder was trained on this folder, only its held-out episodes are shown.
 
     Args:
         encoder: The encoder that will encode the frames.
-        frames: Frames folder. ``None``: the encoder's calibration frames, for both.
+        frames: Frames folder. ``None``: the encoder's calibration frames, and an episode of random play.
+        play: Whether the environment may be played for the episode.
 
     Returns:
         The frames; no episode where the encoder has no frames folder and its environment cannot be played,
@@ -123,7 +128,7 @@ def choose_frames(encoder: EncoderFolder, frames: str | Path | None) -> Shown:
                 f"The encoder {encoder.ref} has no calibration frames to show. Name a frames folder: "
                 "--frames FOLDER."
             )
-        episode = _played(encoder)
+        episode = _played(encoder) if play else None
         return Shown(
             _lively(found),
             found[:0] if episode is None else episode,

@@ -26,7 +26,7 @@ from latent_obs.cli import main
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.folder import read_calibration, read_config, read_tensors, write_encoder_folder
 from latent_obs.encoders.resolve import PRETRAINED, resolve
-from latent_obs.frames import FrameSpec
+from latent_obs.frames import FrameSource, FrameSpec
 from latent_obs.vae import load_vae, reconstruct, to_frames
 from latent_obs.visualizer import VisualizeConfig, choose_frames, visualize_encoder
 from latent_obs.visualizer.page import LEFT_OUT, PARTS, SCRIPTS, WORKER, Shown, build_page
@@ -219,6 +219,31 @@ def test_pictures_show_what_torch_decodes(picture: Any, tmp_path: Path, pong_fra
                 for half, true in ((image[::3, :192:3], frame), (image[::3, 198::3], decoded)):
                     assert np.abs(half - true).mean() < 3
                     assert np.abs(half - true).max() < 60
+
+
+def test_an_environment_that_fails_leaves_the_page_without_an_episode(
+    tmp_path: Path, frames: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line says why; pictures that show no episode do without the environment."""
+    config = read_config(save_encoder(tmp_path / "e", source=FrameSource("CartPole-v1")))
+    write_encoder_folder(tmp_path / "e", config, random_tensors(config.vae), frames(8))
+
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr("gymnasium.make", broken)
+    encoder, out = str(tmp_path / "e"), tmp_path / "out"
+    with pytest.warns(UserWarning, match="CartPole-v1 cannot be played here.*no display"):
+        visualize_encoder(VisualizeConfig(encoder, out=out))
+    assert json.loads(element(out.read_text(encoding="utf-8"), "about"))["episode"]["count"] == 0
+    for picture in ("traversals", "interpolation"):
+        assert visualize_encoder(VisualizeConfig(encoder, out=out, picture=picture)) == out
+
+
+def test_a_picture_of_an_episode_that_is_not_there_names_the_cure(tmp_path: Path) -> None:
+    """The frames of general-v0 come from many environments."""
+    with pytest.raises(ValueError, match=r"no episode of general-v0 to draw.*--frames FOLDER"):
+        visualize_encoder(VisualizeConfig("general-v0", out=tmp_path / "x.gif", picture="episode"))
 
 
 def test_the_example_page_is_what_the_code_makes_today() -> None:

@@ -26,13 +26,20 @@ TIMING = 1
 
 
 def quantised(vae: VAEConfig, tensors: Tensors, frames: Frames) -> Quantised:
-    """Do what :func:`~latent_obs.encoders.quantise.quantise` does, once for each encoder and machine."""
-    name = f"int8-{quantise.key_of(vae, tensors, frames)[:40]}.safetensors"
+    """Do what :func:`~latent_obs.encoders.quantise.quantise` does, once for each encoder and machine.
+
+    The file is the SHA-256 of the arrays' safetensors, and these: a bit that flipped is noticed.
+    """
+    name = f"int8-{quantise.key_of(vae, tensors, frames)[:40]}"
     try:
-        return Quantised.from_tensors(vae, safetensors.numpy.load((cache_folder() / name).read_bytes()))
+        content = (cache_folder() / name).read_bytes()
+        if hashlib.sha256(content[32:]).digest() != content[:32]:
+            raise ValueError(f"{name} is damaged")
+        return Quantised.from_tensors(vae, safetensors.numpy.load(content[32:]))
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError):
         result = quantise.quantise(vae, tensors, frames)
-        _write(name, safetensors.numpy.save(result.to_tensors()))
+        content = safetensors.numpy.save(result.to_tensors())
+        _write(name, hashlib.sha256(content).digest() + content)
         return result
 
 

@@ -121,6 +121,25 @@ def test_an_encoder_is_quantised_once(
     assert np.array_equal(load_encoder("breakout-v0", precision="int8")(images), other)
 
 
+def test_a_cached_array_of_which_a_byte_changed_is_computed_anew(
+    calls: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frames: Any
+) -> None:
+    monkeypatch.setenv("LATENT_OBS_HOME", str(tmp_path))
+    images = frames(4)
+    found = remembered.quantised(TINY_VAE, random_tensors(TINY_VAE), images)
+    (path,) = tmp_path.glob("int8-*")
+    whole = path.read_bytes()
+    arrays = [array.tobytes() for array in found.to_tensors().values()]
+    for array in arrays:
+        damaged = bytearray(whole)
+        damaged[whole.index(array)] ^= 1
+        path.write_bytes(damaged)
+        again = remembered.quantised(TINY_VAE, random_tensors(TINY_VAE), images)
+        assert [each.tobytes() for each in again.to_tensors().values()] == arrays
+        assert path.read_bytes() == whole
+    assert len(calls) == 1 + len(arrays) == 12
+
+
 def test_one_encoder_is_not_taken_for_another_of_its_shape(frames: Any) -> None:
     """Any weight that acts, any calibration frame and the version of the arithmetic tell them apart."""
     images = frames(4)

@@ -153,11 +153,11 @@ def push_frames(config: PushFramesConfig, *, progress: bool = True) -> tuple[str
     api = HfApi(endpoint=endpoint(), library_name="latent_obs", library_version=__version__)
     dataset: dict[str, Any] = {"repo_id": repo, "repo_type": "dataset"}
     with tempfile.TemporaryDirectory() as temporary, clear_errors(repo, f"{HUB_PREFIX}datasets/{repo}"):
+        exported = Path(temporary, "lerobot")
+        info = export_lerobot(ExportLerobotConfig(config.folder, exported, config.fps), progress=progress)
         url = str(api.create_repo(**dataset, private=config.private or None, exist_ok=True))
         if config.private and not api.dataset_info(repo).private:
             raise ValueError(f"{url} exists and is public. Make it private there, or push without --private.")
-        exported = Path(temporary, "lerobot")
-        info = export_lerobot(ExportLerobotConfig(config.folder, exported, config.fps), progress=progress)
         files: dict[str, Path | bytes] = {
             str(path.relative_to(exported)): path for path in exported.rglob("*") if path.is_file()
         }

@@ -116,6 +116,12 @@ def test_private_means_private_and_nothing_is_pushed_half(hub: Hub, pong: Frames
     assert hub.requests == []
 
 
+def test_what_cannot_be_exported_leaves_no_dataset_behind(hub: Hub, pong: FramesFolder) -> None:  # noqa: F811
+    with pytest.raises(ValueError, match="fps"):
+        push(pong, fps=0)
+    assert hub.repos == {}
+
+
 def test_the_command_prints_where_the_frames_are(
     hub: Hub,  # noqa: F811
     pong: FramesFolder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: The words after the program's name. ``None`` (default): those of this process.
 
     Returns:
-        Exit status: 0, 1 after an error, 130 after Ctrl-C.
+        Exit status: 0, 1 after an error, 130 after Ctrl-C, 141 where nobody reads the output any more.
     """
     console = plain_console(stderr=True)
 
@@ -37,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
         # Gymnasium colours its warnings, whoever reads them; what is no terminal is left without.
         console.print(Text.from_ansi(f"warning: {message}", style="yellow"), soft_wrap=True)
 
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())  # environments, policies and wrappers may be modules in this folder
+    with contextlib.suppress(OSError):  # the working directory was deleted
+        if not {"", os.getcwd()} & set(sys.path):
+            sys.path.append(os.getcwd())  # environments, policies and wrappers may be modules in this folder
     before, warnings.showwarning = warnings.showwarning, show_warning
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -51,7 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
         exec("")
         console.print("Interrupted. Finished work is saved; the same command continues from there.")
         return 130
+    except SystemExit:  # after the help
+        if _nobody_reads():
+            return _CLOSED_PIPE
+        raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads("\n"):
+            return _CLOSED_PIPE
         if sys.flags.dev_mode:
             raise
         console.print(f"error: {_explain(error)}", style="bold red", soft_wrap=True)
@@ -66,9 +74,29 @@ def _run(run: Callable[[Any], None], config: Any) -> None:
     try:
         run(config)
     except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # rich found that nobody reads what it prints
+            raise SystemExit(_CLOSED_PIPE) from error
         raise RuntimeError(
             f"Some code called sys.exit({error.code!r}) before the command was finished."
         ) from error
+
+
+# What a shell reports of a program that was ended because nobody reads its output, as by `| head`.
+_CLOSED_PIPE = 141
+
+
+def _nobody_reads(text: str = "") -> bool:
+    """Say whether standard output is a pipe that nobody reads any more; if so, what is left goes nowhere.
+
+    Args:
+        text: Is printed to find out, where all that was printed before may have left Python's buffer.
+    """
+    try:
+        print(end=text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 # The errors that the package and its libraries raise for mistakes of the user and faults of the machine.

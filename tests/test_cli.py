@@ -264,3 +264,28 @@ sys.exit(cli.main(["list"]))
     )
     command = [sys.executable, "-m", "interrupted"]
     assert subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL).returncode == 130
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["--help"], ["card", "pong-v0"]])
+def test_a_pipe_that_nobody_reads_ends_a_command_without_a_word(command: list[str], unbuffered: str) -> None:
+    """As ``| head`` does when it has seen enough."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    line = [sys.executable, "-m", "latent_obs", *command]
+    try:
+        run = subprocess.run(line, stdout=writer, stderr=subprocess.PIPE, env=env, check=False)
+    finally:
+        os.close(writer)
+    assert (run.returncode, run.stderr) == (141, b"")
+
+
+def test_a_deleted_working_directory_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["card", "pong-v0"]) == 0
+    assert "pong-v0" in capsys.readouterr().out

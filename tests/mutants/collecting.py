@@ -352,8 +352,8 @@ MUTANTS = [
     Mutant(
         "a command that is ended by sys.exit(0) was done",
         "latent_obs/cli.py",
-        "    except SystemExit as error:\n        raise RuntimeError(",
-        "    except SystemExit as error:\n        return print(",
+        "            raise SystemExit(_CLOSED_PIPE) from error\n        raise RuntimeError(",
+        "            raise SystemExit(_CLOSED_PIPE) from error\n        return print(",
         "tests/test_cli.py -k midst",
     ),
 ]

@@ -18,7 +18,7 @@ from latent_obs.data.storage import LOCK, NewFile, locked
 from latent_obs.files import sync_folder, write_atomically
 
 # What a folder in the making holds beside its files: what it will be.
-_PLAN, _PLAN_FORMAT = "plan.json", "latent_obs.plan"
+_PLAN, _PLAN_FORMAT = ".plan.json", "latent_obs.plan"
 
 
 class TableWriter:
@@ -88,17 +88,25 @@ def staged_folder(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     others out of the hidden folder.
 
     Args:
-        out: The folder to make.
+        out: The folder to make; a link to it is followed.
         plan: JSON values that determine its content.
 
     Raises:
         FileExistsError: If ``out`` exists and is not empty, or something that was not made here has the
             name of the hidden folder.
-        ValueError: If another process is making ``out``.
+        ValueError: If another process is making ``out``, or ``out`` is the current folder or the top of a
+            disk, in whose place nothing can be put.
         OSError: If the folder cannot be written.
     """
+    out = out.resolve()
     _refuse_taken(out)
-    staging = out.absolute().with_name(f".{out.absolute().name}.tmp")
+    if out == Path.cwd() or os.path.ismount(out):
+        where = "the current folder" if out == Path.cwd() else "the top of a disk"
+        raise ValueError(
+            f"--out must be a folder that can be put in its place when it is whole, got {out}, {where}. "
+            "Choose a folder in it."
+        )
+    staging = out.with_name(f".{out.name}.tmp")
     if staging.is_symlink() or (staging.exists() and not _is_ours(staging)):
         raise FileExistsError(
             f"{staging} is needed for the files of {out} until they are whole, but was not made for that. "
@@ -118,10 +126,10 @@ def staged_folder(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
                     old.unlink()
             write_atomically(note, text.encode())
         yield staging
-        note.unlink()
         sync_folder(staging)
         os.rename(staging, out)
-        (out / LOCK).unlink(missing_ok=True)
+        for name in (_PLAN, LOCK):  # only now: whoever is stopped before the renaming needs them again
+            (out / name).unlink(missing_ok=True)
         sync_folder(staging.parent)
 
 

@@ -239,7 +239,7 @@ def test_a_foreign_folder_of_the_hidden_name_is_neither_used_nor_deleted(
     mine.mkdir()
     (mine / "thesis.txt").write_text("years of work")
     if foreign == "plan":
-        (mine / "plan.json").write_text('{"tomorrow": "rest"}')
+        (mine / ".plan.json").write_text('{"tomorrow": "rest"}')
     if foreign == "link":
         hidden.symlink_to(mine)
     else:

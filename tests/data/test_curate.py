@@ -189,6 +189,45 @@ def test_an_interrupted_split_goes_on_where_it_was(
     assert sorted(os.listdir(tmp_path)) == ["out", "pong"]
 
 
+def test_a_folder_that_could_not_get_its_name_gets_it_later(
+    pong: FramesFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SplitConfig(pong.path, tmp_path / "out")
+
+    def refuse(*_: Any) -> None:
+        raise OSError("Device or resource busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", refuse)
+        with pytest.raises(OSError, match="busy"):
+            split_frames(config, progress=False)
+    assert sum(len(part) for part in split_frames(config, progress=False)) == len(pong)
+    assert sorted(os.listdir(tmp_path)) == ["out", "pong"]
+    assert sorted(os.listdir(tmp_path / "out")) == ["train", "validation"]
+
+
+def test_a_link_is_followed_to_the_folder_that_it_names(pong: FramesFolder, tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "large" / "disk")
+    train, _ = split_frames(SplitConfig(pong.path, tmp_path / "out"), progress=False)
+    assert (tmp_path / "out").is_symlink()
+    assert len(FramesFolder(tmp_path / "large" / "disk" / "train")) == len(train)
+
+
+def test_the_current_folder_and_the_top_of_a_disk_are_refused_at_once(
+    pong: FramesFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, disk = tmp_path / "here", tmp_path / "disk"
+    here.mkdir()
+    disk.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == disk)
+    for out, name in ((Path("."), "here, the current folder"), (disk, "disk, the top of a disk")):
+        with pytest.raises(ValueError, match=f"{name}. Choose a folder in it"):
+            split_frames(SplitConfig(pong.path, out), progress=False)
+    assert sorted(os.listdir(tmp_path)) == ["disk", "here", "pong"]
+
+
 def test_collection_never_goes_on_in_a_split_folder(pong: FramesFolder, tmp_path: Path) -> None:
     """Its shards look like those of the collection, which would fill them up again."""
     train, _ = split_frames(SplitConfig(pong.path, tmp_path / "out"), progress=False)

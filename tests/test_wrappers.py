@@ -398,6 +398,34 @@ def test_a_relative_path_is_looked_for_on_the_search_path(
     assert env.encoder.ref == str(tmp_path / "there" / "runs" / "mine")
 
 
+def test_without_a_home_folder_auto_takes_the_bundled_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number without a name."""
+
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    for name in ("LATENT_OBS_HOME", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    assert LatentObservationWrapper(gym.make("ALE/Pong-v5")).encoder.ref == "pong-v0"
+    with pytest.raises(FileNotFoundError, match="neither a bundled one"):
+        LatentObservationWrapper(FrameEnv(), "runs/mine")
+
+
+def test_a_deleted_working_directory_is_not_looked_at(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, _, after = moved_spec(trained, tmp_path)
+    monkeypatch.setenv("LATENT_OBS_PATH", str(after))
+
+    def cwd() -> Path:
+        raise FileNotFoundError("No such file or directory")
+
+    monkeypatch.setattr(Path, "cwd", cwd)
+    env: Any = gym.make(spec)
+    assert env.encoder.ref == str(after / "runs" / "mine")
+
+
 def test_specs_without_a_fingerprint_still_load(trained: Path) -> None:
     """Such as were written before there were fingerprints."""
     env = LatentObservationWrapper(gym.make("Frame-v0"), trained)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,8 +108,12 @@ def find_fitted(
 
 def list_fitted() -> dict[str, EncoderConfig]:
     """Return the encoders that ``latent-obs fit`` made on this machine, by path."""
+    try:
+        cache = cache_folder().absolute()
+    except (OSError, RuntimeError):  # there is no home folder
+        return {}
     fitted = {}
-    for path in sorted(cache_folder().absolute().glob(f"{FITTED}/*/config.json")):
+    for path in sorted(cache.glob(f"{FITTED}/*/config.json")):
         with contextlib.suppress(ValueError, OSError):  # damaged, or of a later version
             fitted[str(path.parent)] = read_config(path.parent)
     return fitted
@@ -251,20 +255,24 @@ def search_path() -> list[tuple[str, Path]]:
     """Return the folders in which encoder folders are looked for, with what each is.
 
     They are those of the variable ``LATENT_OBS_PATH``, separated as in ``PATH``, then the working directory,
-    then the cache (:func:`~latent_obs.files.cache_folder`).
+    then the cache (:func:`~latent_obs.files.cache_folder`). One that cannot be named is left out: the working
+    directory after somebody deleted it, or the cache of a user without a home folder.
 
     Example:
         >>> [name for name, _ in search_path()][-2:]
         ['working directory', 'cache']
     """
-    named = [
-        Path(part).expanduser() for part in os.environ.get("LATENT_OBS_PATH", "").split(os.pathsep) if part
+    parts = os.environ.get("LATENT_OBS_PATH", "").split(os.pathsep)
+    named: list[tuple[str, Callable[[], Path]]] = [
+        *(("LATENT_OBS_PATH", Path(part).expanduser) for part in parts if part),
+        ("working directory", Path.cwd),
+        ("cache", cache_folder),
     ]
-    return [
-        *(("LATENT_OBS_PATH", path.absolute()) for path in named),
-        ("working directory", Path.cwd()),
-        ("cache", cache_folder().absolute()),
-    ]
+    folders = []
+    for name, folder in named:
+        with contextlib.suppress(OSError, RuntimeError):
+            folders.append((name, folder().absolute()))
+    return folders
 
 
 def _named(ref: str | Path) -> EncoderFolder | None:

@@ -23,7 +23,7 @@ from latent_obs.data.shards import (
     without_nulls,
     wrong_action,
 )
-from latent_obs.data.storage import open_parquet
+from latent_obs.data.storage import open_parquet, refuse_url
 from latent_obs.encoders.folder import Latents
 from latent_obs.frames import FrameSource, FrameSpec
 
@@ -104,8 +104,8 @@ class LatentsFolder:
 
     Raises:
         FileNotFoundError: If there is no such folder, or no latents in it.
-        ValueError: If a file is damaged, foreign or of another encoding, or ``normalize`` is asked of a
-            folder that an earlier version wrote, which does not say how.
+        ValueError: If it is a URL, a file is damaged, foreign or of another encoding, or ``normalize`` is
+            asked of a folder that an earlier version wrote, which does not say how.
 
     Example:
         >>> for episode in LatentsFolder("latents", normalize=True).episodes():  # doctest: +SKIP
@@ -113,6 +113,7 @@ class LatentsFolder:
     """
 
     def __init__(self, path: str | Path, normalize: bool = False) -> None:
+        refuse_url(path, "A latents folder")
         self.path, self.normalize = Path(path), normalize
         self.files = sorted(self.path.glob("*.parquet"))
         if not self.files:

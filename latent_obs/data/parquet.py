@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latent_obs.data.shards import METADATA_KEY
-from latent_obs.data.storage import LOCK, NewFile, locked
+from latent_obs.data.storage import LOCK, NewFile, locked, refuse_url
 from latent_obs.files import sync_folder, write_atomically
 
 # What a folder in the making holds beside its files: what it will be.
@@ -94,10 +94,11 @@ def staged_folder(out: Path, plan: dict[str, Any]) -> Iterator[Path]:
     Raises:
         FileExistsError: If ``out`` exists and is not empty, or something that was not made here has the
             name of the hidden folder.
-        ValueError: If another process is making ``out``, or ``out`` is the current folder or the top of a
-            disk, in whose place nothing can be put.
+        ValueError: If another process is making ``out``, or ``out`` is a URL, or the current folder or the
+            top of a disk, in whose place nothing can be put.
         OSError: If the folder cannot be written.
     """
+    refuse_url(out, "--out")
     out = out.resolve()
     _refuse_taken(out)
     if out == Path.cwd() or os.path.ismount(out):

@@ -12,7 +12,7 @@ import matplotlib.figure
 import numpy as np
 
 from latent_obs.data.folder import FramesFolder
-from latent_obs.data.storage import name_of
+from latent_obs.data.storage import name_of, refuse_url
 from latent_obs.files import write_atomically
 from latent_obs.frames import Frames
 
@@ -56,9 +56,10 @@ def show_frames(config: ShowConfig) -> list[Path]:
 
     Raises:
         FileNotFoundError: If the folder is missing or empty.
-        ValueError: If it has no such episode.
+        ValueError: If it has no such episode, or ``out`` is a URL.
         FileExistsError: If a file is there already.
     """
+    refuse_url(config.out, "--out")
     folder = FramesFolder(config.folder)
     episode = next(iter(folder.episodes())) if config.episode is None else config.episode
     clip = config.out / f"episode-{episode}.{config.clip}"

@@ -75,6 +75,27 @@ def shown(location: Location) -> str:
     return urlunsplit(url._replace(netloc=url.netloc.rpartition("@")[2]))
 
 
+def refuse_url(path: str | Path, what: str) -> None:
+    """Refuse a URL where only a folder on this machine will do.
+
+    ``pathlib`` makes ``s3:/bucket`` of ``s3://bucket``.
+
+    Args:
+        path: What was given.
+        what: What was to be a folder, for the error.
+
+    Raises:
+        ValueError: If it is a URL.
+    """
+    scheme, colon, rest = Path(path).as_posix().partition(":/")
+    if colon and len(scheme) > 1 and scheme.isalnum():  # one letter is a disk of Windows
+        url = shown(f"{scheme}://{rest}")
+        raise ValueError(
+            f"{what} must be a folder on this machine, got the URL {url}. Only frames folders may lie in a "
+            "store: collect writes them there, and every command reads them."
+        )
+
+
 def child(folder: Location, name: str) -> Location:
     """Return the location of a file in a folder."""
     if isinstance(folder, Path):

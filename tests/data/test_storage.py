@@ -13,9 +13,25 @@ from moto.server import ThreadedMotoServer
 
 from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
+from latent_obs.collecting.encode import EncodeConfig, encode_frames
+from latent_obs.data.curate import MergeConfig, SplitConfig, merge_frames, split_frames
 from latent_obs.data.folder import FramesFolder
-from latent_obs.data.storage import LOCK, NewFile, child, list_files, locked, name_of, parse_location, shown
+from latent_obs.data.latents import LatentsFolder
+from latent_obs.data.lerobot import ExportLerobotConfig, export_lerobot
+from latent_obs.data.show import ShowConfig, show_frames
+from latent_obs.data.storage import (
+    LOCK,
+    NewFile,
+    child,
+    list_files,
+    locked,
+    name_of,
+    parse_location,
+    refuse_url,
+    shown,
+)
 from latent_obs.files import write_atomically
+from tests.data.test_curate import collection
 
 QUICK = CollectConfig("tests.quick_env:Quick-v0", frames=900, workers=2, shard_rows=200)
 
@@ -135,6 +151,29 @@ def test_locations_are_joined_and_shown() -> None:
     for wrong in ("s3://", "file://host/frames"):
         with pytest.raises(ValueError, match=r"must|URL"):
             parse_location(wrong)
+
+
+@pytest.mark.filterwarnings("ignore:The encoder .* was trained on")
+def test_a_url_is_refused_where_only_a_folder_on_this_machine_will_do(
+    tmp_path: Path, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would become a folder named s3: in the current one. No error shows the password."""
+    pong, tennis = (collection(tmp_path / name, name).path for name in ("pong", "tennis"))
+    monkeypatch.chdir(tmp_path)
+    url = "s3://key:secret@bucket/x"
+    out = Path(url)
+    for make in (
+        lambda: merge_frames(MergeConfig((pong, tennis), out), progress=False),
+        lambda: split_frames(SplitConfig(pong, out), progress=False),
+        lambda: export_lerobot(ExportLerobotConfig(pong, out), progress=False),
+        lambda: encode_frames(EncodeConfig(pong, str(encoder), out), progress=False),
+        lambda: show_frames(ShowConfig(pong, out)),
+        lambda: LatentsFolder(url),
+    ):
+        with pytest.raises(ValueError, match="must be a folder on this machine, got the URL s3://bucket/x"):
+            make()
+    assert sorted(os.listdir(tmp_path)) == ["pong", "tennis"]
+    refuse_url("C:/frames", "--out")
 
 
 def test_a_link_under_a_temporary_name_is_not_followed(

@@ -114,7 +114,7 @@ def _evaluate(config: EvaluateConfig) -> None:
     evaluation = evaluate(config, progress=True)
     card, paths = evaluation.card, write_card(evaluation, config.out)
     told = "held-out episodes of " if card.data.held_out else ""
-    title = f"{config.encoder} on {card.frames:,} frames of {told}{config.frames}"
+    title = f"{config.encoder} on {card.frames:,} frames of {told}{card.data.folder}"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for column in CODES.values():
@@ -197,7 +197,7 @@ def _frames_info(config: InfoConfig) -> None:
     from latent_obs.data.storage import name_of
 
     folder = FramesFolder(config.folder)
-    _report(str(config.folder), {k: v for k, v in frames_info(folder).items() if k != "collections"})
+    _report(str(folder), {k: v for k, v in frames_info(folder).items() if k != "collections"})
     for collection in folder.collections:
         _report("collected with", collection)
     if config.shards:
@@ -213,17 +213,19 @@ def _frames_info(config: InfoConfig) -> None:
 
 def _frames_check(config: CheckConfig) -> None:
     from latent_obs.data.check import check_frames
+    from latent_obs.data.storage import parse_location, shown
 
+    folder = shown(parse_location(config.folder))
     problems = check_frames(config.folder)
     for name, found in sorted(problems.items()):
         for problem in found:
             _say(f"{name}: {problem}")
     if problems:
         raise ValueError(
-            f"{config.folder} has {len(problems)} bad shards, named above. Delete them; the command that "
+            f"{folder} has {len(problems)} bad shards, named above. Delete them; the command that "
             "collected the folder collects them again."
         )
-    _say(f"{config.folder}: every shard is whole")
+    _say(f"{folder}: every shard is whole")
 
 
 def _frames_show(config: ShowConfig) -> None:

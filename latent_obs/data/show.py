@@ -71,7 +71,7 @@ def show_frames(config: ShowConfig) -> list[Path]:
     if len(frames) == 0:
         known = list(folder.episodes())
         raise ValueError(
-            f"{config.folder} has no episode {episode}; it has {len(known)}, the first is {known[0]} and the "
+            f"{folder} has no episode {episode}; it has {len(known)}, the first is {known[0]} and the "
             f"last {known[-1]}."
         )
     config.out.mkdir(parents=True, exist_ok=True)

@@ -158,7 +158,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False, brief: bool = Fa
             held_out=held_out_episodes(found, folder) is not None,
             episodes=len(measured),
             baseline_episodes=len(fitted),
-            folder=str(config.frames),
+            folder=str(folder),
             collection=folder.identity,
         ),
         **evaluate_vae(vae, frames, residuals.metrics(foreground)),

@@ -11,6 +11,7 @@ import pyarrow.fs
 import pytest
 from moto.server import ThreadedMotoServer
 
+from latent_obs.cli import main
 from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.collecting.encode import EncodeConfig, encode_frames
@@ -151,6 +152,24 @@ def test_locations_are_joined_and_shown() -> None:
     for wrong in ("s3://", "file://host/frames"):
         with pytest.raises(ValueError, match=r"must|URL"):
             parse_location(wrong)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_password_in_a_url_is_neither_printed_nor_written_into_a_card(
+    tmp_path: Path, encoder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, card = "memory://key:secret@bucket/frames", str(tmp_path / "card")
+    collect_frames(replace(QUICK, out=url, frames=300, workers=1), progress=False)
+    assert main(["frames", "info", url]) == 0
+    assert main(["frames", "check", url]) == 0
+    assert main(["frames", "show", url, "--episode", "7", "--out", str(tmp_path / "shown")]) == 1
+    assert main(["evaluate", str(encoder), "--frames", url, "--out", card]) == 0
+    told = capsys.readouterr()
+    texts = [told.out, told.err, *(path.read_text() for path in (tmp_path / "card").glob("card.*"))]
+    assert len(texts) == 4
+    for text in texts:
+        assert "memory://bucket/frames" in text
+        assert "secret" not in text
 
 
 @pytest.mark.filterwarnings("ignore:The encoder .* was trained on")

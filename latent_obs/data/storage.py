@@ -251,8 +251,9 @@ class NewFile:
         assert isinstance(self.location, str)
         filesystem, path = _resolve(self.location)
         self.stream.seek(0)
-        with filesystem.open_output_stream(path) as upload:
-            shutil.copyfileobj(self.stream, upload, 1 << 22)
+        # In a thread, which Ctrl-C does not reach: the end of a `with` would publish half an object.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(_upload, self.stream, filesystem, path).result()
         self.stream.close()
 
     def abort(self) -> None:
@@ -261,6 +262,18 @@ class NewFile:
             self.stream.close()
         if self._temporary is not None:
             self._temporary.unlink(missing_ok=True)
+
+
+def _upload(file: BinaryIO, filesystem: pa.fs.FileSystem, path: str) -> None:
+    """Copy a file to a store; where that fails midway, there is no such object afterwards."""
+    upload = filesystem.open_output_stream(path)
+    try:
+        with upload:
+            shutil.copyfileobj(file, upload, 1 << 22)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            filesystem.delete_file(path)
+        raise
 
 
 @contextlib.contextmanager

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from latent_obs.data.storage import (
     list_files,
     locked,
     name_of,
+    num_bytes,
     parse_location,
     refuse_url,
     shown,
@@ -104,6 +107,32 @@ def test_an_object_appears_only_when_it_is_committed(bucket: str) -> None:
     assert list_files(url, ".parquet") == []
     whole.commit()
     assert [name_of(file) for file in list_files(url, ".parquet")] == ["b.parquet"]
+
+
+@pytest.mark.parametrize("trouble", ["Ctrl-C", "error"])
+def test_half_an_object_is_never_published(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After Ctrl-C the upload is finished first; after an error in it there is no object."""
+    url = f"memory://{trouble}/frames"
+    new = NewFile(child(url, "a.parquet"))
+    new.stream.write(b"whole")
+
+    def copy(source: Any, target: Any, size: int) -> None:
+        target.write(source.read(2))
+        if trouble == "error":
+            raise OSError("connection lost")
+        os.kill(os.getpid(), signal.SIGINT)
+        target.write(source.read())
+
+    monkeypatch.setattr(shutil, "copyfileobj", copy)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt if trouble == "Ctrl-C" else OSError):
+            new.commit()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        new.abort()
+    sizes = [num_bytes(file) for file in list_files(url, ".parquet")]
+    assert sizes == ([len(b"whole")] if trouble == "Ctrl-C" else [])
 
 
 def test_a_store_that_does_not_answer_is_one_clear_error(local: dict[str, Any]) -> None:

@@ -79,7 +79,7 @@ def _plan(config: CollectConfig, out: Location, files: Files) -> list[Plan]:
     workers = config.workers or (done and done[0].metadata.get("workers")) or _cores(config)
     collection = Collection(
         env_id=config.env_id,
-        env_kwargs=config.env_kwargs,
+        env_kwargs=config.stored_kwargs,
         frame_spec=config.frame_spec,
         policy=config.policy,
         seed=config.seed,

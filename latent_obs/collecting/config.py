@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from latent_obs.encoders.encoder import NORMALIZE
 from latent_obs.frames import FrameSpec
+from latent_obs.images import as_json
 
 # Episode numbers leave room for so many shards of a worker, and episodes of a shard.
 MAX_SHARDS, MAX_SHARD_ROWS = 10_000, 100_000
@@ -74,9 +76,23 @@ class CollectConfig:
                 f"policy_normalize={self.policy_normalize} is about the latents of the policy's encoder, but "
                 "there is none: name it with --policy-encoder, or leave --no-policy-normalize out."
             )
-        self.frame_spec  # noqa: B018  # an invalid crop is reported here
+        self.frame_spec, self.stored_kwargs  # noqa: B018  # what is invalid in them is reported here
 
     @property
     def frame_spec(self) -> FrameSpec:
         """How the frames are made."""
         return FrameSpec(crop=self.crop)
+
+    @property
+    def stored_kwargs(self) -> dict[str, Any]:
+        """``env_kwargs`` as shards store them: tuples and arrays are lists, and all keys are texts."""
+        stored = {}
+        for name, value in self.env_kwargs.items():
+            try:
+                stored[name] = json.loads(json.dumps(as_json(value), allow_nan=False))
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"env_kwargs must be values that JSON has, since shards store them, got {name}={value!r} "
+                    f"({error}). Register an environment of your own, under its own id, that has it built in."
+                ) from error
+        return stored

@@ -64,6 +64,15 @@ class Moody(FrameEnv):
         super().__init__(length=self.today)
 
 
+class Named(FrameEnv):
+    """Takes nothing but a tuple as its shape, and numbers as names."""
+
+    def __init__(self, shape: tuple[int, ...], length: int, names: dict[int, float]) -> None:
+        assert isinstance(shape, tuple)
+        assert all(isinstance(name, int) for name in names)
+        super().__init__(shape, length=length)
+
+
 class Steered(FrameEnv):
     """Takes two numbers, or one, rewards with their sum, and turns them to 0 where it was given them."""
 
@@ -99,12 +108,13 @@ def two_in_an_array(obs: Any, space: gym.Space[Any]) -> Any:
 
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Any:
+    gym.register("Named-v0", "tests.collecting.test_collect:Named", disable_env_checker=True)
     gym.register("Steered-v0", "tests.collecting.test_collect:Steered", disable_env_checker=True)
     gym.register("Moody-v0", "tests.collecting.test_collect:Moody", disable_env_checker=True)
     gym.register("Frame-v0", "tests.conftest:FrameEnv", disable_env_checker=True)
     gym.register("Failing-v0", "tests.collecting.test_collect:Failing", disable_env_checker=True)
     yield
-    for name in ("Steered-v0", "Moody-v0", "Frame-v0", "Failing-v0"):
+    for name in ("Named-v0", "Steered-v0", "Moody-v0", "Frame-v0", "Failing-v0"):
         del gym.registry[name]
 
 
@@ -412,6 +422,22 @@ def test_an_agent_on_scaled_latents_is_shown_them(trained: Path, tmp_path: Path)
     assert taken[0] != taken[1]
     with pytest.raises(ValueError, match="begun with policy_normalize=True"):
         collect_frames(replace(raw, out=config.out, frames=80), progress=False)
+
+
+def test_arguments_of_python_are_given_as_they_are_and_resume_the_folder(tmp_path: Path) -> None:
+    """A shard stores neither tuples nor numbers as keys."""
+    kwargs = {"shape": (80, 72, 3), "length": np.int64(7), "names": {1: np.float32(0.5)}}
+    config = CollectConfig("Named-v0", tmp_path, frames=20, workers=1, env_kwargs=kwargs)
+    collect_frames(config, progress=False)
+    folder = collect_frames(replace(config, frames=30), progress=False)
+    (stored,) = folder.collections
+    assert stored["env_kwargs"] == {"shape": [80, 72, 3], "length": 7, "names": {"1": 0.5}}
+
+
+@pytest.mark.parametrize("value", [float("nan"), Path("world.xml"), {(1, 2): 3}])
+def test_an_argument_that_json_lacks_is_refused_by_name_before_anything_runs(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"env_kwargs must be values that JSON has.* got world="):
+        CollectConfig("Nothing-v0", env_kwargs={"frameskip": 4, "world": value})
 
 
 @pytest.mark.parametrize(

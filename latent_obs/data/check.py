@@ -215,7 +215,9 @@ def _missing(shards: list[Shard]) -> Iterator[tuple[str, str]]:
     for worker in range(workers):
         has = numbers.get(worker, set())
         found = sorted(has | {-1})
-        gaps = list(itertools.pairwise(found)) or [(-1, 1)]  # a worker without any shard lacks its first
+        # A worker without any shard lacks its first, unless there were fewer frames than workers: no shard of
+        # theirs has a second frame.
+        gaps = list(itertools.pairwise(found)) or [(-1, 1)] * any(shard.rows > 1 for shard in shards)
         for before, after in gaps:
             if (missing := after - before - 1) > 0:
                 name = f"part-{worker:03d}-{before + 1:05d}.parquet"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,17 @@ def test_actions_of_several_types_are_counted_apart(tmp_path: Path) -> None:
         {"mean": [0.5], "min": [0.5], "max": [0.5]},
     ]
     assert main(["frames", "info", str(tmp_path / "all")]) == 0
+
+
+def test_a_worker_without_a_share_of_the_frames_lacks_nothing(path: Path) -> None:
+    """Three frames of four workers."""
+    path.unlink()
+    for worker in (2, 1, 0):
+        first = path.with_name(f"part-{worker:03d}-00000.parquet")
+        if worker:
+            shutil.copy(path.with_name("part-000-00000.parquet"), first)
+        rewrite(first, lambda t, row=60 * worker: t.slice(row, 1), workers=4, worker=worker, rows=1)
+    assert check_frames(path.parent, progress=False) == {}
 
 
 def test_a_missing_shard_is_named(path: Path) -> None:

@@ -115,7 +115,7 @@ class LatentsFolder:
     def __init__(self, path: str | Path, normalize: bool = False) -> None:
         refuse_url(path, "A latents folder")
         self.path, self.normalize = Path(path), normalize
-        self.files = sorted(self.path.glob("*.parquet"))
+        self.files = sorted(path for path in self.path.glob("*.parquet") if not path.name.startswith("."))
         if not self.files:
             raise FileNotFoundError(
                 f"There are no latents in {self.path}. Make them: latent-obs encode FRAMES ENCODER "

@@ -128,6 +128,15 @@ def test_an_interrupted_run_goes_on_with_the_shard_it_was_in(
     assert sorted(os.listdir(tmp_path)) == ["latents", "pong"]
 
 
+def test_what_macos_leaves_beside_a_file_is_no_file_of_latents(
+    pong: FramesFolder, encoder: Path, tmp_path: Path
+) -> None:
+    config = EncodeConfig(pong.path, str(encoder), tmp_path / "latents")
+    latents = encode_frames(config, progress=False)
+    (tmp_path / "latents" / f"._{latents.files[0].name}").write_bytes(b"Mac OS X")
+    assert LatentsFolder(tmp_path / "latents").files == latents.files
+
+
 def test_another_frame_spec_is_an_error_and_another_game_a_warning(
     pong: FramesFolder, tmp_path: Path
 ) -> None:

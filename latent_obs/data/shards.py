@@ -46,13 +46,14 @@ def action_type(space: gym.Space[Any]) -> pa.DataType:
     """
     if isinstance(space, gym.spaces.Discrete):
         return pa.int64()
-    if isinstance(space, (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)):
+    arrays = (gym.spaces.Box, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+    if isinstance(space, arrays) and space.dtype != bool:
         assert space.shape is not None
         assert space.dtype is not None
         return pa.list_(pa.from_numpy_dtype(space.dtype), int(np.prod(space.shape)))
     raise ValueError(
-        "Actions must be Discrete, Box, MultiDiscrete or MultiBinary to be stored in a frames "
-        f"folder, got {space}. Wrap the environment so that its actions are one array."
+        "Actions must be Discrete, a Box of numbers, MultiDiscrete or MultiBinary to be stored in a frames "
+        f"folder, got {space}. Wrap the environment so that its actions are one array of numbers."
     )
 
 

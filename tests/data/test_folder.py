@@ -110,9 +110,12 @@ def test_actions_are_stored_in_their_own_type(
     assert np.array_equal(np.asarray(stored, space.dtype), action)
 
 
-def test_an_action_space_without_a_column_type_is_refused() -> None:
-    with pytest.raises(ValueError, match="one array"):
-        action_type(gym.spaces.Dict(a=gym.spaces.Discrete(2)))
+@pytest.mark.parametrize(
+    "space", [gym.spaces.Dict(a=gym.spaces.Discrete(2)), gym.spaces.Box(0, 1, (2,), np.bool_)]
+)
+def test_an_action_space_without_a_column_type_is_refused(space: gym.Space[Any]) -> None:
+    with pytest.raises(ValueError, match="one array of numbers"):
+        action_type(space)
 
 
 def test_an_unfinished_shard_is_invisible_until_committed(tmp_path: Path, frames: Any) -> None:

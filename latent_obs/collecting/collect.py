@@ -130,12 +130,18 @@ def _cores(config: CollectConfig) -> int:
 
 
 def _check_same_collection(config: CollectConfig, collection: Collection, done: list[Shard]) -> None:
-    """Refuse to mix two collections in one folder."""
+    """Refuse to mix two collections in one folder, and to count a shard twice."""
     for shard in done:
         for name, begun, value in shard.collection.differences(collection):
             raise ValueError(
                 f"{shown(config.out)} was begun with {name}={begun!r}, got {name}={value!r}. "
                 "Repeat the first command to resume it, or choose another --out."
+            )
+        name = f"part-{shard.metadata.get('worker', 0):03d}-{shard.metadata.get('shard', 0):05d}.parquet"
+        if shard.name != name:
+            raise ValueError(
+                f"{shard.name} in {shown(config.out)} was written as {name}: move it away if it is a "
+                "copy, or give it that name."
             )
 
 

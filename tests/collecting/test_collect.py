@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,6 +265,14 @@ def test_a_deleted_shard_is_collected_again(straight: FramesFolder, tmp_path: Pa
     sorted(tmp_path.glob("*.parquet"))[0].unlink()
     collect_frames(config, progress=False)
     assert table(tmp_path) == before
+
+
+def test_a_copy_of_a_shard_is_not_counted_as_frames(tmp_path: Path) -> None:
+    config = CollectConfig("Frame-v0", tmp_path, frames=20, workers=1)
+    shard = Path(collect_frames(config, progress=False).shards[0].path)
+    shutil.copy(shard, tmp_path / "part-000-00000 (copy).parquet")
+    with pytest.raises(ValueError, match=r"\(copy\).parquet in .* was written as part-000-00000.parquet"):
+        collect_frames(replace(config, frames=60), progress=False)
 
 
 def test_asking_for_more_frames_extends_the_folder(tmp_path: Path) -> None:

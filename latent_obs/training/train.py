@@ -109,10 +109,11 @@ def train_vae(
     if result is None:
         raise KeyboardInterrupt
     if result.metrics.collapsed and fabric.is_global_zero:
+        cure = "Train" if config.objective == "calibrated" else "Use --objective calibrated, train"
         warnings.warn(
             f"POSTERIOR COLLAPSE: the encoder {config.out} has {result.metrics.active_units} active "
-            f"units of {config.latent_dim}, so its latents say next to nothing about the frame. Use "
-            "--objective calibrated, train longer, lower --beta or raise --free-bits.",
+            f"units of {config.latent_dim}, so its latents say next to nothing about the frame. "
+            f"{cure} longer, lower --beta or raise --free-bits.",
             RuntimeWarning,
             stacklevel=2,
         )

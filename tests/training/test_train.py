@@ -300,13 +300,18 @@ def test_a_collapsed_encoder_is_announced(quick: TrainConfig) -> None:
     assert (result.metrics.active_units or 0) > 10
     assert result.metrics.collapsed is False
     collapsing = replace(short, beta=1000.0)
-    with pytest.warns(RuntimeWarning, match="POSTERIOR COLLAPSE"):
+    with pytest.warns(RuntimeWarning, match=r"POSTERIOR COLLAPSE.* Use --objective calibrated, train longer"):
         result = train_vae(collapsing, progress=False)
     assert result.metrics.active_units == 0
     assert result.metrics.collapsed
     assert result.provenance.collapsed
     with pytest.warns(RuntimeWarning, match="collapsed in training"):
         load_encoder(quick.out)
+
+
+def test_a_collapse_is_not_to_be_cured_by_the_objective_that_it_came_from(quick: TrainConfig) -> None:
+    with pytest.warns(RuntimeWarning, match=r"about the frame\. Train longer, lower --beta"):
+        train_vae(replace(quick, steps=2, beta=1e6, kl_warmup=0.0), progress=False)
 
 
 def test_the_metrics_are_those_of_held_out_episodes(quick: TrainConfig, pong_frames: FramesFolder) -> None:

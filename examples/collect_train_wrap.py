@@ -2,7 +2,7 @@
 
 $ python examples/collect_train_wrap.py     # about 90 s on 2 cores
 10,000 frames, 36 bytes each
-moving-object R2 0.96, 32 active units
+moving R2 0.96, 32 active units
 (32,)
 """
 
@@ -33,7 +33,7 @@ def main(args: Args) -> None:
     collected = collect_frames(CollectConfig(args.env_id, data, frames=args.frames))
     print(f"{len(collected):,} frames, {collected.num_bytes / len(collected):.0f} bytes each")
     metrics = train_vae(TrainConfig(data, encoder, steps=args.steps)).metrics
-    print(f"moving-object R2 {metrics['moving_r2']:.2f}, {metrics['active_units']} active units")
+    print(f"moving R2 {metrics['moving_r2']:.2f}, {metrics['active_units']} active units")
     env = LatentObservationWrapper(gym.make(args.env_id), encoder)
     obs, _ = env.reset(seed=0)
     print(obs.shape)

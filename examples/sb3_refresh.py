@@ -2,7 +2,7 @@
 
 $ python examples/sb3_refresh.py --steps 20000     # some minutes on 2 cores
 ...
-R2 of the old latents from the new ones: 0.99...; of what moves: ..., before ...
+R2 of the old latents from the new ones: 0.99...; moving R2: ..., before ...
 trained on to 40,000 steps with the new encoder
 
 The new encoder's latents mean what the old one's did, so the network and the replay buffer stay as they are:
@@ -74,7 +74,7 @@ def main(args: Args) -> None:
     kept = new.config.provenance.refreshed
     assert kept is not None
     moves = f"{kept.moving_r2:.3f}, before {kept.moving_r2_before:.3f}"
-    print(f"R2 of the old latents from the new ones: {kept.r2:.4f}; of what moves: {moves}")
+    print(f"R2 of the old latents from the new ones: {kept.r2:.4f}; moving R2: {moves}")
 
     model.set_env(make_envs(args, new.ref))
     model.learn(args.steps, reset_num_timesteps=False)  # what the old encoder wrote into the buffer stays

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium as gym
 
 from latent_obs.encoders.folder import read_calibration, read_config, read_tensors, write_encoder_folder
-from latent_obs.encoders.resolve import FITTED, EncoderFolder, resolve
+from latent_obs.encoders.resolve import FITTED, EncoderFolder, list_encoders, resolve
 from latent_obs.extras import needs
 from latent_obs.files import cache_folder, write_atomically
 from latent_obs.progress import plain_console
@@ -67,7 +67,7 @@ class FitConfig:
     env_id: str
     """Gymnasium id of an environment with images, such as ALE/Tennis-v5; module:Id imports the module"""
     seconds: float = 60.0
-    """time for all of it; more makes the encoder better, and a worse one never replaces a better one"""
+    """time for all of it; more makes the encoder better; of two fits the better one stays"""
     out: Path | None = None
     """encoder folder to write; default: one in the cache folder, where encoder="auto" finds it"""
     env_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -367,12 +367,19 @@ def say_fitted(encoder: EncoderFolder) -> None:
     card = ReportCard.from_json(json.loads((out / "card.json").read_text(encoding="utf-8")))
     pca = card.baselines["pca"]
     for name, own, other in (
-        ("R² of what moves", card.moving_r2, pca.moving_r2),
-        ("R² of what changes", card.changing_r2, pca.changing_r2),
-        ("R² of places by ridge", card.position_r2, pca.position_r2),
+        ("moving R²", card.moving_r2, pca.moving_r2),
+        ("changing R²", card.changing_r2, pca.changing_r2),
+        ("position R²", card.position_r2, pca.position_r2),
     ):
         if own is not None and other is not None:
-            console.print(f"{name:>22}  {own:.3f}   (PCA with {card.latent_dim} components {other:.3f})")
+            console.print(f"{name:>14}  {own:.3f}   (PCA with {card.latent_dim} components {other:.3f})")
+    for name, bundled in list_encoders().items():
+        if bundled.source.env_ids == encoder.config.source.env_ids:
+            console.print(
+                f'The bundled {name} has a moving R² of {bundled.metrics["moving_r2"]:.3f} on its own fresh '
+                f'episodes. encoder="{name}" takes that one.',
+                soft_wrap=True,
+            )
     run = encoder.config.provenance.run
     if run is not None and run.config["objective"] == "pca":
         console.print(

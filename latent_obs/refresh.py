@@ -305,7 +305,7 @@ def say_refreshed(encoder: EncoderFolder) -> None:
     for line in (
         f"On {record.frames:,} frames of the agent that neither encoder was trained on:",
         f"  R² of the old latents, from the new ones  {record.r2:.4f}",
-        f"  R² of what moves  {record.moving_r2:.3f}   (before {record.moving_r2_before:.3f})",
+        f"  moving R²  {record.moving_r2:.3f}   (before {record.moving_r2_before:.3f})",
         f'{encoder.path}: pass encoder="{encoder.path}" where the agent had "{record.encoder}"; the agent '
         "and its replay buffer stay as they are.",
     ):

@@ -33,7 +33,7 @@ def run_demo(tmp_path: Path, *arguments: str) -> str:
 @pytest.mark.parametrize("env_id", ["ALE/Breakout-v5", "CarRacing-v3"])
 def test_the_demo_makes_what_it_promises_and_reuses_it(env_id: str, tmp_path: Path) -> None:
     first = run_demo(tmp_path, "--env", env_id)
-    for promise in ("R² of what moves", "return of random play", "return of the trained agent"):
+    for promise in ("moving R²", "return of random play", "return of the trained agent"):
         assert promise in first
     out = tmp_path / "out"
     for name in ("learning.png", "filmstrip.png", "encoder/card.png"):

@@ -260,6 +260,7 @@ def test_where_pca_wins_pca_is_the_encoder(
     say_fitted(encoder)
     told = " ".join(capsys.readouterr().out.split())
     assert "PCA kept more than the VAE in this time" in told
+    assert "bundled boxing-v0 has a moving R² of 0.938" in told  # as docs/encoders.md has it
     assert (
         f'Take it with env = LatentObservationWrapper(gym.make("ale_py:ALE/Boxing-v5"), encoder="{out}")'
         in told

@@ -297,7 +297,7 @@ def test_the_command_says_what_it_kept_and_gained(
     assert record is not None
     told = " ".join(capsys.readouterr().out.split())
     assert f"R² of the old latents, from the new ones {record.r2:.4f}" in told
-    assert f"R² of what moves {record.moving_r2:.3f} (before {record.moving_r2_before:.3f})" in told
+    assert f"moving R² {record.moving_r2:.3f} (before {record.moving_r2_before:.3f})" in told
     assert f'pass encoder="{refreshed}"' in told
 
 

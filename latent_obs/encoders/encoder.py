@@ -37,7 +37,7 @@ class Encoder:
     Attributes:
         ref: What finds the encoder again: its name, its folder, or ``hf://USER/NAME``.
         config: The content of the encoder folder's ``config.json``.
-        backend: ``"openvino"`` or ``"torch"``.
+        backend: ``"torch"``; or ``"openvino"``, also where int8 runs in this package's kernel.
         device: ``"cpu"`` or ``"cuda"``.
         num_threads: Threads of one call on the CPU.
         normalize: Whether latents are scaled to zero mean and unit variance over the training frames.

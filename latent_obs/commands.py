@@ -382,7 +382,7 @@ GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
                 "FitConfig",
             ),
             "refresh": Command(
-                "Train an encoder on with frames of its agent, which goes on with it as it is.",
+                "Fine-tune an encoder on its agent's frames; the agent stays unchanged.",
                 _refresh,
                 "refresh",
                 "RefreshConfig",

@@ -62,7 +62,14 @@ EVALUATED_FRAMES = 768
 
 @dataclass(frozen=True)
 class FitConfig:
-    """Fit an encoder to an environment: collect frames, train for a minute, measure it, keep the better."""
+    """Fit an encoder to an environment: collect frames, train for a minute, measure it, keep the better.
+
+    ``latent-obs fit --help`` lists the options and says what each means.
+
+    Example:
+        >>> FitConfig("ALE/Tennis-v5").folder.name
+        'ale-tennis-v5'
+    """
 
     env_id: str
     """Gymnasium id of an environment with images, such as ALE/Tennis-v5; module:Id imports the module"""

@@ -24,7 +24,14 @@ _DATASET_FOLDERS = ("data/", "meta/", "frames/")
 
 @dataclass(frozen=True)
 class PushConfig:
-    """Upload an encoder to the Hugging Face Hub, as one commit."""
+    """Upload an encoder to the Hugging Face Hub, as one commit.
+
+    ``latent-obs push --help`` lists the options and says what each means.
+
+    Example:
+        >>> PushConfig("encoder", "user/pong").message
+        'Upload encoder'
+    """
 
     encoder: str | Path
     """name of a bundled encoder, or encoder folder written by `latent-obs train`"""

@@ -1,4 +1,4 @@
-"""Trains an encoder on with what its agent sees, so that the agent goes on with the new one as it is.
+"""Fine-tunes an encoder on what its agent sees; the agent stays unchanged.
 
 Random play never shows what a trained agent sees. Here the agent collects, and the encoder trains on from its
 own weights while an anchor holds its latents where they were. The affine map from the new latents to the old
@@ -44,7 +44,14 @@ SEEDS = 100_003
 
 @dataclass(frozen=True)
 class RefreshConfig:
-    """Train an encoder on with frames of its agent; the agent goes on with the new encoder as it is."""
+    """Fine-tune an encoder on its agent's frames; the agent stays unchanged.
+
+    ``latent-obs refresh --help`` lists the options and says what each means.
+
+    Example:
+        >>> RefreshConfig("breakout-v0", "ALE/Breakout-v5", "agent.zip").anchor
+        0.05
+    """
 
     encoder: str | Path
     """the encoder on whose latents the agent was trained: a name, a folder or hf://USER/NAME"""
@@ -95,7 +102,7 @@ class RefreshConfig:
 
 
 def refresh_encoder(config: RefreshConfig, *, progress: bool = True) -> EncoderFolder:
-    """Train an encoder on with frames of its agent, and publish it in the coordinates of the old one.
+    """Fine-tune an encoder on its agent's frames, and publish it in the coordinates of the old one.
 
     An interrupted call goes on with the same one. A finished one is not done again.
 

@@ -155,6 +155,11 @@ def load_vae(ref: EncoderRef) -> tuple[VAE, EncoderConfig]:
     Raises:
         FileNotFoundError: If there is no such encoder, or it is incomplete.
         ValueError: If it is damaged.
+
+    Example:
+        >>> vae, config = load_vae("shapes-v0")
+        >>> tuple(vae.decode(torch.zeros(1, config.vae.latent_dim)).shape)
+        (1, 64, 64, 3)
     """
     found = resolve(ref)
     return VAE.from_tensors(found.config.vae, found.tensors()), found.config

@@ -238,6 +238,10 @@ def load_encoder(
     Warns:
         RuntimeWarning: If the encoder is known to have collapsed; at the first call, if the precision
             asked for fails the parity gate, or every fast one does.
+
+    Example:
+        >>> load_encoder("shapes-v0")(np.zeros((5, 64, 64, 3), np.uint8)).shape
+        (5, 10)
     """
     for name, value, known in (
         ("backend", backend, ("auto", "openvino", "torch")),

@@ -46,7 +46,14 @@ _HALVING = {"kernel_shape": [4, 4], "strides": [2, 2], "pads": [1, 1, 1, 1]}
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write an encoder and its decoder as ONNX files."""
+    """Write an encoder and its decoder as ONNX files.
+
+    ``latent-obs export --help`` lists the options and says what each means.
+
+    Example:
+        >>> str(ExportConfig("pong-v0").out)
+        'exported'
+    """
 
     encoder: str
     """name of a bundled encoder, encoder folder written by `latent-obs train`, or hf://USER/NAME"""
@@ -73,6 +80,11 @@ def export_encoder(config: ExportConfig) -> dict[str, Any]:
             1e-4; then nothing is written.
         ImportError: If onnx or onnxruntime is missing.
         OSError: If the folder cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> sorted(export_encoder(ExportConfig("shapes-v0", Path(tempfile.mkdtemp()))))
+        ['decoder.onnx', 'encoder.onnx', 'frames']
     """
     found = resolve(config.encoder)
     encoder, tensors, frames = found.config, found.tensors(), found.calibration()

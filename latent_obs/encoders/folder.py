@@ -54,6 +54,10 @@ class VAEConfig:
 
     Raises:
         ValueError: If a size is no integer or out of range.
+
+    Example:
+        >>> VAEConfig(latent_dim=8).feature_shape
+        (128, 8, 8)
     """
 
     latent_dim: int = 32

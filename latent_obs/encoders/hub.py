@@ -36,7 +36,14 @@ _TRANSPORT = ("huggingface_hub", "hf_xet", "httpx", "httpx2", "requests")
 
 @dataclass(frozen=True)
 class PullConfig:
-    """Fetch an encoder from the Hugging Face Hub."""
+    """Fetch an encoder from the Hugging Face Hub.
+
+    ``latent-obs pull --help`` lists the options and says what each means.
+
+    Example:
+        >>> PullConfig("user/pong@main").repo
+        'user/pong@main'
+    """
 
     repo: str
     """USER/NAME, or USER/NAME@REVISION with a branch, a tag or a commit"""

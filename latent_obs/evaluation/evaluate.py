@@ -48,13 +48,20 @@ LABEL_FRAMES = 2000
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure an encoder on frames it was not trained on."""
+    """Measure an encoder on frames it was not trained on.
+
+    ``latent-obs evaluate --help`` lists the options and says what each means.
+
+    Example:
+        >>> EvaluateConfig("pong-v0", "frames").limit
+        4096
+    """
 
     encoder: str | Path
     """name of a bundled encoder, encoder folder written by `latent-obs train`, or hf://USER/NAME"""
     frames: str | Path = Path("frames")
-    """frames folder; of the one that the encoder was trained on, the held-out episodes are measured, of any
-    other half of the episodes: the baselines are fitted on the rest"""
+    """frames folder; if the encoder was trained on it, its held-out episodes are measured, else half of its
+    episodes; baselines are fitted on the rest"""
     out: Path = Path("report")
     """folder for the report card: card.html and card.json"""
     limit: int = 4096

@@ -12,7 +12,14 @@ from latent_obs.encoders.folder import VAEConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a VAE on a folder of frames."""
+    """Train a VAE on a folder of frames.
+
+    ``latent-obs train --help`` lists the options and says what each means.
+
+    Example:
+        >>> TrainConfig("frames", steps=2_000).batch_size
+        64
+    """
 
     data: str | Path
     """frames folder written by `latent-obs collect`, a path or a URL"""
@@ -60,7 +67,7 @@ class TrainConfig:
     """extra weight in the error of pixels whose colour is rare in the frames; it keeps small objects in front
     of a moving camera too"""
     moments: int = 0
-    """so many dimensions of the latent at most are trained to be places and sizes of what moves, by colour,
+    """train at most so many latent dimensions to be the places and sizes of moving objects, colour by colour,
     so that a linear reader finds more of them; for frames of one environment"""
     batch_norm: bool = True
     """normalise activations while training, so that small objects are learned in fewer steps; at the end the

@@ -30,6 +30,8 @@ CHANNELS = (12 * len(KNOTS), 48, 192)
 DEVIATION = 0.1
 # PCA is fitted to so many frames, and this is its name as an objective.
 PCA_FRAMES, OBJECTIVE = 4096, "pca"
+# A component whose singular value is a smaller share of the largest one is rounding noise.
+LEAST_VALUE = 3e-5
 
 
 def write_pca(train: TrainConfig, frames: FramesFolder, out: Path) -> None:
@@ -55,8 +57,9 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
     """Fit PCA on the pixels of frames, and return the VAE that computes it.
 
     Args:
-        frames: ``uint8``, shape (N, 64, 64, 3), with N above ``latent_dim``.
-        latent_dim: Number of components. Each has unit variance over the frames.
+        frames: ``uint8``, shape (N, 64, 64, 3).
+        latent_dim: Number of components. Each has unit variance over the frames; if the frames span fewer
+            dimensions, the rest are 0.
 
     Returns:
         A VAE whose posterior mean is the projection, and whose decoder gives the image of it, clipped to what
@@ -80,8 +83,10 @@ def pca_vae(frames: Frames, latent_dim: int) -> VAE:
         torch.manual_seed(0)
         rank = min(latent_dim + 16, *pixels.shape)
         _, values, right = torch.svd_lowrank(pixels - average, rank, niter=4)
-    deviation = (values[:latent_dim] / len(pixels) ** 0.5).clamp(min=1e-6)
-    components = right[:, :latent_dim]
+    values = torch.nn.functional.pad(values, (0, latent_dim))[:latent_dim]
+    kept = values > LEAST_VALUE * values[0]
+    deviation = torch.where(kept, values / len(pixels) ** 0.5, 1.0)
+    components = torch.nn.functional.pad(right, (0, latent_dim))[:, :latent_dim] * kept
 
     layers, (first, bends) = vae.state_dict(), _logit()
     # The output channel 4 * c + 2 * dy + dx of a convolution is the pixel (dy, dx) of its input's 2x2 blocks;

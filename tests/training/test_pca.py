@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 from latent_obs.data.folder import FramesFolder
@@ -56,3 +57,17 @@ def test_its_posterior_is_a_tenth_of_a_deviation_wide(pong_frames: FramesFolder)
     vae = pca_vae(pong_frames.sample(100), latent_dim=4)
     _, log_variance = vae.encode(torch.from_numpy(pong_frames.sample(10)))
     torch.testing.assert_close(log_variance.exp().sqrt(), torch.full((10, 4), 0.1))
+
+
+@pytest.mark.parametrize("count", [200, 12])
+def test_frames_that_span_fewer_dimensions_leave_the_others_at_zero(count: int) -> None:
+    """Rounding noise of unit variance would differ between backends, and between one frame and many."""
+    rng = np.random.default_rng(0)
+    frames = np.full((count, 64, 64, 3), 100, np.uint8)
+    frames[:, :16, :40:8] += rng.integers(0, 100, (count, 1, 5, 1), dtype=np.uint8)  # five stripes
+    vae = pca_vae(frames, latent_dim=16)
+    many = latents(vae, frames)
+    assert (many.var(0) > 0.01).sum() == 5
+    single = np.concatenate([latents(vae, frames[i : i + 1]) for i in range(count)])
+    np.testing.assert_allclose(single, many, atol=1e-3)
+    assert np.abs(reconstruct(vae, frames) - frames.astype(float)).mean() < 1

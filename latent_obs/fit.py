@@ -383,7 +383,7 @@ def say_fitted(encoder: EncoderFolder) -> None:
     for name, bundled in list_encoders().items():
         if bundled.source.env_ids == encoder.config.source.env_ids:
             console.print(
-                f'The bundled {name} has a moving R² of {bundled.metrics["moving_r2"]:.3f} on its own fresh '
+                f"The bundled {name} has a moving R² of {bundled.metrics['moving_r2']:.3f} on its own fresh "
                 f'episodes. encoder="{name}" takes that one.',
                 soft_wrap=True,
             )

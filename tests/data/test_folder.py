@@ -111,7 +111,8 @@ def test_actions_are_stored_in_their_own_type(
 
 
 @pytest.mark.parametrize(
-    "space", [gym.spaces.Dict(a=gym.spaces.Discrete(2)), gym.spaces.Box(0, 1, (2,), np.bool_)]
+    "space",
+    [gym.spaces.Dict(a=gym.spaces.Discrete(2)), gym.spaces.Box(0, 1, (2,), np.bool_)],  # type: ignore[arg-type]
 )
 def test_an_action_space_without_a_column_type_is_refused(space: gym.Space[Any]) -> None:
     with pytest.raises(ValueError, match="one array of numbers"):

@@ -2,11 +2,12 @@
 
 A project, step by step:
 
-    collect_frames(CollectConfig("ALE/Pong-v5", Path("frames")))      # rollouts to Parquet
-    train_vae(TrainConfig(Path("frames"), Path("encoder")))           # offline VAE
-    evaluate_encoder(EvaluateConfig(Path("encoder"), Path("frames"))) # its report card
-    env = LatentObservationWrapper(gym.make("ALE/Pong-v5"), "encoder")
-    obs, info = env.reset()                                           # 32 numbers
+    if __name__ == "__main__":  # the processes that collect import the script again
+        collect_frames(CollectConfig("ALE/Pong-v5", Path("frames")))          # rollouts to Parquet
+        train_vae(TrainConfig(Path("frames"), Path("encoder")))               # offline VAE
+        evaluate_encoder(EvaluateConfig(Path("encoder"), Path("frames")))     # its report card
+        env = LatentObservationWrapper(gym.make("ale_py:ALE/Pong-v5"), "encoder")
+        obs, info = env.reset()                                               # 32 numbers
 
 Importing the package costs little, because each name is imported when it is first used. Acting on latents
 never imports torch. The import registers environments such as ``LatentObs/Pong-v5`` with Gymnasium.

@@ -1,4 +1,4 @@
-"""Which wrapper goes before, for environments other than Atari.
+"""Which wrapper goes before LatentObservationWrapper, for environments other than Atari.
 
 $ python examples/environments.py     # about 10 s on 2 cores; needs crafter, minigrid, mujoco and vizdoom
 car_racing       (96, 96, 3)    -> (32,)

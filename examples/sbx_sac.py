@@ -4,8 +4,8 @@ $ python examples/sbx_sac.py --steps 5000     # minutes on 2 cores
 ...
 sac trained for 5,000 steps on (64,) float32
 
-Needs `pip install sbx-rl`. The default encoder is a general one, which shows that the pieces fit. For a
-pendulum that swings up, train an encoder first: latent-obs demo --env Pendulum-v1 --render.
+Needs `pip install sbx-rl pygame`. The default encoder is a general one, which shows that the pieces fit. For
+a pendulum that swings up, fit one (latent-obs fit Pendulum-v1 --render) and pass --encoder auto.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Args:
     algorithm: Literal["sac", "crossq"] = "sac"
     env_id: str = "Pendulum-v1"
     encoder: str = "general-v0"
-    """a bundled encoder's name or an encoder folder"""
+    """a bundled encoder's name, an encoder folder, or auto"""
     steps: int = 20_000
 
 

@@ -108,13 +108,23 @@ class FitConfig:
         words = [self.env_id, *(json.dumps(option) for option in options if option)]
         names = [re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.").lower() for word in words]
         name = "-".join(names)
-        if len(name) > 100:
-            name = f"{name[:91]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        told = [*self.env_kwargs.values(), *([self.key] if self.key else [])]
+        lossy = not all(map(_is_plain, told)) or self.key == "render"
+        if lossy or len(name) > 100:
+            exact = json.dumps(options) if lossy else name
+            name = f"{name[:91]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
         return cache_folder() / FITTED / name
 
     def open(self) -> gym.Env[Any, Any]:
         """Make the environment."""
         return open_env(self.env_id, self.env_kwargs, self.key, render=self.render, wrapper=self.wrapper)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether the name of a folder tells an option from others: a word, or a number without a sign."""
+    if isinstance(value, str) and value not in ("true", "false", "null"):
+        return re.fullmatch(r"(?=.*[a-z])[a-z0-9]+([._][a-z0-9]+)*", value) is not None
+    return re.fullmatch(r"true|false|null|[0-9]+([.][0-9]+)?", json.dumps(value)) is not None
 
 
 @dataclass

@@ -312,6 +312,35 @@ def test_each_environment_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatc
     assert max(map(len, names)) <= 100
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"env_kwargs": {"gravity": 9.8}}, {"env_kwargs": {"gravity": -9.8}}),
+        ({"env_kwargs": {"size": [1, 2]}}, {"env_kwargs": {"size": "1,2"}}),
+        ({"env_kwargs": {"size": 1}}, {"env_kwargs": {"size": "1"}}),
+        ({"env_kwargs": {"map": "a"}}, {"env_kwargs": {"map": "A"}}),
+        ({"env_kwargs": {"name": "x" * 90, "to": 1}}, {"env_kwargs": {"name": "x" * 90, "to": -1}}),
+        ({"render": True}, {"key": "render"}),
+    ],
+)
+def test_options_that_are_spelt_alike_have_a_folder_of_their_own(one: Any, other: Any) -> None:
+    assert FitConfig("CartPole-v1", **one).folder != FitConfig("CartPole-v1", **other).folder
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"env_kwargs": {"frameskip": 4, "obs_type": "ram", "on": True}}, "frameskip-4-obs-type-ram-on-true"),
+        ({"env_kwargs": {"map": "4x4", "p": 0.5}, "key": "image_front"}, "map-4x4-p-0.5-image-front"),
+        ({"wrapper": "minigrid.wrappers:RGBImgObsWrapper"}, "minigrid.wrappers-rgbimgobswrapper"),
+        ({"env_kwargs": {"name": "x" * 90}}, f"name-{'x' * 72}-2547e8f9"),
+    ],
+)
+def test_a_folder_is_named_as_it_always_was(options: dict[str, Any], name: str) -> None:
+    """Else the encoders in people's caches would be fitted again."""
+    assert FitConfig("ALE/Boxing-v5", **options).folder.name == f"ale-boxing-v5-{name}"
+
+
 def test_an_encoder_that_was_trained_otherwise_is_left_alone(encoder: Path) -> None:
     with pytest.raises(ValueError, match="holds an encoder that latent-obs fit did not make"):
         fit_encoder(replace(QUICK, out=encoder), progress=False)

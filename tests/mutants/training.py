@@ -24,9 +24,16 @@ MUTANTS = [
     Mutant(
         "two environments whose names are long share the folder of a fit",
         FIT,
-        'name = f"{name[:91]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"',
+        'name = f"{name[:91]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"',
         "name = name[:100]",
         f"{TEST_FIT} -k folder_of_its_own",
+    ),
+    Mutant(
+        "two environments whose arguments differ in a sign share the folder of a fit",
+        FIT,
+        "if lossy or len(name) > 100:",
+        "if len(name) > 100:",
+        f"{TEST_FIT} -k spelt_alike",
     ),
     Mutant(
         "Rare colours do not count where an encoder is compared with PCA",

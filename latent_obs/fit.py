@@ -148,8 +148,8 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
     """Fit an encoder to an environment within ``config.seconds``, and publish its folder.
 
     The time is split by measuring: how fast the environment gives frames, and how fast this machine trains.
-    An interrupted fit goes on with the same call. Where the folder already holds an encoder that keeps more
-    of held-out episodes, that one stays.
+    An interrupted fit goes on with the same call. Where the folder already holds an encoder with as many
+    dimensions that keeps more of held-out episodes, that one stays.
 
     Args:
         config: Which environment, and how long.
@@ -209,7 +209,9 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
                 made = work / "pca"
                 write_pca(train, frames, made)
                 new = measured(made)
-            old = measured(out) if _is_encoder(out) else None
+            # One of another size is not what was asked for, so it is replaced, whatever it keeps.
+            same = _is_encoder(out) and read_config(out).vae.latent_dim == config.latent_dim
+            old = measured(out) if same else None
             if old is None or score(new.card) >= score(old.card):
                 _publish(out, made, new)
         write_atomically(work / "finished.json", (work / "plan.json").read_bytes())

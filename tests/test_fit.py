@@ -274,6 +274,19 @@ def test_where_pca_wins_pca_is_the_encoder(
     np.testing.assert_allclose(obs, exact, atol=0.1)
 
 
+def test_an_encoder_of_another_size_is_replaced(
+    fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two numbers keep less than 32, but they were asked for."""
+    out = shutil.copytree(fitted, tmp_path / "boxing")
+    monkeypatch.setattr("latent_obs.fit.MEASURE_STEPS", 10**9)  # so the fewest steps are taken
+    monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
+    monkeypatch.setattr("latent_obs.fit.LAST_STEPS", 1)
+    monkeypatch.setattr("latent_obs.fit.score", lambda card: getattr(card, "latent_dim", 0))
+    small = replace(QUICK, out=out, latent_dim=2)
+    assert fit_encoder(small, progress=False).config.vae.latent_dim == 2
+
+
 @pytest.mark.parametrize("after", [0.5, 7.0])
 def test_an_interrupted_fit_goes_on_with_its_plan(tmp_path: Path, after: float) -> None:
     out = tmp_path / "boxing"

@@ -36,6 +36,13 @@ MUTANTS = [
         f"{TEST_FIT} -k spelt_alike",
     ),
     Mutant(
+        "An encoder of another size stays where it keeps more",
+        FIT,
+        "_is_encoder(out) and read_config(out).vae.latent_dim == config.latent_dim",
+        "_is_encoder(out)",
+        f"{TEST_FIT} -k another_size",
+    ),
+    Mutant(
         "Rare colours do not count where an encoder is compared with PCA",
         FIT,
         "card.rare_r2 or 0.0",

@@ -250,21 +250,39 @@ def _plan(config: FitConfig, work: Path) -> Plan:
         plan = _read(path)
         if plan.config == _json(config):
             return plan
-        shutil.rmtree(work / "trained", ignore_errors=True)  # of a fit with another time
     with naming_the_culprit(config.env_id), closing(config.open()) as env:
         policy = config.policy or default_policy(env)
         speed = frames_per_second(env, policy, min(1.0, config.seconds / 30))
     wanted = speed * (os.cpu_count() or 1) * COLLECT_SHARE * config.seconds
     frames = int(max(MIN_FRAMES, min(FRAMES_PER_SECOND * config.seconds, wanted)))
-    collected = work / "frames"
-    if collected.exists():
-        try:
-            frames = max(frames, len(FramesFolder(collected)))  # of a shorter fit: they stay, more come
-        except (FileNotFoundError, ValueError):
-            shutil.rmtree(collected)
-    plan = Plan(_json(config), policy, frames)
+    plan = Plan(_json(config), policy, max(frames, _collected(config, policy, work / "frames")))
+    shutil.rmtree(work / "trained", ignore_errors=True)  # of a fit with another time
     _write(plan, work)
     return plan
+
+
+def _collected(config: FitConfig, policy: str, folder: Path) -> int:
+    """Return how many frames a shorter fit collected: they stay, more come. What is no folder of frames goes.
+
+    Raises:
+        ValueError: If they were collected in another way.
+    """
+    if not folder.exists():
+        return 0
+    try:
+        frames = FramesFolder(folder)
+    except (FileNotFoundError, ValueError):
+        shutil.rmtree(folder)
+        return 0
+    begun = frames.shards[0].collection
+    options = {name: getattr(config, name) for name in ("env_id", "env_kwargs", "seed", "key", "wrapper")}
+    asked = replace(begun, **options, policy=policy, render=config.render or None)
+    for name, before, now in begun.differences(asked):
+        raise ValueError(
+            f"{folder.parent.parent} was begun with {name}={before!r}, got {name}={now!r}. Choose another "
+            "--out, or delete that folder to fit anew."
+        )
+    return len(frames)
 
 
 def _collect_config(config: FitConfig, plan: Plan, work: Path) -> CollectConfig:

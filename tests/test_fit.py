@@ -287,6 +287,19 @@ def test_an_encoder_of_another_size_is_replaced(
     assert fit_encoder(small, progress=False).config.vae.latent_dim == 2
 
 
+@pytest.mark.parametrize("change", [{"seed": 1}, {"policy": "sticky"}, {"env_kwargs": {"mode": 0}}])
+def test_a_command_that_is_refused_leaves_the_finished_fit(
+    change: dict[str, Any], fitted: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(fitted, tmp_path / "boxing")
+    (name,) = change
+    with pytest.raises(ValueError, match=f"boxing was begun with {name}=.*, got {name}=.*--out"):
+        fit_encoder(replace(QUICK, out=out, **change), progress=False)
+    fit_encoder(replace(QUICK, out=out), progress=False)
+    written = [(folder / ".fit" / "finished.json").stat().st_mtime_ns for folder in (out, fitted)]
+    assert written[0] == written[1], "it was fitted again"
+
+
 @pytest.mark.parametrize("after", [0.5, 7.0])
 def test_an_interrupted_fit_goes_on_with_its_plan(tmp_path: Path, after: float) -> None:
     out = tmp_path / "boxing"

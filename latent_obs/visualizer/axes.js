@@ -69,7 +69,7 @@ function titleOf(label, visible) {
   if (follows(label)) return explained[0].name;
   if (!explained.length) return "unknown";
   if (exclusive >= EXCLUSIVE) return `partly ${explained[0].name}`;
-  return `mixed: ${explained[0].name}, ${explained[1].name}`;
+  return `mixed: ${explained.slice(0, 2).map(({ name }) => name).join(", ")}`;
 }
 
 function noteOf(label, dim) {

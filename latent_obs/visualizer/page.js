@@ -117,9 +117,9 @@ function setFrames(gallery, episodeFrames, galleryFrom, episodeFrom) {
     item.append(button);
     return item;
   }));
-  $("episode").max = Math.max(episodeFrames.length - 1, 1);
+  $("episode").max = episodeFrames.length - 1;
   $("episode").value = 0;
-  $("episode-player").hidden = !episodeFrames.length;
+  $("episode-player").hidden = episodeFrames.length < 2;
   showPosition();
 }
 

@@ -26,6 +26,7 @@ from latent_obs.encoders.folder import (
     VAEConfig,
     read_calibration,
     read_config,
+    read_tensors,
     write_encoder_folder,
 )
 from latent_obs.encoders.resolve import PRETRAINED
@@ -35,6 +36,7 @@ from latent_obs.training.config import TrainConfig
 from latent_obs.training.train import train_vae
 from latent_obs.vae import VAE, load_vae, to_frames
 from latent_obs.visualizer import VisualizeConfig, visualize_encoder
+from latent_obs.visualizer.page import Shown, build_page
 from tests.conftest import random_tensors
 
 PONG = PRETRAINED / "pong-v0"
@@ -519,6 +521,16 @@ def test_live_mode_plays_the_episode_through_the_vae(page: Page, pong_frames: Fr
     (start,) = [i for i in range(len(recorded) - 79) if (recorded[i : i + 80] == episode).all()]
     assert start >= 0
     assert len(episode) == 80
+
+
+def test_a_single_frame_is_not_played(opened: Opened, tmp_path: Path, frames: Any) -> None:
+    config = read_config(PONG)
+    shown = Shown(frames(8), frames(1), "", "")
+    path = tmp_path / "single.html"
+    path.write_text(build_page("single", config, read_tensors(PONG, config), shown), encoding="utf-8")
+    page = opened.goto(path)
+    assert page.evaluate("frames.episode.length") == 1
+    expect(page.get_by_role("button", name="Play episode")).to_be_hidden()
 
 
 def test_the_address_holds_the_view(opened: Opened, browser: Browser, pages: dict[str, Path]) -> None:

@@ -72,6 +72,7 @@ async function useEncoder(encoder, note, showFrame) {
   $("statistics-note").textContent = note;
   showFrame();
   await shown();
+  if (view.encoder !== encoder) return; // another one was opened since
   assistant.ask("load", { model: encoder.model });
   const axes = dimensionAxes(encoder, (dim) => encoder.range(dim));
   $("order-note").textContent = encoder.labels ? "Dimensions that follow one variable come first."
@@ -333,13 +334,17 @@ function drawEnds() {
   });
 }
 
-/** Open an image or an encoder; whatever is wrong with it is said, and changes nothing. */
+let openings = 0;
+
+/** Open an image or an encoder; whatever is wrong with it is said, and changes nothing. The last opened is shown. */
 async function open(files) {
+  const opening = ++openings;
   try {
     const opened = await readFiles(files);
+    if (opening !== openings) return;
     stopPlaying();
     if (opened.model) {
-      await openEncoder(opened);
+      await openEncoder(opened, opening);
     } else {
       setSource(toFrame(opened.image, view.encoder.crop), brief(opened.name));
       say(`Encoded ${brief(opened.name)}.`);
@@ -349,7 +354,7 @@ async function open(files) {
   }
 }
 
-async function openEncoder({ model, name, config, labels, sheet }) {
+async function openEncoder({ model, name, config, labels, sheet }, opening) {
   const called = { name: brief(name.replace(/\.safetensors$/, "")), crop: null, environment: "" };
   const encoder = new LoadedEncoder({ ...called, ...config, model, labels });
   const { latentDim } = encoder.network;
@@ -357,6 +362,7 @@ async function openEncoder({ model, name, config, labels, sheet }) {
   if (!config) {
     const known = sheet ?? [...frames.gallery, ...frames.episode];
     encoder.latents = await assistant.ask("statistics", { model, frames: known });
+    if (opening !== openings) return;
     note = "Statistics are over the frames in this page, because the encoder came without its config.json.";
   } else if (["mean", "std", "kl"].some((key) => config.latents[key].length !== latentDim)) {
     throw new Error(`config.json does not belong to this encoder of ${latentDim} dimensions.`);
@@ -369,7 +375,7 @@ async function openEncoder({ model, name, config, labels, sheet }) {
     if (sheet) setSource(sheet[0], "frame 1", 0);
     else setSource(view.source.frame, view.source.label, view.source.index);
   });
-  say(`Opened ${encoder.name}.`);
+  if (opening === openings) say(`Opened ${encoder.name}.`);
 }
 
 async function copyLink() {

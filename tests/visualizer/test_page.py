@@ -614,6 +614,31 @@ def test_another_encoder_takes_over(page: Page, deep: Path) -> None:
     np.testing.assert_allclose(latents["kl"], kl.mean(0), atol=1e-2, rtol=1e-3)
 
 
+def test_of_two_encoders_opened_at_once_the_last_is_shown(page: Page, deep: Path) -> None:
+    """Weights alone have to be measured first, which takes longer than to open a whole folder."""
+    breakout = PRETRAINED / "breakout-v0"
+    page.set_input_files("#files", deep / "model.safetensors")
+    page.set_input_files("#files", [breakout / name for name in ("config.json", "model.safetensors")])
+    expect(page.locator("#message")).to_contain_text("Opened")
+    wait(page, "assistant.waiting.size === 0")
+    settle(page)
+    assert page.locator("h1").inner_text() == "breakout-v0"
+    assert page.locator("#statistics-note").inner_text() == ""
+
+
+def test_an_encoder_that_another_replaces_while_it_is_drawn_gets_no_rows(page: Page) -> None:
+    """Its rows would read dimensions that the other's latents lack."""
+    page.evaluate("globalThis.before = view.encoder")
+    shapes = PRETRAINED / "shapes-v0"
+    page.set_input_files("#files", [shapes / name for name in ("config.json", "model.safetensors")])
+    expect(page.locator("#message")).to_contain_text("Opened")
+    assert len(latent(page)) < read_config(PONG).vae.latent_dim
+    both = "Promise.all([before, view.encoder].map((encoder) => useEncoder(encoder, '', restore)))"
+    page.evaluate(f"async () => {{ await {both} }}")
+    assert page.locator("h1").inner_text() == "shapes-v0"
+    assert page.locator("#dimensions-panel .row[data-dim]").count() == len(latent(page))
+
+
 def header(value: Any) -> bytes:
     text = json.dumps(value).encode()
     return struct.pack("<Q", len(text)) + text

@@ -43,7 +43,7 @@ ELSEWHERE = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["README.md", "docs/guide.md", "docs/encoders.md"])
 def test_the_blocks_run_in_the_order_in_which_one_reads_them(name: str, tmp_path: Path) -> None:
-    """A Python block is a script of its own: it imports what it needs, and guards what workers would repeat."""
+    """A Python block is a script: it imports what it needs, and guards what workers would repeat."""
     for language, code in re.findall(r"^```(python|sh)\n(.*?)^```", (ROOT / name).read_text(), re.S | re.M):
         if language == "python":
             (tmp_path / "block.py").write_text(smallest(code))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ with needs("Fitting an encoder", "make"):
 if TYPE_CHECKING:
     from latent_obs.evaluation.evaluate import Evaluation
     from latent_obs.evaluation.report import Scores
+    from latent_obs.evaluation.selection import Selection
     from latent_obs.training.config import TrainConfig
 
 WORK = ".fit"
@@ -211,8 +213,7 @@ def fit_encoder(config: FitConfig, *, progress: bool = True) -> EncoderFolder:
                 new = measured(made)
             # One of another size is not what was asked for, so it is replaced, whatever it keeps.
             same = _is_encoder(out) and read_config(out).vae.latent_dim == config.latent_dim
-            old = measured(out) if same else None
-            if old is None or score(new.card) >= score(old.card):
+            if not same or _keeps_as_much(made, out, frames, new.selection):
                 _publish(out, made, new)
         write_atomically(work / "finished.json", (work / "plan.json").read_bytes())
         (work / "plan.json").unlink()
@@ -230,6 +231,35 @@ def score(card: Scores) -> float:
     """
     kept = card.moving_r2, card.changing_r2, card.rare_r2 or 0.0
     return -sum(math.log(max(1 - r2, 1e-6)) for r2 in kept)
+
+
+def _keeps_as_much(new: Path, old: Path, frames: FramesFolder, held_out: Selection) -> bool:
+    """Compare two encoders on episodes that neither was trained on.
+
+    If there are too few of those, it is on what the new one held out. The old one may have been trained on
+    some of that, so it rather stays.
+    """
+    from latent_obs.evaluation.selection import evaluation_split, held_out_episodes, select_frames
+
+    others, measured = evaluation_split(resolve(new), frames)
+    unseen = held_out_episodes(resolve(old), frames)
+    common = measured if unseen is None else [episode for episode in measured if episode in set(unseen)]
+    try:
+        selection = select_frames(frames, others, common, EVALUATED_FRAMES, seed=0)
+    except ValueError:
+        selection = held_out
+    return _score_on(selection, new) >= _score_on(selection, old)
+
+
+def _score_on(selection: Selection, encoder: Path) -> float:
+    from latent_obs.evaluation.report import Scores
+    from latent_obs.measures import Foreground, Residuals, changing_r2
+    from latent_obs.vae import load_vae, reconstruct
+
+    decode = partial(reconstruct, load_vae(encoder)[0])
+    foreground = Foreground.of(selection.frames)
+    metrics = Residuals.of(selection.frames, decode, foreground).metrics(foreground)
+    return score(Scores(**metrics, changing_r2=changing_r2(selection.stretches, decode)))
 
 
 def _finished(config: FitConfig, work: Path) -> EncoderFolder | None:

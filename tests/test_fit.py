@@ -31,14 +31,16 @@ from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.folder import read_config
 from latent_obs.encoders.resolve import find_fitted, resolve
 from latent_obs.evaluation.report import ReportCard, Scores
+from latent_obs.evaluation.selection import Selection, evaluation_split, select_frames
 from latent_obs.files import write_atomically
-from latent_obs.fit import FitConfig, Plan, _plan, fit_encoder, say_fitted, score
+from latent_obs.fit import FitConfig, Plan, _keeps_as_much, _plan, fit_encoder, say_fitted, score
 from latent_obs.frames import FrameSource, FrameSpec, frame_source, preprocess
 from latent_obs.images import MadeBy
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.train import train_vae
 from latent_obs.vector import LatentObservationWrapper as VectorWrapper
 from tests.conftest import FrameEnv, save_encoder, wait_for
+from tests.evaluation.test_selection import grow, trained_on
 
 # Five seconds are little: what is fitted in them may lose to PCA, and int8 may be off.
 pytestmark = pytest.mark.filterwarnings("ignore:.*(parity gate|COLLAPSE|collapsed)")
@@ -228,14 +230,35 @@ def test_a_worse_encoder_never_replaces_a_better_one(
     monkeypatch.setattr("latent_obs.fit.MEASURE_STEPS", 10**9)  # so the fewest steps are taken
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
     monkeypatch.setattr("latent_obs.fit.LAST_STEPS", 1)
+    monkeypatch.setattr("latent_obs.fit.score", lambda card: 0)  # so PCA is not tried
     for seconds, value, replaced in ((6, -1, False), (7, 1, True)):
 
-        def score(card: Any, new: int = value) -> int:
-            return new if ".fit" in getattr(card, "encoder", "") else 0
+        def score(selection: Selection, encoder: Path, new: int = value) -> int:
+            return new if ".fit" in str(encoder) else 0
 
-        monkeypatch.setattr("latent_obs.fit.score", score)
+        monkeypatch.setattr("latent_obs.fit._score_on", score)
         fit_encoder(replace(QUICK, out=out, seconds=seconds), progress=False)
         assert (read_config(out).weights_sha256 != before) == replaced
+
+
+def test_the_old_and_the_new_encoder_are_compared_on_frames_that_neither_saw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, seen, frames = grow(tmp_path)
+    new = trained_on(frames, tmp_path / "new")
+    seen |= {frame.tobytes() for frame in frames.load(frames.split(0.3, 0)[0])}
+    measured: list[Selection] = []
+
+    def score(selection: Selection, encoder: Path) -> float:
+        measured.append(selection)
+        return 0.0
+
+    monkeypatch.setattr("latent_obs.fit._score_on", score)
+    whole = select_frames(frames, *evaluation_split(new, frames), 768, 0)
+    _keeps_as_much(new.path, old.path, frames, whole)
+    assert measured[0] is measured[1]
+    assert not any(frame.tobytes() in seen for frame in measured[0].frames)
+    assert not any(frame.tobytes() in seen for part in measured[0].stretches for frame in part)
 
 
 def test_an_encoder_that_loses_a_rare_object_is_worse() -> None:
@@ -282,7 +305,8 @@ def test_an_encoder_of_another_size_is_replaced(
     monkeypatch.setattr("latent_obs.fit.MEASURE_STEPS", 10**9)  # so the fewest steps are taken
     monkeypatch.setattr("latent_obs.fit.MIN_STEPS", 1)
     monkeypatch.setattr("latent_obs.fit.LAST_STEPS", 1)
-    monkeypatch.setattr("latent_obs.fit.score", lambda card: getattr(card, "latent_dim", 0))
+    monkeypatch.setattr("latent_obs.fit.score", lambda card: 0)  # so PCA is not tried
+    monkeypatch.setattr("latent_obs.fit._score_on", lambda _, encoder: int(encoder == out))
     small = replace(QUICK, out=out, latent_dim=2)
     assert fit_encoder(small, progress=False).config.vae.latent_dim == 2
 

@@ -79,8 +79,8 @@ class Measured:
     """Which frames a card was measured on.
 
     Attributes:
-        held_out: Whether they are the episodes that the encoder's own training held out, rather than
-            episodes of another folder.
+        held_out: Whether they are the episodes that the encoder's own training held out, and those that were
+            collected into its folder since, rather than episodes of another folder.
         episodes: How many episodes were measured on.
         baseline_episodes: On how many others the baselines were fitted.
         folder: The frames folder; ``None`` where the reader of the card does not have it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,9 @@ class Selection:
 def evaluation_split(encoder: EncoderFolder, folder: FramesFolder) -> tuple[list[int], list[int]]:
     """Choose the episodes to fit baselines on and those to measure on, without a common one.
 
-    Of the folder that the encoder was trained on, the held-out episodes are measured on. Of any other folder,
-    half of the episodes are, and the other half is for the baselines, which need episodes of their own.
+    Of the folder that the encoder was trained on, the held-out episodes are measured on, and those that came
+    later. Of any other folder, half of the episodes are, and the other half is for the baselines, which need
+    episodes of their own.
 
     Returns:
         Episode numbers for the baselines, and episode numbers to measure on.
@@ -53,6 +55,8 @@ def evaluation_split(encoder: EncoderFolder, folder: FramesFolder) -> tuple[list
 def held_out_episodes(encoder: EncoderFolder, folder: FramesFolder) -> list[int] | None:
     """Return the episodes that training held out, or ``None`` for a folder that training did not use.
 
+    If more was collected into the folder since, the episodes that came with it are among them.
+
     Raises:
         ValueError: If the frames were made with another frame spec than the encoder's.
     """
@@ -63,9 +67,40 @@ def held_out_episodes(encoder: EncoderFolder, folder: FramesFolder) -> list[int]
             f"were made with {folder.frame_spec}. Collect frames for it with the same crop."
         )
     run = config.provenance.get("run", {})
-    if run.get("data") != folder.identity:
+    data, now = run.get("data", {}), folder.identity
+    if data == now:
+        return folder.split(run["config"]["validation"], run["config"]["seed"])[1]
+    held, grown = data.get("frames", 0), {**data, "frames": len(folder)} == now
+    if not grown or not 0 < held < len(folder) or not data.get("workers"):
         return None
-    return folder.split(run["config"]["validation"], run["config"]["seed"])[1]
+    earlier = _Earlier(folder, held)
+    trained = set(earlier.split(run["config"]["validation"], run["config"]["seed"])[0])
+    return [episode for episode in folder.episodes() if episode not in trained]
+
+
+class _Earlier(FramesFolder):
+    """The episodes of a collected folder as they were when it held fewer frames.
+
+    Each worker held its share of the frames then, and has gone on from there.
+    """
+
+    def __init__(self, folder: FramesFolder, frames: int) -> None:
+        super().__init__(folder.path)
+        workers = self.shards[0].metadata["workers"]
+        left = [frames // workers + (worker < frames % workers) for worker in range(workers)]
+        self._rows, first = Counter[int](), 0
+        for shard in self.shards:
+            worker = shard.metadata["worker"]
+            held = min(shard.rows, left[worker])
+            left[worker] -= held
+            self._rows.update(folder.index.numbers(np.arange(first, first + held)).tolist())
+            first += shard.rows
+
+    def episodes(self) -> dict[int, int]:
+        return self._rows
+
+    def __len__(self) -> int:
+        return self._rows.total()
 
 
 def select_frames(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,11 @@ from latent_obs.collecting.collect import collect_frames
 from latent_obs.collecting.config import CollectConfig
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.shards import read_group
-from latent_obs.evaluation.selection import select_frames
+from latent_obs.encoders.provenance import Provenance, Run
+from latent_obs.encoders.resolve import EncoderFolder, resolve
+from latent_obs.evaluation.selection import evaluation_split, held_out_episodes, select_frames
 from latent_obs.frames import Frames
+from tests.conftest import save_encoder
 
 gym.register("Noisy-v0", "tests.conftest:FrameEnv", kwargs={"length": 30}, disable_env_checker=True)
 
@@ -67,6 +72,38 @@ def test_another_seed_chooses_other_frames(noisy: FramesFolder) -> None:
     first, again, other = (select_frames(noisy, *split, 50, seed).frames for seed in (0, 0, 1))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def trained_on(folder: FramesFolder, out: Path) -> EncoderFolder:
+    """An encoder that says of itself that it was trained on a folder."""
+    run = Run({"validation": 0.3, "seed": 0}, folder.identity, None)
+    return resolve(save_encoder(out, provenance=Provenance(run=run)))
+
+
+def grow(out: Path) -> tuple[EncoderFolder, set[bytes], FramesFolder]:
+    """An encoder that was trained on a folder, the frames that it saw, and the folder with more frames."""
+    config = CollectConfig(f"{__name__}:Noisy-v0", out / "frames", frames=501, workers=2, shard_rows=100)
+    folder = collect_frames(config, progress=False)
+    encoder = trained_on(folder, out / "old")
+    seen = {frame.tobytes() for frame in folder.load(folder.split(0.3, 0)[0])}
+    return encoder, seen, collect_frames(replace(config, frames=800), progress=False)
+
+
+def test_episodes_that_were_trained_on_are_not_measured_on_after_the_folder_grew(tmp_path: Path) -> None:
+    encoder, seen, folder = grow(tmp_path)
+    fitted, measured = evaluation_split(encoder, folder)
+    assert sorted(fitted + measured) == sorted(folder.episodes())
+    assert not any(frame.tobytes() in seen for frame in folder.load(measured))
+    assert len(folder.load(measured)) > 800 - 501
+    assert all(any(frame.tobytes() in seen for frame in folder.load([each])) for each in fitted)
+
+
+def test_a_folder_that_lost_frames_is_not_taken_for_one_that_grew(
+    noisy: FramesFolder, tmp_path: Path
+) -> None:
+    less = shutil.copytree(str(noisy), tmp_path / "less")
+    (less / noisy.shards[-1].name).unlink()
+    assert held_out_episodes(trained_on(noisy, tmp_path / "encoder"), FramesFolder(less)) is None
 
 
 class Still(gym.Env[Any, Any]):

@@ -283,9 +283,16 @@ MUTANTS = [
     Mutant(
         "A worse encoder replaces a better one",
         FIT,
-        "score(new.card) >= score(old.card)",
-        "score(new.card) >= 0",
+        "_score_on(selection, new) >= _score_on(selection, old)",
+        "True",
         f"{TEST_FIT} -k worse",
+    ),
+    Mutant(
+        "The old encoder is compared on frames that it was trained on",
+        FIT,
+        "[episode for episode in measured if episode in set(unseen)]",
+        "measured",
+        f"{TEST_FIT} -k neither_saw",
     ),
     Mutant(
         "A VAE that PCA beats is shipped",

@@ -146,16 +146,16 @@ def disentanglement(importance: npt.NDArray[np.float64]) -> float:
     representations".
     """
     weights = importance.sum(1)
-    scores = [1 - _entropy(row) / np.log(importance.shape[1]) for row in importance]
+    scores = [1 - _entropy(row) / np.log(max(importance.shape[1], 2)) for row in importance]
     return float(np.average(scores, weights=weights)) if weights.any() else 0.0
 
 
 def completeness(importance: npt.NDArray[np.float64]) -> float:
-    """Return how far each factor is in one dimension, from the importances, shape (D, K).
+    """Return how far each factor is in one dimension, from the importances, shape (D, K); 1 of one dimension.
 
     Source: as :func:`disentanglement`; the factors count alike.
     """
-    return float(np.mean([1 - _entropy(column) / np.log(len(importance)) for column in importance.T]))
+    return float(np.mean([1 - _entropy(column) / np.log(max(len(importance), 2)) for column in importance.T]))
 
 
 def separated_attribute_predictability(codes: Codes, factors: Factors, seed: int = 0) -> float:

@@ -86,6 +86,11 @@ def test_dci_of_importances_by_hand() -> None:
     assert disentanglement(mixed) == pytest.approx(0.75 * (1 - entropy) + 0.25)
 
 
+def test_the_one_dimension_of_a_code_has_all_of_each_factor() -> None:
+    assert completeness(np.array([[1.0, 1.0]])) == 1
+    assert disentanglement(np.array([[1.0], [1.0]])) == 1, "there is one factor to serve"
+
+
 def test_trees_find_which_dimension_a_factor_is_in(factors: dict[str, Any]) -> None:
     codes = rotated(factors, 0)[:, [2, 0, 1]]
     importance, scores = importances(codes, factors)

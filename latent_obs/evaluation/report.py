@@ -389,7 +389,10 @@ def find_faults(card: ReportCard) -> tuple[str, ...]:
             compared.append((figure.label, own, getattr(pca, figure.key)))
     for reader, scores in (card.probe or {"readers": {}})["readers"].items():
         compared.append((f"the {reader} probe's F1", scores["encoder"]["f1"], scores["pca"]["f1"]))
-    lost = [f"{label} ({own:.3g} against {best:.3g})" for label, own, best in compared if own <= best]
+    # An R² of 1 of both means that nothing of the kind was there to be lost, such as rare colours.
+    lost = [
+        f"{label} ({own:.3g} against {best:.3g})" for label, own, best in compared if own <= best and own != 1
+    ]
     if lost:
         faults.append(
             f"BEATEN BY PCA with {card.latent_dim} components in {'; '.join(lost)}. In that respect training "

@@ -170,6 +170,12 @@ def test_faults_are_found_one_by_one() -> None:
         assert words in fault
 
 
+def test_where_there_is_nothing_to_lose_nobody_is_beaten() -> None:
+    """Without rare colours, the R² of them is 1 of an encoder and of PCA."""
+    pca = replace(CARD.baselines["pca"], rare_r2=1.0)
+    assert find_faults(replace(CARD, rare_r2=1.0, baselines={**CARD.baselines, "pca": pca})) == ()
+
+
 def test_the_markdown_says_how_many_episodes_how_they_differ_and_when_the_ram_was_read() -> None:
     config = EncoderConfig(FrameSpec(), VAEConfig(2), {"mean": [0, 0], "std": [1, 1], "kl": [1, 1]})
     known = replace(CARD, probe={**PROBE, "created": "2026-11-23"})

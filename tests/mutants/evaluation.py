@@ -269,8 +269,8 @@ MUTANTS = [
     Mutant(
         "PCA that is as good does not count as better",
         _REPORT,
-        "if own <= best]",
-        "if own < best]",
+        "own <= best and own != 1",
+        "own < best",
         _TEST_REPORT,
     ),
     Mutant(

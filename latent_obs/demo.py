@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import shutil
 import sys
@@ -179,7 +180,9 @@ def _train_ppo(config: DemoConfig) -> dict[str, Any]:
         return outcome
     envs = _make_envs(config)
     if outcome["steps"]:
-        model = PPO.load(folder / PARTIAL, envs, device="cpu")
+        # An earlier run may have ended after it gave the model its last name, and before it noted that.
+        saved_as = PARTIAL if (folder / PARTIAL).exists() else AGENT
+        model = PPO.load(folder / saved_as, envs, device="cpu")
     else:
         model = PPO(
             "MlpPolicy", envs, n_steps=128, batch_size=256, n_epochs=4, learning_rate=2.5e-4, clip_range=0.1,
@@ -188,7 +191,9 @@ def _train_ppo(config: DemoConfig) -> dict[str, Any]:
     before, begun = outcome["spent"], time.monotonic()
 
     def save() -> None:
-        model.save(folder / PARTIAL)
+        file = io.BytesIO()
+        model.save(file)
+        write_atomically(folder / PARTIAL, file.getvalue())
         outcome.update(spent=before + time.monotonic() - begun, steps=model.num_timesteps)
         write_atomically(folder / RESULT, (json.dumps(outcome) + "\n").encode())
 

@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import cv2
+import gymnasium as gym
 import numpy as np
 import pytest
 from PIL import Image
 from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from latent_obs.demo import DemoConfig
-from tests.conftest import wait_for
+from latent_obs.demo import AGENT, PARTIAL, RESULT, DemoConfig, _train_ppo
+from tests.conftest import save_encoder, wait_for
 
 SMALL = ["--seconds", "5", "--ppo-seconds", "4"]
 
@@ -74,6 +77,49 @@ def test_an_interrupted_agent_goes_on(tmp_path: Path) -> None:
     assert after["steps"] > before["steps"] > 0
     assert after["games"][: len(before["games"])] == before["games"]
     assert not (tmp_path / "out" / "ppo-unfinished.zip").exists()
+
+
+@pytest.fixture
+def cart_pole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DemoConfig:
+    """A demo whose agent learns on states, which is fast, and is saved after each rollout."""
+    monkeypatch.setattr("latent_obs.demo.SAVE_EVERY", 0.0)
+    monkeypatch.setattr(
+        "latent_obs.demo._make_envs", lambda _: DummyVecEnv([lambda: gym.make("CartPole-v1")] * 8)
+    )
+    save_encoder(tmp_path / "encoder")
+    return DemoConfig("CartPole-v1", tmp_path, ppo_seconds=1.0)
+
+
+class Killed(BaseException):
+    """As by SIGKILL: nothing handles it."""
+
+
+def test_an_agent_that_was_killed_while_it_was_saved_goes_on(
+    cart_pole: DemoConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves: list[int] = []
+
+    def save(self: PPO, file: Any) -> None:
+        saves.append(self.num_timesteps)
+        if len(saves) == 1:
+            return original(self, file)
+        (open(file, "wb") if isinstance(file, Path) else file).write(b"half")
+        raise Killed
+
+    original = PPO.save
+    with monkeypatch.context() as patched:
+        patched.setattr(PPO, "save", save)
+        with pytest.raises(Killed):
+            _train_ppo(cart_pole)
+    assert _train_ppo(cart_pole)["steps"] > saves[0] > 0
+
+
+def test_an_agent_that_was_killed_before_its_end_was_noted_goes_on(cart_pole: DemoConfig) -> None:
+    outcome = _train_ppo(cart_pole)
+    assert not (cart_pole.folder / PARTIAL).exists()
+    (cart_pole.folder / RESULT).write_text(json.dumps({**outcome, "finished": False}))
+    assert _train_ppo(cart_pole)["steps"] > outcome["steps"]
+    assert (cart_pole.folder / AGENT).exists()
 
 
 @pytest.mark.parametrize(

@@ -160,6 +160,13 @@ def refresh_encoder(config: RefreshConfig, *, progress: bool = True) -> EncoderF
         if not (work / "frames").exists():
             merge_frames(MergeConfig((seen.out, earlier), work / "frames"), progress=progress)
         train = _train_config(config, old, work)
+        frames = FramesFolder(train.data)
+        lengths, episodes = frames.episodes(), frames.split(train.validation, train.seed)[0]
+        if (count := sum(lengths[episode] for episode in episodes)) < train.batch_size:
+            raise ValueError(
+                f"Of {len(frames)} frames {count} are left to train on, fewer than a batch of "
+                f"{train.batch_size}. Use more --frames, and another --out."
+            )
         train_vae(train, progress=progress)
         _publish(config, old, train, out)
     return resolve(out)

@@ -372,3 +372,13 @@ def test_the_encoder_is_swapped_under_a_running_agent(
     assert 0.98 < correlation(seen, play(model)) < 1
     model.learn(32)
     assert model.num_timesteps == 32
+
+
+def test_too_few_frames_to_train_on_name_the_option_of_this_command(
+    old: Path, agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = lambda config, **_: collect_frames(config, progress=False)  # noqa: E731  # without processes
+    monkeypatch.setattr("latent_obs.refresh.collect_frames", here)
+    config = RefreshConfig(old, ENV, str(agent), tmp_path / "new", frames=20, steps=1, workers=1)
+    with pytest.raises(ValueError, match=r"Of 40 frames \d+ are left to train on, .* 64\. Use more --frames"):
+        refresh_encoder(config, progress=False)

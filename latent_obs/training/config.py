@@ -56,7 +56,7 @@ class TrainConfig:
     pairs: bool = False
     """draw pairs of consecutive frames, and let both frames of a pair share all dimensions but the one that
     differs most; where each step of the environment changes one factor, a dimension then follows one factor
-    (Locatello et al. 2020); the frames are held in memory"""
+    (Locatello et al. 2020); the frames are held in memory, and `foreground_weight` counts for nothing"""
     free_bits: float = 0.0
     """KL in nats that each latent dimension is always charged, so that none gains by saying less (Kingma et
     al. 2016); raise it against collapse"""

@@ -352,6 +352,8 @@ class TrainingRun:
         """Return the objective on held-out frames, the KL with its full weight."""
         size, device = self.config.batch_size, self.fabric.device
         frames, foreground = (torch.from_numpy(array) for array in self.held_out)
+        if self.config.pairs:
+            foreground = foreground[:, :0]  # as in training, where no pair has masks
         parts = []
         self.vae.eval()
         for start in range(0, len(frames), size):

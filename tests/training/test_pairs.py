@@ -84,3 +84,14 @@ def test_pairs_need_an_even_batch_and_one_process() -> None:
         TrainConfig("frames", pairs=True, batch_size=7)
     with pytest.raises(ValueError, match="and 2 processes"):
         TrainConfig("frames", pairs=True, devices=2)
+
+
+def test_the_held_out_loss_of_pairs_knows_no_foreground_either(shapes: FramesFolder, tmp_path: Path) -> None:
+    """Else --patience would keep the state that is best at something that is not trained."""
+    options: dict[str, Any] = {"channels": (4, 8), "latent_dim": 4, "batch_size": 8, "precision": "float32"}
+    histories = []
+    for weight in (0.0, 20.0):
+        config = TrainConfig(shapes.path, tmp_path / f"{weight}", steps=2, pairs=True, **options)
+        train_vae(replace(config, foreground_weight=weight), progress=False)
+        histories.append((config.out / "history.csv").read_text())
+    assert histories[0] == histories[1]

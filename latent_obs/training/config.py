@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from latent_obs.encoders.folder import VAEConfig
+
+# A step draws its noise with a million times this seed, and PyTorch takes seeds below 2^64.
+MAX_SEED = 10**12
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         VAEConfig(self.latent_dim, tuple(self.channels))
+        for name in ("optimizer", "objective", "precision"):
+            choices = get_args(get_type_hints(TrainConfig)[name])
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be {' or '.join(choices)}, got {getattr(self, name)!r}.")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise ValueError(f"seed must be from 0 to {MAX_SEED:,}, got {self.seed}.")
         for name in ("steps", "batch_size", "evaluate_every", "devices", "num_nodes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

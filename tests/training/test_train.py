@@ -600,3 +600,22 @@ def test_training_without_frames_names_the_cure(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="latent-obs collect"):
         train_vae(TrainConfig(tmp_path / "none", tmp_path / "encoder"), progress=False)
     assert not (tmp_path / "encoder").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "Muon"}, "optimizer must be adam or muon, got 'Muon'"),
+        ({"objective": "SSE"}, "objective must be calibrated or sse, got 'SSE'"),
+        ({"precision": "bf16"}, "precision must be auto or float32 or bfloat16, got 'bf16'"),
+        ({"seed": -1}, "seed must be from 0 to 1,000,000,000,000, got -1"),
+        ({"seed": 2**63}, "seed must be from 0 to 1,000,000,000,000, got 9223372036854775808"),
+    ],
+)
+def test_an_option_that_is_none_of_its_choices_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig("frames", **options)
+
+
+def test_the_largest_seed_trains(quick: TrainConfig, tmp_path: Path) -> None:
+    train_vae(replace(quick, steps=1, seed=10**12, out=tmp_path / "large"), progress=False)

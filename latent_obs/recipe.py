@@ -87,7 +87,7 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
     """Make an encoder folder from a recipe.
 
     Every stage resumes: frames collected, steps trained and reports written are kept in
-    ``config.scratch``.
+    ``config.scratch``. Where the recipe has changed since, it is trained anew.
 
     Args:
         config: Which recipe, and where to.
@@ -103,7 +103,7 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
         ValueError: If the recipe or something that it asks for is wrong, or weights of another recipe
             are in the way.
     """
-    from latent_obs.training.train import train_vae
+    from latent_obs.training.train import run_of, train_vae
 
     recipe = read_recipe(config.recipe)
     if recipe.retired:
@@ -115,7 +115,11 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
         data = list(_collect_all(recipe.collect, work / "collected", progress).values())
         if len(data) > 1:
             _merge(data, work / "merged", progress)
-    train_vae(replace(train, data=data[0] if len(data) == 1 else train.data), progress=progress)
+    train = replace(train, data=data[0] if len(data) == 1 else train.data)
+    run = run_of(train.out)
+    if run is not None and (run.config, run.data) != (train.to_json(), FramesFolder(train.data).identity):
+        shutil.rmtree(train.out)  # the recipe had other options or frames then
+    train_vae(train, progress=progress)
     rounded = _round_weights(train.out, work / "rounded")
     with _Clock(work / "seconds.json", "evaluate"):
         reports = _measure(recipe, work / "rounded", work, recipe.probe, progress)

@@ -106,6 +106,23 @@ def test_building_again_goes_on_from_what_is_there(built: Path, monkeypatch: pyt
     assert json.loads((out / "reports.json").read_text()) == card
 
 
+def test_a_recipe_that_has_changed_is_trained_anew(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(built / "scratch", tmp_path / "scratch")
+    (tmp_path / "dots-v3.json").write_text(json.dumps({**QUICK, "train": {"channels": [4, 8], "steps": 61}}))
+    trained: list[Path] = []
+
+    def end(folder: Path, _: Path) -> None:
+        trained.append(folder)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "_round_weights", end)
+    with pytest.raises(KeyboardInterrupt):
+        build_recipe(config(tmp_path), progress=False)
+    assert read_config(trained[0]).provenance.steps == 61
+
+
 def test_two_collections_of_one_environment_are_kept_apart_and_both_trained_on(tmp_path: Path) -> None:
     one = QUICK["collect"][0]
     value = {

@@ -126,9 +126,18 @@ def steps_of(out: Path) -> int | None:
     Raises:
         ValueError: If its checkpoint, or what is there already of the encoder, is damaged.
     """
-    run = read_config(out).provenance.run if (out / "config.json").exists() else checkpointed_run(out)
+    run = run_of(out)
     steps = None if run is None else run.config.get("steps")
     return steps if isinstance(steps, int) else None
+
+
+def run_of(out: Path) -> Run | None:
+    """Return the run in an encoder folder, finished or not; ``None`` where there is none.
+
+    Raises:
+        ValueError: As :func:`steps_of` raises it.
+    """
+    return read_config(out).provenance.run if (out / "config.json").exists() else checkpointed_run(out)
 
 
 def _open(config: TrainConfig) -> FramesFolder:

@@ -100,8 +100,7 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
 
     Raises:
         FileNotFoundError: If there is no such recipe.
-        ValueError: If the recipe or something that it asks for is wrong, or weights of another recipe
-            are in the way.
+        ValueError: If the recipe or something that it asks for is wrong, or another encoder is in the way.
     """
     from latent_obs.training.train import run_of, train_vae
 
@@ -109,6 +108,11 @@ def build_recipe(config: BuildConfig, *, progress: bool = True) -> EncoderConfig
     if recipe.retired:
         raise ValueError(f"The recipe {recipe.name} cannot be built. {recipe.retired}")
     work, out = config.scratch / recipe.name, config.out / recipe.name
+    if (out / "config.json").exists() and read_config(out).provenance.recipe != recipe.name:
+        raise ValueError(
+            f"{out} holds an encoder that was not built from the recipe {recipe.name}, so it is left alone. "
+            "Choose another --out."
+        )
     train = recipe.training(work / "merged", work / "trained")
     work.mkdir(parents=True, exist_ok=True)
     with _Clock(work / "seconds.json", "collect"):

@@ -123,6 +123,14 @@ def test_a_recipe_that_has_changed_is_trained_anew(
     assert read_config(trained[0]).provenance.steps == 61
 
 
+def test_an_encoder_that_is_not_of_the_recipe_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "dots-v3.json").write_text(json.dumps(QUICK))
+    save_encoder(tmp_path / "encoders" / "dots-v3")
+    with pytest.raises(ValueError, match=r"was not built from the recipe dots-v3.* Choose another --out"):
+        build_recipe(config(tmp_path), progress=False)
+    assert not (tmp_path / "scratch").exists()
+
+
 def test_two_collections_of_one_environment_are_kept_apart_and_both_trained_on(tmp_path: Path) -> None:
     one = QUICK["collect"][0]
     value = {

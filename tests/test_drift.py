@@ -128,12 +128,11 @@ def flat(env: Any) -> Any:
 @pytest.mark.parametrize(
     "between",
     [
-        lambda env: gym.wrappers.TimeAwareObservation(gym.wrappers.TimeLimit(env, 50)),
         lambda env: gym.wrappers.TransformObservation(env, lambda z: z * 0.1, env.observation_space),
         lambda env: gym.wrappers.FrameStackObservation(env, 4),
         flat,
     ],
-    ids=["time", "transformed", "stacked", "flat"],
+    ids=["transformed", "stacked", "flat"],
 )
 def test_no_wrapper_in_between_changes_the_drift(between: Any, trained: Path) -> None:
     plain = LatentDriftMonitor(LatentObservationWrapper(FrameEnv(), trained), window=20)

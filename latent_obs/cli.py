@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from latent_obs import __version__
 from latent_obs.commands import GROUPS
 from latent_obs.extras import needs
 from latent_obs.progress import plain_console
@@ -41,8 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
     with contextlib.suppress(OSError):  # the working directory was deleted
         if not {"", os.getcwd()} & set(sys.path):
             sys.path.append(os.getcwd())  # environments, policies and wrappers may be modules in this folder
-    before, warnings.showwarning = warnings.showwarning, show_warning
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"latent_obs {__version__}")
+        return 0
+    before, warnings.showwarning = warnings.showwarning, show_warning
     try:
         with needs(f"latent-obs {' '.join(arguments[:1])}"):
             run, config = _parse(arguments)

@@ -361,7 +361,7 @@ def _list(config: ListConfig) -> None:
 
 GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "": (
-        "Train reinforcement-learning agents on a compact latent instead of pixels.",
+        "Train reinforcement-learning agents on a compact latent instead of pixels. Its version: --version.",
         {
             "demo": Command(
                 "Do it all on a real game: collect frames, train a VAE, look at it, train PPO on latents.",

@@ -26,6 +26,7 @@ from latent_obs.encoders.folder import read_calibration, read_config, read_tenso
 from latent_obs.encoders.resolve import FITTED, EncoderFolder, list_encoders, resolve
 from latent_obs.extras import needs
 from latent_obs.files import cache_folder, write_atomically
+from latent_obs.frames import FrameSpec
 from latent_obs.progress import plain_console
 
 with needs("Fitting an encoder", "make"):
@@ -87,6 +88,8 @@ class FitConfig:
     """draw the environment, and let the drawing be the observation: for environments of states"""
     wrapper: str | None = None
     """module:callable around the environment, such as minigrid.wrappers:RGBImgObsWrapper"""
+    crop: tuple[int, int, int, int] | None = None
+    """rows and columns to keep before resizing: top bottom left right"""
     policy: str | None = None
     """what acts while frames are collected, as `latent-obs collect` takes it; default: brownian where actions
     are continuous, else random"""
@@ -100,13 +103,14 @@ class FitConfig:
             raise ValueError(f"seconds must be from 5 to 86,400 (a day), got {self.seconds:g}.")
         if self.latent_dim < 1:
             raise ValueError(f"latent_dim must be at least 1, got {self.latent_dim}.")
+        FrameSpec(crop=self.crop)  # an invalid crop is reported here
 
     @property
     def folder(self) -> Path:
         """The encoder folder."""
         if self.out is not None:
             return Path(self.out)
-        options = (self.env_kwargs, self.key, "render" if self.render else "", self.wrapper)
+        options = (self.env_kwargs, self.key, "render" if self.render else "", self.wrapper, self.crop)
         words = [self.env_id, *(json.dumps(option) for option in options if option)]
         names = [re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.").lower() for word in words]
         name = "-".join(names)
@@ -306,7 +310,8 @@ def _collected(config: FitConfig, policy: str, folder: Path) -> int:
         return 0
     begun = frames.shards[0].collection
     options = {name: getattr(config, name) for name in ("env_id", "env_kwargs", "seed", "key", "wrapper")}
-    asked = replace(begun, **options, policy=policy, render=config.render or None)
+    spec = FrameSpec(crop=config.crop)
+    asked = replace(begun, **options, policy=policy, render=config.render or None, frame_spec=spec)
     for name, before, now in begun.differences(asked):
         raise ValueError(
             f"{folder.parent.parent} was begun with {name}={before!r}, got {name}={now!r}. Choose another "
@@ -328,6 +333,7 @@ def _collect_config(config: FitConfig, plan: Plan, work: Path) -> CollectConfig:
         key=config.key,
         render=config.render,
         wrapper=config.wrapper,
+        crop=config.crop,
         shard_rows=SHARD_ROWS,
     )
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -38,6 +39,11 @@ def test_help_lists_every_command() -> None:
         "demo",
     ):
         assert name in run.stdout
+
+
+def test_the_version_is_that_of_the_installed_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"latent_obs {metadata.version('latent_obs')}\n"
 
 
 def test_help_lists_what_can_be_done_with_frames() -> None:

@@ -33,7 +33,16 @@ from latent_obs.encoders.resolve import find_fitted, resolve
 from latent_obs.evaluation.report import ReportCard, Scores
 from latent_obs.evaluation.selection import Selection, evaluation_split, select_frames
 from latent_obs.files import write_atomically
-from latent_obs.fit import FitConfig, Plan, _keeps_as_much, _plan, fit_encoder, say_fitted, score
+from latent_obs.fit import (
+    FitConfig,
+    Plan,
+    _collect_config,
+    _keeps_as_much,
+    _plan,
+    fit_encoder,
+    say_fitted,
+    score,
+)
 from latent_obs.frames import FrameSource, FrameSpec, frame_source, preprocess
 from latent_obs.images import MadeBy
 from latent_obs.training.config import TrainConfig
@@ -422,6 +431,16 @@ def test_fit_at_construction_makes_the_encoder_once(monkeypatch: pytest.MonkeyPa
 def test_an_environment_that_nobody_can_make_again_is_refused() -> None:
     with pytest.raises(ValueError, match=r"encoder='fit' needs an environment that gymnasium\.make made"):
         LatentObservationWrapper(FrameEnv(), "fit")
+
+
+def test_a_fit_of_a_part_of_the_images_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    whole, part = QUICK, replace(QUICK, crop=(0, 84, 0, 96))
+    assert part.folder.name == "ale-boxing-v5-0-84-0-96"
+    assert whole.folder.name == "ale-boxing-v5"
+    plan = Plan({}, "random", 600)
+    assert _collect_config(part, plan, tmp_path).frame_spec == FrameSpec(crop=(0, 84, 0, 96))
+    with pytest.raises(ValueError, match="top < bottom"):
+        replace(QUICK, crop=(9, 9, 0, 96))
 
 
 def test_a_wrapper_that_cannot_be_made_again_is_refused() -> None:

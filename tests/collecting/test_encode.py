@@ -271,7 +271,7 @@ def test_a_link_of_the_hidden_name_is_not_followed_even_into_an_empty_folder(
 
 def test_what_was_killed_while_it_wrote_its_plan_is_begun_anew(tmp_path: Path) -> None:
     (tmp_path / ".latents.tmp").mkdir()
-    (tmp_path / ".latents.tmp" / ".plan.json.01234567.tmp").touch()
+    (tmp_path / ".latents.tmp" / "..plan.json.01234567.tmp").touch()
     with staged_folder(tmp_path / "latents", {"x": 1}):
         pass
     assert os.listdir(tmp_path / "latents") == []

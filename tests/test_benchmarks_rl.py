@@ -169,6 +169,15 @@ def test_an_interrupted_run_goes_on_with_a_refreshed_encoder_and_with_no_other(
         train_agent.train(dataclasses.replace(finished, encoder=str(folders["refreshed"])))
 
 
+def test_the_arm_on_the_state_sees_four_times_where_the_ram_has_paddle_and_ball() -> None:
+    venv = agents.make_venv("Breakout", "state", n_envs=1, algorithm="qrdqn")
+    obs: Any = venv.reset()
+    ram = venv.get_attr("unwrapped")[0].ale.getRAM()
+    np.testing.assert_allclose(obs[0, -3:] * 64 + 128, ram[[72, 99, 101]])
+    assert obs.shape == (1, 12)
+    venv.close()
+
+
 def test_runs_begin_with_the_first_seed_of_every_game_and_arm() -> None:
     many = run.all_runs(run.Args(("Pong", "Breakout"), seeds=(0, 1), encoders=("Pong=x",)))
     assert [c.seed for c in many] == [0] * 4 + [1] * 4

@@ -35,9 +35,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from torch import nn
 
 from latent_obs.collecting.sources import open_env
+from latent_obs.evaluation.ram import state_variables
 from latent_obs.sb3 import VecLatentObservation
 
-Arm = Literal["pixels", "latents", "latents-raw"]
+Arm = Literal["pixels", "latents", "latents-raw", "state"]
 Family = Literal["atari", "car_racing", "vizdoom", "pendulum", "dm_control"]
 Algorithm = Literal["ppo", "sac", "dqn", "qrdqn"]
 Model = PPO | SAC | DQN | QRDQN
@@ -297,6 +298,30 @@ def make_env(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> 
     return env
 
 
+class RamState(gym.ObservationWrapper[Any, Any, Any]):
+    """Shows where an ALE game's RAM has its agent and its small objects, such as the ball: what latents lack.
+
+    Observations are bytes of the RAM, float32 in [-2, 2), as annotated in :mod:`latent_obs.evaluation.ram`.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        known = state_variables(env.unwrapped._game)  # type: ignore[attr-defined]
+        places = [known.get(category, {}) for category in ("agent", "small_object")]
+        self._addresses = [address for each in places for address in each.values()]
+        self.observation_space = gym.spaces.Box(-2, 2, (len(self._addresses),), np.float32)
+
+    def observation(self, observation: Any) -> Any:
+        """Return the bytes in place of the image."""
+        ram = self.unwrapped.ale.getRAM()[self._addresses]  # type: ignore[attr-defined]
+        return ram.astype(np.float32) / 64 - 2
+
+
+def make_state(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> gym.Env[Any, Any]:
+    """Make the environment of the arm on the true state, for ALE's annotated games."""
+    return RamState(make_env(game, algorithm, training))
+
+
 def make_pixels(game: str, algorithm: Algorithm = "ppo", training: bool = True) -> gym.Env[Any, Any]:
     """Make the environment of the pixel arm: that of :func:`make_env` with the standard preprocessing."""
     env = make_env(game, algorithm, training)
@@ -329,9 +354,9 @@ def make_venv(
         raise ValueError(
             f"{algorithm.upper()} takes discrete actions, not those of {game}. Use --algorithm sac."
         )
-    make = make_pixels if arm == "pixels" else make_env
+    make = {"pixels": make_pixels, "state": make_state}.get(arm, make_env)
     venv: VecEnv = DummyVecEnv([lambda: make(game, algorithm, training)] * (n_envs or N_ENVS[algorithm]))
-    if arm != "pixels":
+    if arm.startswith("latents"):
         venv = VecLatentObservation(venv, encoder, normalize=arm != "latents-raw")
     if family(game) == "car_racing" and algorithm == "ppo":
         venv = VecNormalize(venv, norm_obs=False, norm_reward=True)

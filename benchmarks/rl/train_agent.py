@@ -76,7 +76,8 @@ class RunConfig:
     game: str = "Pong"
     """Pong, Breakout or any game of ALE's, CarRacing, or a Gymnasium id"""
     arm: Arm = "latents"
-    """what the agent sees; latents-raw are latents that are not normalised"""
+    """what the agent sees; latents-raw are latents that are not normalised, and state is where the RAM of an
+    ALE game has the agent and small objects"""
     seed: int = 0
     """seed of environments and networks"""
     steps: int = 1_000_000
@@ -339,7 +340,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     """Return what identifies a run: two runs with the same values are the same run."""
     fields = {name: getattr(config, name) for name in ("game", "arm", "seed", "steps", "threads", "device")}
     arguments = hyperparameters(config.game, config.arm, json.loads(config.changes), config.algorithm)
-    encoder = {} if config.arm == "pixels" else {"encoder": config.encoder}
+    encoder = {"encoder": config.encoder} if config.arm.startswith("latents") else {}
     # Runs of PPO were recorded before there was another algorithm.
     algorithm = {} if config.algorithm == "ppo" else {"algorithm": config.algorithm}
     start = {} if config.start is None else {"start": str(config.start)}

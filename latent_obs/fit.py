@@ -115,7 +115,7 @@ class FitConfig:
         names = [re.sub(r"[^A-Za-z0-9.]+", "-", word).strip("-.").lower() for word in words]
         name = "-".join(names)
         told = [*self.env_kwargs.values(), *([self.key] if self.key else [])]
-        lossy = not all(map(_is_plain, told)) or self.key == "render"
+        lossy = not all(map(_is_told_apart, told)) or self.key == "render"
         if lossy or len(name) > 100:
             exact = json.dumps(options) if lossy else name
             name = f"{name[:91]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
@@ -126,7 +126,7 @@ class FitConfig:
         return open_env(self.env_id, self.env_kwargs, self.key, render=self.render, wrapper=self.wrapper)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_told_apart(value: Any) -> bool:
     """Whether the name of a folder tells an option from others: a word, or a number without a sign."""
     if isinstance(value, str) and value not in ("true", "false", "null"):
         return re.fullmatch(r"(?=.*[a-z])[a-z0-9]+([._][a-z0-9]+)*", value) is not None

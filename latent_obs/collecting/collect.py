@@ -22,7 +22,7 @@ from latent_obs.collecting.trial import CollectError, Files, try_out, try_out_in
 from latent_obs.collecting.worker import Plan, Pulse, Tally, collect_share, describe, found_shards
 from latent_obs.data.folder import FramesFolder
 from latent_obs.data.provenance import Collection
-from latent_obs.data.shards import Shard, read_shard
+from latent_obs.data.shards import Shard, part_name, read_shard
 from latent_obs.data.storage import Location, list_files, locked, make_folder, parse_location, shown
 from latent_obs.progress import Bar, progress_bar, stop_on_signals
 
@@ -137,7 +137,7 @@ def _check_same_collection(config: CollectConfig, collection: Collection, done: 
                 f"{shown(config.out)} was begun with {name}={begun!r}, got {name}={value!r}. "
                 "Repeat the first command to resume it, or choose another --out."
             )
-        name = f"part-{shard.metadata.get('worker', 0):03d}-{shard.metadata.get('shard', 0):05d}.parquet"
+        name = part_name(shard.metadata.get("worker", 0), shard.metadata.get("shard", 0))
         if shard.name != name:
             raise ValueError(
                 f"{shard.name} in {shown(config.out)} was written as {name}: move it away if it is a "

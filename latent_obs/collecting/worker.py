@@ -24,7 +24,7 @@ import numpy as np
 from latent_obs.collecting.policies import Policy, make_policy
 from latent_obs.collecting.sources import open_env
 from latent_obs.data.provenance import Collection
-from latent_obs.data.shards import Shard, ShardWriter, action_type, as_stored, read_shard
+from latent_obs.data.shards import Shard, ShardWriter, action_type, as_stored, part_name, read_shard
 from latent_obs.data.storage import Location, child, list_files, name_of, remove_unfinished
 from latent_obs.frames import Frame, FrameSpec, frame_source, preprocess
 
@@ -118,7 +118,7 @@ class Plan:
 
     def path(self, number: int) -> Location:
         """Return where a shard belongs."""
-        return child(self.out, f"{self.prefix}{number:05d}.parquet")
+        return child(self.out, part_name(self.worker, number))
 
     def where(self, pulse: Pulse) -> str:
         """Name the worker and the shard it is at, for messages."""

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from latent_obs.data.folder import FramesFolder
-from latent_obs.data.shards import Shard, first_line, read_shard, read_steps
+from latent_obs.data.shards import Shard, first_line, part_name, read_shard, read_steps
 from latent_obs.data.storage import list_files, name_of, parse_location, shown
 from latent_obs.progress import progress_bar
 
@@ -197,7 +197,7 @@ def _strangers(shards: list[Shard]) -> Iterator[tuple[str, str]]:
             yield name_of(shard.path), f"it belongs to another collection: {', '.join(differ)}"
         worker, number = shard.metadata.get("worker"), shard.metadata.get("shard")
         if isinstance(worker, int) and isinstance(number, int):
-            name = f"part-{worker:03d}-{number:05d}.parquet"
+            name = part_name(worker, number)
             if name_of(shard.path) != name:
                 yield name_of(shard.path), f"it was written as {name}"
 
@@ -220,7 +220,7 @@ def _missing(shards: list[Shard]) -> Iterator[tuple[str, str]]:
         gaps = list(itertools.pairwise(found)) or [(-1, 1)] * any(shard.rows > 1 for shard in shards)
         for before, after in gaps:
             if (missing := after - before - 1) > 0:
-                name = f"part-{worker:03d}-{before + 1:05d}.parquet"
+                name = part_name(worker, before + 1)
                 yield (
                     name,
                     "it is missing" + (f", as are the {missing - 1:,} after it" if missing > 1 else ""),

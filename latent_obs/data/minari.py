@@ -33,6 +33,7 @@ from latent_obs.data.shards import (
     as_frames,
     as_stored,
     one_action_type,
+    part_name,
     without_nulls,
 )
 from latent_obs.extras import needs
@@ -145,7 +146,7 @@ def import_minari(config: ImportMinariConfig, *, progress: bool = True) -> Frame
         try:
             for episode in dataset.iterate_episodes():
                 if writer is None:
-                    path = staging / f"part-000-{number:05d}.parquet"
+                    path = staging / part_name(0, number)
                     writer = ShardWriter(path, column, {**about, "shard": number})
                 observations = episode.observations
                 images = observations if config.key is None else observations[config.key]

@@ -57,6 +57,16 @@ def action_type(space: gym.Space[Any]) -> pa.DataType:
     )
 
 
+def part_name(worker: int, number: int) -> str:
+    """Return the file name of a worker's shard.
+
+    Example:
+        >>> part_name(1, 20)
+        'part-001-00020.parquet'
+    """
+    return f"part-{worker:03d}-{number:05d}.parquet"
+
+
 def as_stored(action: Any, kind: pa.DataType) -> Any:
     """Return a copy of an action as a column of a type from :func:`action_type` takes it.
 

@@ -59,7 +59,7 @@ SHARD_ROWS = 1024  # an interrupted fit collects at most so many frames, and the
 MIN_WORKERS = 2
 # A larger network pays where there is time for it.
 SMALL, LARGE, LARGE_FROM_SECONDS = (16, 32, 64), (32, 64, 128), 300.0
-MOMENTS = 14
+PLACES = 14
 EVALUATED_FRAMES = 768
 
 
@@ -352,7 +352,7 @@ def _train_config(config: FitConfig, work: Path) -> TrainConfig:
         batch_size=32,
         learning_rate=0.01,
         optimizer="muon",
-        moments=min(MOMENTS, config.latent_dim // 2),
+        places=min(PLACES, config.latent_dim // 2),
         evaluate_every=10**6,  # once, at the end
         seed=config.seed,
     )

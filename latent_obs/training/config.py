@@ -72,6 +72,10 @@ class TrainConfig:
     moments: int = 0
     """train at most so many latent dimensions to be the places and sizes of moving objects, colour by colour,
     so that a linear reader finds more of them; for frames of one environment"""
+    places: int = 0
+    """train at most so many latent dimensions to be the places of what moves from frame to frame, colour by
+    colour, and scale them to be louder than others in what an agent observes; not together with `moments`,
+    and for frames of one environment"""
     batch_norm: bool = True
     """normalise activations while training, so that small objects are learned in fewer steps; at the end the
     normalisation is folded into the weights"""
@@ -131,6 +135,15 @@ class TrainConfig:
             raise ValueError(
                 f"moments must be from 0 to latent_dim, which is {self.latent_dim}; got {self.moments}."
             )
+        if not 0 <= self.places <= self.latent_dim:
+            raise ValueError(
+                f"places must be from 0 to latent_dim, which is {self.latent_dim}; got {self.places}."
+            )
+        if self.places and (self.moments or self.pairs):
+            raise ValueError(
+                f"places cannot be combined with moments or pairs, got places={self.places}, "
+                f"moments={self.moments} and pairs={self.pairs}. Leave out one of them."
+            )
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must be between 0 and 1, got {self.learning_rate}.")
         if not 0 < self.validation < 1:
@@ -150,7 +163,7 @@ class TrainConfig:
         for name in ("data", "out", "devices", "num_nodes", "tensorboard", "overwrite"):
             del fields[name]
         # An option that came later says nothing of itself at its default, so that older runs stay equal.
-        for name in ("optimizer", "moments", "beta_start", "pairs", "anchor"):
+        for name in ("optimizer", "moments", "places", "beta_start", "pairs", "anchor"):
             if fields[name] == type(self).__dataclass_fields__[name].default:
                 del fields[name]
         fields["init_from"] = None if self.init_from is None else str(self.init_from)

@@ -48,7 +48,7 @@ def write_pca(train: TrainConfig, frames: FramesFolder, out: Path) -> None:
     how = {**train.to_json(), "objective": OBJECTIVE, "channels": list(CHANNELS)}
     provenance = replace(trained.provenance, run=Run(how, frames.identity, None), steps=0, kept_step=0)
     statistics = latent_statistics(vae, images[::4])  # these convolutions take 4 ms a frame
-    config = replace(trained, vae=vae.config, latents=statistics, provenance=provenance)
+    config = replace(trained, vae=vae.config, latents=statistics, scaled_as=None, provenance=provenance)
     write_encoder_folder(out, config, vae.tensors(), read_calibration(train.out))
 
 

@@ -37,7 +37,7 @@ from latent_obs.training.distributed import (
     sum_over_processes,
 )
 from latent_obs.training.history import Monitor, Row
-from latent_obs.training.moments import ImageMoments
+from latent_obs.training.moments import ImageMoments, Places
 from latent_obs.training.objective import (
     Means,
     Terms,
@@ -64,6 +64,7 @@ LOG_EVERY = 50
 # step is made from.
 SAMPLE_FRAMES = 4096
 START_FRAMES = 1024
+PLACES_FRAMES = 2048  # to choose colours and places on
 # A short run keeps fewer held-out frames, one for each 32 that it trains on: measuring must take little time.
 LEAST_HELD_OUT, TRAINED_FOR_EACH_HELD_OUT = 512, 32
 PICTURE_FRAMES = 12
@@ -135,7 +136,7 @@ class TrainingRun:
         self.optimizer = Optimizer(self.vae, config.optimizer, config.learning_rate)
         self.generator = torch.Generator(device)
         self.medians = read_once(fabric, folder.medians)
-        self.moments = self._image_moments() if config.moments else None
+        self.moments = self._image_moments() if config.moments or config.places else None
         self.anchor: Anchor | None = None
         if config.anchor and config.init_from is not None:
             self.anchor = Anchor(config.init_from, config.anchor, device)
@@ -240,7 +241,7 @@ class TrainingRun:
         _, losses = negative_elbo(parts, means, weighted_variance, beta, config)
         self.optimizer.zero_grad()
         if self.moments is not None:
-            losses = losses + self.moments.nll(parts.mean, frames)
+            losses = losses + self.moments.nll(parts.mean, frames, foreground[:, 1])
         if self.anchor is not None:
             losses = losses + self.anchor.nll(parts.mean, frames)
         (losses.sum() / config.batch_size).backward()  # type: ignore[no-untyped-call]
@@ -267,13 +268,21 @@ class TrainingRun:
         }
 
     def _image_moments(self) -> ImageMoments:
+        which = "places" if self.config.places else "moments"
+        count = getattr(self.config, which)
         if len(self.medians) > 1:
             raise ValueError(
-                f"moments={self.config.moments} needs frames of one environment; {self.folder} has those of "
-                f"{', '.join(self.medians)}. Train with moments=0 (--moments 0)."
+                f"{which}={count} needs frames of one environment; {self.folder} has those of "
+                f"{', '.join(self.medians)}. Train with {which}=0 (--{which} 0)."
             )
         (median,) = self.medians.values()
-        return ImageMoments(self.sample[:START_FRAMES], median, self.config.moments)
+        if which == "moments":
+            return ImageMoments(self.sample[:START_FRAMES], median, count)
+        episodes = self.folder.episodes()
+        size = min(PLACES_FRAMES, sum(episodes[episode] for episode in self.episodes))
+        batches = self.folder.batches_and_foreground(size, self.medians, self.episodes, seed=self.config.seed)
+        frames, foreground = read_once(self.fabric, lambda: next(batches))
+        return Places(frames, median, count, foreground[:, 1])
 
     def _terms(self, frames: Tensor, foreground: Tensor, noise: Tensor, pairs: bool = False) -> Terms:
         config = self.config

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 # Fewer active units than this means that the latent says next to nothing about the frame.
 COLLAPSED_BELOW = 2
+# An agent observes the dimensions of places so many times louder than others, which are more and say less.
+LOUDNESS = 4.0
 # The card that a recipe writes beside an encoder.
 CARD_FILES = ("README.md", "card.png", "labels.json", "reports.json")
 
@@ -197,11 +199,14 @@ def _write_encoder(training: TrainingRun, precision: tuple[str, str]) -> Encoder
     vae = fold(training.vae).requires_grad_(False)
     measured = evaluate_vae(vae, training.held_out_sample)
     collapsed = measured["active_units"] < COLLAPSED_BELOW
+    statistics = latent_statistics(vae, training.sample)
+    louder = len(training.moments.names) if training.moments is not None and config.places else 0
     libraries = {name: version(name) for name in ("torch", "lightning-fabric", "numpy")}
     result = EncoderConfig(
         frame_spec=training.folder.frame_spec,
         vae=config.vae,
-        latents=latent_statistics(vae, training.sample),
+        latents=statistics,
+        scaled_as=_louder(statistics, louder) if louder else None,
         source=training.folder.source,
         provenance=Provenance(
             run=training.run,
@@ -224,6 +229,13 @@ def _write_encoder(training: TrainingRun, precision: tuple[str, str]) -> Encoder
     result = write_encoder_folder(config.out, result, vae.tensors(), training.sample[:CALIBRATION_FRAMES])
     remove_checkpoint(config.out, training.run)
     return result
+
+
+def _louder(statistics: dict[str, list[float]], count: int) -> dict[str, list[float]]:
+    """Return what scales latents so that the first ``count`` dimensions are ``LOUDNESS`` times louder."""
+    # A dimension without variance, whose std is 0.1 or less, is not scaled, and none must look like one.
+    first = [max(std / LOUDNESS, min(std, 0.101)) for std in statistics["std"][:count]]
+    return {"mean": statistics["mean"], "std": first + statistics["std"][count:]}
 
 
 def remove_card(out: Path) -> None:

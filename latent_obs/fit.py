@@ -59,7 +59,8 @@ SHARD_ROWS = 1024  # an interrupted fit collects at most so many frames, and the
 MIN_WORKERS = 2
 # A larger network pays where there is time for it.
 SMALL, LARGE, LARGE_FROM_SECONDS = (16, 32, 64), (32, 64, 128), 300.0
-PLACES = 14
+# Places cost steps at first, so where there are few, their dimensions are held loosely, as those of moments.
+PLACES, PLACES_FROM_SECONDS = 14, 30.0
 EVALUATED_FRAMES = 768
 
 
@@ -343,6 +344,7 @@ def _train_config(config: FitConfig, work: Path) -> TrainConfig:
     from latent_obs.training.config import TrainConfig
     from latent_obs.training.train import steps_of
 
+    which = "places" if config.seconds >= PLACES_FROM_SECONDS else "moments"
     return TrainConfig(
         work / "frames",
         work / "trained",
@@ -352,7 +354,7 @@ def _train_config(config: FitConfig, work: Path) -> TrainConfig:
         batch_size=32,
         learning_rate=0.01,
         optimizer="muon",
-        places=min(PLACES, config.latent_dim // 2),
+        **{which: min(PLACES, config.latent_dim // 2)},
         evaluate_every=10**6,  # once, at the end
         seed=config.seed,
     )

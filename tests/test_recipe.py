@@ -441,6 +441,9 @@ def test_a_card_tells_the_optimizer_and_the_moments() -> None:
     run = replace(run, config={**run.config, "optimizer": "muon", "moments": 14})
     told = card_text("x", replace(config, provenance=replace(config.provenance, run=run)))
     assert "16-32-64, Muon, learning rate 0.001, seed 0, objective calibrated with 14 moments, " in told
+    run = replace(run, config={**run.config, "moments": 0, "places": 6})
+    told = card_text("x", replace(config, provenance=replace(config.provenance, run=run)))
+    assert "objective calibrated with 6 places, " in told
 
 
 def test_what_a_card_has_in_brackets_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,8 +87,9 @@ class Encoder:
     def statistics(self) -> tuple[Latents, Latents]:
         """Mean and standard deviation of its latents over the training frames, ``(latent_dim,)`` each.
 
-        With :attr:`normalize` they are 0 and 1, but for the deviation of inactive dimensions, and for a
-        refreshed encoder, which scales as the encoder does that it was made from.
+        With :attr:`normalize` they are 0 and 1, but for the deviation of inactive dimensions and of those
+        that hold places, which is 4, and for a refreshed encoder, which scales as the encoder does that it
+        was made from.
         """
         mean, std = np.array(self.config.latents["mean"]), np.array(self.config.latents["std"])
         if self.normalize:
@@ -118,8 +119,8 @@ class Encoder:
         Returns:
             The posterior means, float32 of shape ``(latent_dim,)`` or ``(N, latent_dim)``; a
             new array each time, unbounded. With :attr:`normalize` each dimension has zero mean
-            and unit variance over the training frames. A frame's latent does not depend on the
-            others in its batch.
+            and unit variance over the training frames, but for those that hold places
+            (:func:`load_encoder`). A frame's latent does not depend on the others in its batch.
 
         Raises:
             ValueError: If ``frames`` has another dtype or shape.
@@ -225,7 +226,9 @@ def load_encoder(
             are many.
         normalize: Scale latents to zero mean and unit variance over the encoder's training frames,
             dimension by dimension. Inactive dimensions, whose variance is at most 0.01, are
-            centred but not scaled. This is the default, here as in wrappers. :meth:`Encoder.posterior`
+            centred but not scaled. Those that were trained to be places (``places`` of
+            :class:`~latent_obs.TrainConfig`) get a standard deviation of 4, so that an agent hears them
+            among the others. This is the default, here as in wrappers. :meth:`Encoder.posterior`
             is never scaled.
 
     Raises:

@@ -119,8 +119,9 @@ class EncoderConfig:
         metrics: How good it is on held-out episodes; a JSON object is converted.
         weights_sha256: SHA-256 of ``model.safetensors``, by which an interrupted replacement of an encoder is
             noticed. :func:`write_encoder_folder` sets it; ``None`` in folders that are older than this field.
-        scaled_as: ``mean`` and ``std`` by which ``normalize`` scales; a refreshed encoder keeps those of the
-            encoder that it was made from. ``None`` (default): those in ``latents``.
+        scaled_as: ``mean`` and ``std`` by which ``normalize`` scales. A refreshed encoder keeps those of the
+            encoder that it was made from, and where dimensions hold places, theirs is a quarter of the
+            deviation. ``None`` (default): those in ``latents``.
     """
 
     frame_spec: FrameSpec
@@ -141,8 +142,9 @@ class EncoderConfig:
         """What ``normalize`` subtracts from each dimension of a latent, and what it divides it by.
 
         They are the mean and the standard deviation over the training frames, of a refreshed encoder over
-        those of the first encoder in that line. An inactive dimension is
-        divided by 1, because it holds noise, which must not become as loud as the others.
+        those of the first encoder in that line; of a dimension that holds a place a quarter of the deviation,
+        so that an agent hears it. An inactive dimension is divided by 1, because it holds noise, which must
+        not become as loud as the others.
 
         Example:
             >>> latents = {"mean": [0.5, 3.0], "std": [2.0, 0.01], "kl": [4.0, 0.0]}

@@ -193,7 +193,8 @@ def _making(config: EncoderConfig, recipe: Mapping[str, Any]) -> list[str]:
     settings = run.get("config", {})
     if {"steps", "batch_size", "channels", "learning_rate", "seed", "objective"} <= settings.keys():
         channels = "-".join(map(str, settings["channels"]))
-        moments = f" with {settings['moments']} moments" if settings.get("moments") else ""
+        held = [name for name in ("moments", "places") if settings.get(name)]
+        moments = f" with {settings[held[0]]} {held[0]}" if held else ""
         lines.append(
             f"- {settings['steps']:,} steps of {settings['batch_size']} frames, convolutions {channels}, "
             f"{settings.get('optimizer', 'adam').capitalize()}, learning rate {settings['learning_rate']:g}, "

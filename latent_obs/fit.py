@@ -344,7 +344,7 @@ def _train_config(config: FitConfig, work: Path) -> TrainConfig:
     from latent_obs.training.config import TrainConfig
     from latent_obs.training.train import steps_of
 
-    which = "places" if config.seconds >= PLACES_FROM_SECONDS else "moments"
+    count, loose = min(PLACES, config.latent_dim // 2), config.seconds < PLACES_FROM_SECONDS
     return TrainConfig(
         work / "frames",
         work / "trained",
@@ -354,7 +354,8 @@ def _train_config(config: FitConfig, work: Path) -> TrainConfig:
         batch_size=32,
         learning_rate=0.01,
         optimizer="muon",
-        **{which: min(PLACES, config.latent_dim // 2)},
+        moments=count if loose else 0,
+        places=0 if loose else count,
         evaluate_every=10**6,  # once, at the end
         seed=config.seed,
     )

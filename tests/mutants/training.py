@@ -267,6 +267,27 @@ MUTANTS = [
         "tests/training/test_pca.py -k memory",
     ),
     Mutant(
+        "Places are those of what stands still, too",
+        MOMENTS,
+        "return super()._moves(frames, None) & changed",
+        "return super()._moves(frames, None)",
+        f"{TEST_MOMENTS} -k seldom_changes",
+    ),
+    Mutant(
+        "What stands still pulls its place to the middle",
+        MOMENTS,
+        "return seen.repeat_interleave(3, -1)",
+        "return torch.ones_like(seen).repeat_interleave(3, -1)",
+        f"{TEST_MOMENTS} -k no_target",
+    ),
+    Mutant(
+        "Places are as loud as other dimensions",
+        "latent_obs/training/train.py",
+        "LOUDNESS = 4.0",
+        "LOUDNESS = 1.0",
+        f"{TEST_MOMENTS} -k louder",
+    ),
+    Mutant(
         "Training ignores the moments",
         RUN,
         "losses = losses + self.moments.nll",

@@ -14,6 +14,7 @@ from latent_obs.encoders.provenance import Run
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.distributed import make_fabric
 from latent_obs.training.moments import ImageMoments, Places, _found, _telling
+from latent_obs.training.pca import write_pca
 from latent_obs.training.run import TrainingRun
 from latent_obs.training.train import train_vae
 from latent_obs.vae import latents, load_vae
@@ -221,6 +222,9 @@ def test_dimensions_of_places_are_louder_than_others(pong_frames: FramesFolder, 
     std = load_encoder(config.out, precision="float32")(frames).std(0)
     assert np.allclose(std[:2], 4, rtol=0.2)
     assert std[2:].max() < 1.5
+    write_pca(config, pong_frames, tmp_path / "pca")  # in its place: PCA has no places
+    std = load_encoder(tmp_path / "pca", precision="float32")(frames).std(0)
+    assert std.max() < 1.5
 
 
 @pytest.mark.parametrize(

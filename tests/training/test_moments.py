@@ -196,7 +196,7 @@ def test_places_are_those_of_what_moves_and_not_of_what_seldom_changes() -> None
     def nearest(moments: ImageMoments, values: torch.Tensor) -> float:
         """Correlation of x with the unweighted moment that is closest to it."""
         plain = [i for i, name in enumerate(moments.names) if name.startswith("x") and "little" not in name]
-        return max(abs(np.corrcoef(values[:, i], place[:, 0])[0, 1]) for i in plain)
+        return float(max(abs(np.corrcoef(values[:, i], place[:, 0])[0, 1]) for i in plain))
 
     assert nearest(places, values) > 0.95
     still = ImageMoments(frames, median, 16)

@@ -193,12 +193,13 @@ def _making(config: EncoderConfig, recipe: Mapping[str, Any]) -> list[str]:
     settings = run.get("config", {})
     if {"steps", "batch_size", "channels", "learning_rate", "seed", "objective"} <= settings.keys():
         channels = "-".join(map(str, settings["channels"]))
-        held = [name for name in ("moments", "places") if settings.get(name)]
-        moments = f" with {settings[held[0]]} {held[0]}" if held else ""
+        held = "".join(
+            f" with {settings[name]} {name}" for name in ("moments", "places") if settings.get(name)
+        )
         lines.append(
             f"- {settings['steps']:,} steps of {settings['batch_size']} frames, convolutions {channels}, "
             f"{settings.get('optimizer', 'adam').capitalize()}, learning rate {settings['learning_rate']:g}, "
-            f"seed {settings['seed']}, objective {settings['objective']}{moments}, "
+            f"seed {settings['seed']}, objective {settings['objective']}{held}, "
             f"{provenance.get('precision', 'float32')}."
         )
     if "seconds" in provenance:

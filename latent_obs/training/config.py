@@ -131,14 +131,11 @@ class TrainConfig:
             raise ValueError(
                 f"beta_start={self.beta_start} needs a beta above 0 and below it to fall to, got {self.beta}."
             )
-        if not 0 <= self.moments <= self.latent_dim:
-            raise ValueError(
-                f"moments must be from 0 to latent_dim, which is {self.latent_dim}; got {self.moments}."
-            )
-        if not 0 <= self.places <= self.latent_dim:
-            raise ValueError(
-                f"places must be from 0 to latent_dim, which is {self.latent_dim}; got {self.places}."
-            )
+        for name in ("moments", "places"):
+            if not 0 <= (count := getattr(self, name)) <= self.latent_dim:
+                raise ValueError(
+                    f"{name} must be from 0 to latent_dim, which is {self.latent_dim}; got {count}."
+                )
         if self.places and (self.moments or self.pairs):
             raise ValueError(
                 f"places cannot be combined with moments or pairs, got places={self.places}, "

@@ -109,8 +109,9 @@ class ImageMoments:
         Both are of shape (N, len(names)).
         """
         values, shown = self._all(frames.cpu(), None if changed is None else changed.cpu())
-        scaled = ((values - self._mean) / self._std)[:, self._chosen].clamp(-LIMIT, LIMIT)
-        return scaled.to(frames.device), shown[:, self._chosen].to(frames.device)
+        values, shown = values[:, self._chosen], shown[:, self._chosen]
+        scaled = (values - self._mean[self._chosen]) / self._std[self._chosen]
+        return scaled.clamp(-LIMIT, LIMIT).to(frames.device), shown.to(frames.device)
 
     def nll(self, mean: Tensor, frames: Tensor, changed: Tensor | None = None) -> Tensor:
         """Return -log p(moments | posterior mean) but for a constant, in nats per frame, shape (N,).
@@ -139,14 +140,10 @@ class ImageMoments:
         Both are of shape (N, (colours + 1) * 6).
         """
         parts, there, groups = [], [], self._colors + 1
-        moves = torch.cat(
-            [
-                self._moves(frames[i : i + 256], None if changed is None else changed[i : i + 256])
-                for i in range(0, len(frames), 256)
-            ]
-        )
-        for some, counts in zip(torch.split(frames, 256), torch.split(moves, 256), strict=True):
-            rows, pixels = counts.flatten(1).nonzero(as_tuple=True)
+        for start in range(0, len(frames), 256):
+            some = frames[start : start + 256]
+            moves = self._moves(some, None if changed is None else changed[start : start + 256])
+            rows, pixels = moves.flatten(1).nonzero(as_tuple=True)
             color = self._color_of[color_bins(some.flatten(1, 2)[rows, pixels].int()[None])[0].long()]
             sums = torch.zeros(len(some) * groups, 6)
             for group in (color, torch.full_like(color, self._colors)):

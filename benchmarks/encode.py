@@ -108,7 +108,7 @@ def check(name: str, frames: Any, eager: Callable[[Any], Any]) -> dict[str, Call
     found = resolve(name)
     calibration = found.calibration()
     assert calibration is not None
-    both = quantise.quantise(found.config.vae, found.tensors(), calibration)
+    both = quantise.quantise(found.config.vae, found.tensors(), calibration, found.config.latents["std"])
     integers = both.outputs(slice(0, found.config.vae.latent_dim))
     if graph.has_int8():
         runs["OpenVINO int8"] = graph.compile_encoder(
@@ -117,7 +117,7 @@ def check(name: str, frames: Any, eager: Callable[[Any], Any]) -> dict[str, Call
     if kernel.paths():
         runs["kernel int8"] = load_encoder(name, precision="int8", normalize=False)
     for label, run in runs.items():
-        error = parity_error(reference, run(frames))
+        error = parity_error(reference, run(frames), reference.std(0))
         # A game that is short shows less than the calibration frames, and 2% of less is less.
         assert error < 1.5 * PARITY, f"{name}: {label} is off by {error:.1%}"
         print(f"# {name}: {label} is off from eager PyTorch by {error:.2%} of a standard deviation")

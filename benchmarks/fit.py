@@ -143,7 +143,8 @@ def main(args: Args) -> None:
                 row += [f"{card.changing_r2:.3f} ({pca.changing_r2:.3f})"]
                 calibration = read_calibration(out)
                 assert calibration is not None  # every fit writes it
-                integers = quantise(found.config.vae, found.tensors(), calibration)
+                std = found.config.latents["std"]
+                integers = quantise(found.config.vae, found.tensors(), calibration, std)
                 row += [f"{integers.error:.1%}"]
                 game = folder.source.emulator.get("game", "")
                 if game in games():

@@ -5,15 +5,16 @@ the head reads has 10 bits and the head's weights have 16. Rounding makes the sa
 has the same colour, and over a background these errors add up. Three things against that cost nothing when
 encoding:
 
-- the channels of the first convolution are brought to similar ranges, and the next layer's weights undo it
+- the channels between two convolutions are brought to similar ranges, and the next layer's weights undo it
   (exact, since ReLU commutes with a positive factor; Nagel et al. 2019, "Data-Free Quantization Through
   Weight Equalization and Bias Correction");
-- layer by layer, each channel's scale and bias are fitted by least squares, so that its mean before ReLU
-  over the calibration frames is float32's;
+- layer by layer, weights and biases are fitted to make of the rounded inputs what float32 makes of the exact
+  ones, and each weight that is rounded moves those that are not, so that they make up for it (Frantar et al.
+  2023, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers");
 - the head's outputs get the mean that they have in float32.
 
 A frame unlike those that the ranges were taken from may exceed them, and what exceeds them is cut off: hence
-some headroom.
+some headroom, which costs precision.
 
 All of it is computed in float64 and rounded to integers or float32, so that machines whose sums differ in
 the last bits agree on the result.
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,19 +35,22 @@ from latent_obs.encoders.folder import ACTIVE_VARIANCE, Latents, Tensors, VAECon
 from latent_obs.frames import FRAME_SHAPE, Frame, Frames
 
 # Change it with any change of the numbers below: it is part of the key under which results are remembered.
-VERSION = 5
+VERSION = 6
 
 # The largest value between two layers, and the largest that the head reads.
 TOP, HEAD_TOP = 255, 1023
-# A channel of a convolution is divided by its range to a power: 0 keeps the ranges as they are, 1 makes them
-# all alike, and then a new frame exceeds more of them. Of these triples, the power of the first convolution,
-# that of those between it and the last, and the headroom of the latter, the one with the smallest error on
-# the frames fitted to is taken.
-EQUALISE = (
-    (0.5, 0.0, 1.0), (0.75, 0.0, 1.0), (0.5, 0.5, 1.0), (0.5, 0.5, 1.15), (0.5, 1.0, 1.15), (0.5, 1.0, 1.3),
-)  # fmt: skip
-# What the head reads may be so many times as large as on the frames fitted to.
-HEADROOM = 1.5
+# A channel between two convolutions is divided by its range to this power: 0 keeps the ranges as they are, 1
+# makes them all alike, and then more channels of a new frame exceed theirs.
+EQUALISE = 0.75
+# What lies between the convolutions may be so many times as large as on the frames fitted to; of these, the
+# one with the smallest error is taken. What the head reads may be so many times as large.
+HEADROOM, HEAD_HEADROOM = (1.0, 1.15, 1.3), 1.5
+# Of so many held-out frames, the one that is farthest off does not count.
+MANY = 8
+# Shares of the inputs' mean square that hold weights where they are: when they are fitted to the rounded
+# inputs, and when one makes up for another. A layer with more inputs is rounded without, which takes seconds.
+HOLD_FIT, HOLD_ROUND, MOST_FITTED = 0.2, 0.01, 2048
+BLOCK = 64  # inputs whose effect on the others is added up before it is applied
 # An int8 sum of 16 x 1024 products is below 2^29, and a bias is kept below 2^28.
 MOST_CHANNELS = 1024
 MOST_BIAS = 2.0**28
@@ -70,8 +74,9 @@ class Quantised:
         scale: ``float64``, shape ``(outputs,)``.
         offset: ``float64``, shape ``(outputs,)``: an output is its sum times ``scale`` plus ``offset``.
         background: The median calibration frame, ``uint8`` (64, 64, 3).
-        error: How far the means are from float32's on calibration frames that nothing above was fitted to:
-            the largest rms difference in an active dimension, in standard deviations.
+        error: How far the means are from float32's on calibration frames, when weights and ranges are fitted
+            to the other half of them: the largest rms difference in an active dimension, in standard
+            deviations of that dimension.
     """
 
     channels: tuple[int, ...]
@@ -139,40 +144,55 @@ class Quantised:
         )
 
 
-def quantise(vae: VAEConfig, tensors: Tensors, frames: Frames) -> Quantised:
+def quantise(vae: VAEConfig, tensors: Tensors, frames: Frames, std: Sequence[float]) -> Quantised:
     """Quantise an encoder.
 
     Args:
         vae: Sizes of the networks, with at most 1024 channels in a layer.
         tensors: Weights, named as in ``model.safetensors``.
-        frames: Calibration frames, ``uint8`` (N, 64, 64, 3). Every second one sets ranges and biases; the
-            error is measured on the others.
+        frames: Calibration frames, ``uint8`` (N, 64, 64, 3). To choose the headroom and to measure the error,
+            each half is fitted to in turn and the other half encoded; then all of them are fitted to.
+        std: Standard deviation of each latent dimension, by which the error is measured.
 
     Returns:
         The encoder with 2 x latent_dim outputs: means, then log-variances.
     """
     frames = _different(frames)
-    fitted, unseen = frames[::2], frames[1::2] if len(frames) > 1 else frames
-    exact = [_latents(vae, tensors, some) for some in (fitted, unseen)]
+    halves = (frames[::2], frames[1::2]) if len(frames) > 1 else (frames, frames)
+    exact = [_latents(vae, tensors, half)[:, : vae.latent_dim] for half in halves]
 
-    def error(quantised: Quantised, some: int) -> float:
-        found = simulate(quantised, (fitted, unseen)[some])
-        return parity_error(exact[some][:, : vae.latent_dim], found[:, : vae.latent_dim])
+    def error(headroom: float) -> float:
+        wanted, found = [], []
+        for fitted, held_out, latents in zip(halves, halves[::-1], exact[::-1], strict=True):
+            integers = simulate(_fit(vae, tensors, fitted, headroom), held_out)
+            rows = _usual(latents, integers[:, : vae.latent_dim])
+            wanted.append(rows[0])
+            found.append(rows[1])
+        return parity_error(np.concatenate(wanted), np.concatenate(found), std)
 
-    candidates = [_fit(vae, tensors, fitted, *powers) for powers in EQUALISE]
-    best = min(candidates, key=lambda quantised: error(quantised, 0))
-    return replace(best, error=error(best, 1))
+    errors = {headroom: error(headroom) for headroom in HEADROOM}
+    best = min(errors, key=errors.__getitem__)
+    return replace(_fit(vae, tensors, frames, best), error=errors[best])
 
 
-def _fit(
-    vae: VAEConfig, tensors: Tensors, frames: Frames, first: float, middle: float, headroom: float
-) -> Quantised:
+def _usual(exact: Latents, found: Latents) -> tuple[Latents, Latents]:
+    """Leave out the frame that is farthest off.
+
+    A scene that one frame alone shows may be beyond every range of the other half; all of them show it.
+    """
+    if len(exact) < MANY:
+        return exact, found
+    worst = int(np.square(found - exact).sum(1).argmax())
+    return np.delete(exact, worst, 0), np.delete(found, worst, 0)
+
+
+def _fit(vae: VAEConfig, tensors: Tensors, frames: Frames, headroom: float) -> Quantised:
     """Quantise with all of the frames; the error is not measured."""
     kernels, biases, head, head_bias = _matrices(vae, tensors)
     sums = _forward(kernels, biases, frames)
     for i in range(max(1, len(kernels) - 1)):
         features = sums[i].max((0, 1, 2))
-        factor = np.where(features > 0, np.maximum(features, 0), 1) ** (middle if i else first)
+        factor = np.where(features > 0, np.maximum(features, 0), 1) ** EQUALISE
         following = kernels[i + 1] if i + 1 < len(kernels) else head
         following *= np.tile(factor, len(following) // len(factor))[:, None]
         kernels[i] /= factor
@@ -184,13 +204,16 @@ def _fit(
     for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
         worth = np.maximum(np.abs(kernel).max(0) / 127, np.abs(bias) / step / MOST_BIAS)
         worth[worth == 0] = 1
-        weight = _rint(kernel / worth)
-        found = columns(inputs) @ weight
-        scale = _slope(found, exact[i], step * worth)
+        scale = step * worth
+        seen = columns(inputs)
+        weight = _rounded(
+            seen.reshape(-1, len(kernel)), kernel / worth, exact[i].reshape(-1, len(bias)) / scale
+        )
+        found = seen @ weight
         bias = np.rint((exact[i] / scale - found).mean((0, 1, 2)))
         top, room = TOP, headroom if i else 1.0
         if i == len(kernels) - 1:
-            top, room = HEAD_TOP, HEADROOM
+            top, room = HEAD_TOP, HEAD_HEADROOM
         step = (max(float(exact[i].max()), 0.0) or 1.0) * room / top
         multiplier = (scale / step).astype(np.float32)
         weights.append(weight.astype(np.int8))
@@ -210,6 +233,41 @@ def _fit(
     return Quantised(vae.channels, *layers, integers, scale, offset, background, math.nan)
 
 
+def _rounded(inputs: Floats, weights: Floats, wanted: Floats) -> Floats:
+    """Round a layer's weights to integers from -127 to 127, the largest inputs first.
+
+    Args:
+        inputs: What the layer sees, integers of shape (places, before).
+        weights: What would be right for exact inputs, shape (before, after).
+        wanted: What the layer gives with exact inputs, shape (places, after).
+
+    Returns:
+        The weights, shape (before, after), whose sums over the inputs are near what is wanted, but for a
+        constant that the bias is for.
+    """
+    if len(weights) > MOST_FITTED:
+        return _rint(weights)
+    centred = inputs - inputs.mean(0)
+    products = centred.T @ centred / len(inputs)
+    hold = np.eye(len(weights)) * (np.trace(products) / len(weights) or 1.0)
+    missing = wanted - wanted.mean(0) - centred @ weights
+    weights = weights + np.linalg.solve(products + HOLD_FIT * hold, centred.T @ missing / len(inputs))
+
+    order = np.argsort(-np.rint(products.diagonal() * 2**20), kind="stable")
+    inverse = np.linalg.inv((products + HOLD_ROUND * hold)[np.ix_(order, order)])
+    effect = np.linalg.cholesky(inverse).T  # of an error in one weight on those after it
+    rest, rounded = weights[order], np.empty_like(weights)
+    for begin in range(0, len(order), BLOCK):
+        block = range(begin, min(begin + BLOCK, len(order)))
+        errors = np.empty((len(block), weights.shape[1]))
+        for i in block:
+            rounded[order[i]] = np.clip(_rint(rest[i]), -127, 127)
+            errors[i - begin] = (rest[i] - rounded[order[i]]) / effect[i, i]
+            rest[i + 1 : block.stop] -= np.outer(effect[i, i + 1 : block.stop], errors[i - begin])
+        rest[block.stop :] -= effect[begin : block.stop, block.stop :].T @ errors
+    return rounded
+
+
 def _rint(weights: Floats) -> Floats:
     """Round to integers so that the last bits, which each BLAS sums up to otherwise, do not decide.
 
@@ -220,22 +278,24 @@ def _rint(weights: Floats) -> Floats:
     return rounded
 
 
-def parity_error(reference: Latents, latents: Latents) -> float:
+def parity_error(reference: Latents, latents: Latents, std: Sequence[float]) -> float:
     """Return the largest rms difference over the active dimensions, in standard deviations.
 
     Args:
         reference: float32 latents of some frames, shape (N, latent_dim).
         latents: The same frames' latents in another precision.
+        std: Standard deviation of each dimension over many frames. That of a few frames may be much smaller,
+            where a dimension says where something is that is seldom there.
 
     Example:
         >>> reference = np.array([[-1.0, 0], [1.0, 0]], np.float32)
-        >>> round(parity_error(reference, reference + np.float32(0.01)), 4)
-        0.01
+        >>> round(parity_error(reference, reference + np.float32(0.01), [2.0, 0.0]), 4)
+        0.005
     """
-    std = reference.std(0)
-    active = np.square(std) > ACTIVE_VARIANCE
+    deviations = np.asarray(std)
+    active = np.square(deviations) > ACTIVE_VARIANCE
     rms = np.sqrt(np.square(latents - reference).mean(0))
-    return float((rms[active] / std[active]).max(initial=0.0))
+    return float((rms[active] / deviations[active]).max(initial=0.0))
 
 
 def simulate(quantised: Quantised, frames: Frames) -> Latents:
@@ -262,9 +322,9 @@ def columns(pictures: Floats) -> Floats:
     return windows.transpose(0, 1, 2, 4, 5, 3).reshape(*windows.shape[:3], -1)
 
 
-def key_of(vae: VAEConfig, tensors: Tensors, frames: Frames) -> str:
+def key_of(vae: VAEConfig, tensors: Tensors, frames: Frames, std: Sequence[float]) -> str:
     """Return a name for the result of :func:`quantise` that no other encoder's has."""
-    digest = hashlib.sha256(f"{VERSION} {vae}".encode())
+    digest = hashlib.sha256(f"{VERSION} {vae} {list(std)}".encode())
     for name in sorted(tensors):
         if name.startswith(("encoder.", "mean.", "log_variance.")):
             digest.update(tensors[name].tobytes())
@@ -310,11 +370,3 @@ def _latents(vae: VAEConfig, tensors: Tensors, frames: Frames) -> Latents:
     features = np.maximum(_forward(kernels, biases, frames)[-1], 0).reshape(len(frames), -1)
     latents: Latents = (features @ head + head_bias).astype(np.float32)
     return latents
-
-
-def _slope(sums: Floats, exact: Floats, expected: Floats) -> Floats:
-    """Fit ``exact = slope * sums + constant`` in each channel; at most 3% from what is expected."""
-    centred = sums - sums.mean((0, 1, 2))
-    variance = np.square(centred).mean((0, 1, 2))
-    slope = (centred * exact).mean((0, 1, 2)) / np.where(variance > 0, variance, 1)
-    return np.where(variance > 0, np.clip(slope, expected * 0.97, expected * 1.03), expected)

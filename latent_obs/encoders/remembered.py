@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -25,19 +26,19 @@ from latent_obs.frames import Frames
 TIMING = 1
 
 
-def quantised(vae: VAEConfig, tensors: Tensors, frames: Frames) -> Quantised:
+def quantised(vae: VAEConfig, tensors: Tensors, frames: Frames, std: Sequence[float]) -> Quantised:
     """Do what :func:`~latent_obs.encoders.quantise.quantise` does, once for each encoder and machine.
 
     The file is the SHA-256 of the arrays' safetensors, and these: a bit that flipped is noticed.
     """
-    name = f"int8-{quantise.key_of(vae, tensors, frames)[:40]}"
+    name = f"int8-{quantise.key_of(vae, tensors, frames, std)[:40]}"
     try:
         content = (cache_folder() / name).read_bytes()
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             raise ValueError(f"{name} is damaged")
         return Quantised.from_tensors(vae, safetensors.numpy.load(content[32:]))
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError):
-        result = quantise.quantise(vae, tensors, frames)
+        result = quantise.quantise(vae, tensors, frames, std)
         content = safetensors.numpy.save(result.to_tensors())
         _write(name, hashlib.sha256(content).digest() + content)
         return result

@@ -182,7 +182,9 @@ class _OnCPU:
         """The encoder in integers, both heads."""
         if self._quantised is None:
             assert self.frames is not None
-            self._quantised = remembered.quantised(self.config.vae, self.tensors, self.frames)
+            self._quantised = remembered.quantised(
+                self.config.vae, self.tensors, self.frames, self.config.latents["std"]
+            )
         return self._quantised
 
     def compile(self, precision: Precision, heads: Sequence[str] = ("mean",), *, normalize: bool) -> Run:
@@ -239,12 +241,15 @@ class _OnCPU:
         return Compiled(run, precision, reason)
 
     def error(self, precision: Precision, run: Run) -> float:
-        """Return how far latents are from float32's, on calibration frames that nothing was fitted to."""
+        """Return how far latents are from float32's on calibration frames, as :func:`parity_error` does."""
+        fitted = self.quantised.error if precision == "int8" else 0.0
         if precision == "int8" and kernel.paths():
-            return self.quantised.error  # the same bits
+            return fitted  # the same bits
         assert self.frames is not None
-        frames = self.frames[1::2] if precision == "int8" else self.frames
-        return parity_error(self.compile("float32", normalize=self.options.normalize)(frames), run(frames))
+        normalize = self.options.normalize
+        std = np.array(self.config.latents["std"]) / (self.config.scaling[1] if normalize else 1.0)
+        reference = self.compile("float32", normalize=normalize)(self.frames)
+        return max(fitted, parity_error(reference, run(self.frames), std.tolist()))
 
     def _by_speed(self) -> tuple[list[Precision], str]:
         """Return the precisions to try, the fastest first, and why in this order."""

@@ -15,6 +15,7 @@ from latent_obs import load_encoder
 from latent_obs.encoders import quantise, remembered
 from tests.conftest import TINY_VAE, random_tensors
 
+STD = [1.0] * TINY_VAE.latent_dim
 USE = """
 import socket, sys, threading
 
@@ -126,7 +127,7 @@ def test_a_cached_array_of_which_a_byte_changed_is_computed_anew(
 ) -> None:
     monkeypatch.setenv("LATENT_OBS_HOME", str(tmp_path))
     images = frames(4)
-    found = remembered.quantised(TINY_VAE, random_tensors(TINY_VAE), images)
+    found = remembered.quantised(TINY_VAE, random_tensors(TINY_VAE), images, STD)
     (path,) = tmp_path.glob("int8-*")
     whole = path.read_bytes()
     arrays = [array.tobytes() for array in found.to_tensors().values()]
@@ -134,7 +135,7 @@ def test_a_cached_array_of_which_a_byte_changed_is_computed_anew(
         damaged = bytearray(whole)
         damaged[whole.index(array)] ^= 1
         path.write_bytes(damaged)
-        again = remembered.quantised(TINY_VAE, random_tensors(TINY_VAE), images)
+        again = remembered.quantised(TINY_VAE, random_tensors(TINY_VAE), images, STD)
         assert [each.tobytes() for each in again.to_tensors().values()] == arrays
         assert path.read_bytes() == whole
     assert len(calls) == 1 + len(arrays) == 12
@@ -143,15 +144,16 @@ def test_a_cached_array_of_which_a_byte_changed_is_computed_anew(
 def test_one_encoder_is_not_taken_for_another_of_its_shape(frames: Any) -> None:
     """Any weight that acts, any calibration frame and the version of the arithmetic tell them apart."""
     images = frames(4)
-    keys = [quantise.key_of(TINY_VAE, random_tensors(TINY_VAE), images)]
-    assert quantise.key_of(TINY_VAE, random_tensors(TINY_VAE), images) == keys[0]
+    keys = [quantise.key_of(TINY_VAE, random_tensors(TINY_VAE), images, STD)]
+    assert quantise.key_of(TINY_VAE, random_tensors(TINY_VAE), images, STD) == keys[0]
     for name, tensor in random_tensors(TINY_VAE).items():
         if name.startswith(("encoder.", "mean.", "log_variance.")):
             other = tensor.copy()
             other.flat[-1] += 1
-            keys.append(quantise.key_of(TINY_VAE, {**random_tensors(TINY_VAE), name: other}, images))
-    keys.append(quantise.key_of(TINY_VAE, random_tensors(TINY_VAE), images[::-1]))
-    assert len(set(keys)) == len(keys) > 8
+            keys.append(quantise.key_of(TINY_VAE, {**random_tensors(TINY_VAE), name: other}, images, STD))
+    keys.append(quantise.key_of(TINY_VAE, random_tensors(TINY_VAE), images[::-1], STD))
+    keys.append(quantise.key_of(TINY_VAE, random_tensors(TINY_VAE), images, [2.0, *STD[1:]]))
+    assert len(set(keys)) == len(keys) > 9
 
 
 def test_a_cache_that_cannot_be_written_is_no_error(

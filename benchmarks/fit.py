@@ -108,7 +108,9 @@ def read_positions(fitted: Any, measured: Any, known: Any, truth: Any, names: li
     features, read = whiten(fitted, measured)
     scores = {}
     for i, name in enumerate(names):
-        here, there = known[:, i] > 0, truth[:, i] > 0
+        # An object is on the screen if none of its coordinates is 0.
+        of = [j for j, other in enumerate(names) if other.rpartition("_")[0] == name.rpartition("_")[0]]
+        here, there = ((each[:, of] > 0).all(1) for each in (known, truth))
         if known[here, i].std() < 1 or truth[there, i].std() < 1:
             continue  # it does not move
         center, offset = features[here].mean(0), known[here, i].mean()

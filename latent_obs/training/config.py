@@ -73,9 +73,9 @@ class TrainConfig:
     """train at most so many latent dimensions to be the places and sizes of moving objects, colour by colour,
     so that a linear reader finds more of them; for frames of one environment"""
     places: int = 0
-    """train at most so many latent dimensions to be the places of what moves from frame to frame, colour by
-    colour, and scale them to be louder than others in what an agent observes; not together with `moments`,
-    and for frames of one environment"""
+    """train at most so many latent dimensions to be the places of objects: of pixels of one colour that move
+    from frame to frame and lie together. An agent observes them louder than others. Not together with
+    `moments`, and for frames of one environment"""
     batch_norm: bool = True
     """normalise activations while training, so that small objects are learned in fewer steps; at the end the
     normalisation is folded into the weights"""

@@ -24,13 +24,15 @@ from latent_obs.measures import color_bins
 THRESHOLD = 24
 # So many colours are told apart; an object of several colours is found by each of them.
 COLORS = 5
-# A moment that is there in a smaller share of the frames is no target.
-MIN_SHOWN = 0.05
+# A pixel that moves in fewer frames than this counts as if it moved in so many.
+MIN_OCCUPANCY = 0.01
 # A moment that the chosen ones predict linearly but for this share of its variance brings nothing new.
 MIN_VARIANCE = 0.05
 # A moment of which ridge regression finds less than this share of the variance in a picture of 16x16 is left
 # out: the encoder would not learn it either, and the dimension would be of no use to the decoder.
 MIN_FOUND, COARSE, PENALTY, FOLDS = 0.4, 4, 10.0, 4
+# Standard deviation of the target around the posterior mean, in standard deviations of the moment.
+DEVIATION = 0.15
 LIMIT = 4.0  # standard deviations beyond which a moment is an outlier
 
 
@@ -46,8 +48,6 @@ class ImageMoments:
         frames: Frames of one environment to choose colours and moments on, ``uint8`` (N, 64, 64, 3).
         median: Their per-pixel median, ``uint8`` of shape (64, 64, 3): what stands still.
         count: How many moments are wanted at most.
-        changed: Which pixels differ from the frame before or after, bool of shape (N, 64, 64); only
-            :class:`Places` needs them.
 
     Attributes:
         names: What each chosen moment is, such as ``"x of the colour (236, 236, 236)"``.
@@ -58,138 +58,76 @@ class ImageMoments:
         >>> moments = ImageMoments(frames, np.zeros((64, 64, 3), np.uint8), count=4)
         >>> moments.names[0]
         'x of the colour (240, 240, 240) where little moves'
-        >>> values, shown = moments(torch.from_numpy(frames[:7]))
-        >>> tuple(values.shape)
+        >>> tuple(moments(torch.from_numpy(frames[:7])).shape)
         (7, 2)
 
     Source: Hu (1962), "Visual pattern recognition by moment invariants".
     """
 
-    # A pixel that moves in a smaller share of the frames than this counts as if it moved in so many.
-    min_occupancy = 0.01
-    # Standard deviation of the target around the posterior mean, in standard deviations of the moment.
-    deviation = 0.15
-    with_sizes = True
-
-    def __init__(
-        self, frames: Frames, median: Frame, count: int, changed: npt.NDArray[np.bool_] | None = None
-    ) -> None:
+    def __init__(self, frames: Frames, median: Frame, count: int) -> None:
         self._median = torch.from_numpy(median.astype(np.int16))
-        images = torch.from_numpy(frames)
-        changes = None if changed is None else torch.from_numpy(changed)
-        moves = self._moves(images, changes).numpy()
-        centers = _main_colors(frames, moves)
-        levels = _levels(np.arange(512))
+        moves = self._moves(torch.from_numpy(frames)).numpy()
+        centers = main_colors(frames, moves)
+        levels = levels_of(np.arange(512))
         self._color_of = torch.from_numpy(np.square(levels[:, None] - centers).sum(2).argmin(1))
         self._colors = len(centers)
         color = self._color_of.numpy()[color_bins(frames)]
         occupancy = np.stack([*((moves & (color == i)).mean(0) for i in range(self._colors)), moves.mean(0)])
-        rarity = np.maximum(occupancy, self.min_occupancy)[:, None] ** -2  # (colours + 1, 1, 64, 64)
+        rarity = np.maximum(occupancy, MIN_OCCUPANCY)[:, None] ** -2  # (colours + 1, 1, 64, 64)
         rarity /= rarity.mean((2, 3), keepdims=True)
         y, x = np.mgrid[:64, :64] / 31.5 - 1
         plain = np.stack([np.ones((64, 64)), x, y])
         weights = np.concatenate([np.broadcast_to(plain, (len(rarity), 3, 64, 64)), plain * rarity], 1)
         weights = weights.reshape(-1, 6, 64 * 64).transpose(0, 2, 1)
         self._weights = torch.from_numpy(weights.astype(np.float32))  # (colours + 1, 4096, 6)
-        values, shown = self._all(images, changes)
-        sightings = shown.sum(0).clamp(min=1)
-        self._mean = (values * shown).sum(0) / sightings
-        self._std = ((values - self._mean).square() * shown).sum(0).div(sightings - 1).sqrt()
-        values = torch.where(shown, values, self._mean)
-        coarse = F.avg_pool2d(images.permute(0, 3, 1, 2).float() / 255, COARSE).flatten(1)
-        known = (_found(coarse, values) > MIN_FOUND) & (shown.float().mean(0) > MIN_SHOWN)
-        if not self.with_sizes:
-            known &= torch.arange(len(known)) % 3 > 0
-        self._chosen = _telling(values * known, count)
+        values = self._all(torch.from_numpy(frames))
+        self._mean, self._std = values.mean(0), values.std(0)
+        coarse = F.avg_pool2d(torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255, COARSE).flatten(1)
+        self._chosen = telling(values * (_found(coarse, values) > MIN_FOUND), count)
         self.names = [_name(i, centers) for i in self._chosen]
 
-    def __call__(self, frames: Tensor, changed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the chosen moments of frames in standard deviations, float32, and which of them are there.
-
-        Both are of shape (N, len(names)).
-        """
-        values, shown = self._all(frames.cpu(), None if changed is None else changed.cpu())
-        values, shown = values[:, self._chosen], shown[:, self._chosen]
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Return the chosen moments of frames, in standard deviations; float32, shape (N, len(names))."""
+        values = self._all(frames.cpu())[:, self._chosen]
         scaled = (values - self._mean[self._chosen]) / self._std[self._chosen]
-        return scaled.clamp(-LIMIT, LIMIT).to(frames.device), shown.to(frames.device)
+        return scaled.clamp(-LIMIT, LIMIT).to(frames.device)
 
-    def nll(self, mean: Tensor, frames: Tensor, changed: Tensor | None = None) -> Tensor:
+    def nll(self, mean: Tensor, frames: Tensor) -> Tensor:
         """Return -log p(moments | posterior mean) but for a constant, in nats per frame, shape (N,).
 
         Args:
             mean: Mean of the posterior, shape (N, latent_dim); its first dimensions stand for the moments.
             frames: ``uint8``, shape (N, 64, 64, 3).
-            changed: As the constructor takes it.
         """
-        wanted, shown = self(frames, changed)
-        off = (mean[:, : len(self.names)] - wanted) * shown
-        return off.square().sum(1) / (2 * self.deviation**2)
+        off = mean[:, : len(self.names)] - self(frames)
+        return off.square().sum(1) / (2 * DEVIATION**2)
 
-    def _moves(self, frames: Tensor, changed: Tensor | None) -> Tensor:
-        """Return which pixels count, bool of shape (N, 64, 64)."""
-        del changed
+    def _moves(self, frames: Tensor) -> Tensor:
         return (frames.short() - self._median).abs().amax(-1) > THRESHOLD
 
-    def _there(self, seen: Tensor) -> Tensor:
-        """Return which of the six moments of a colour are there; ``seen``: its mass, plain and weighted."""
-        return torch.ones_like(seen).repeat_interleave(3, -1)  # what is not seen counts as in the middle
-
-    def _all(self, frames: Tensor, changed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return log mass, x and y of each colour and of all, plain and weighted, and which are there.
-
-        Both are of shape (N, (colours + 1) * 6).
-        """
-        parts, there, groups = [], [], self._colors + 1
-        for start in range(0, len(frames), 256):
-            some = frames[start : start + 256]
-            moves = self._moves(some, None if changed is None else changed[start : start + 256])
-            rows, pixels = moves.flatten(1).nonzero(as_tuple=True)
+    def _all(self, frames: Tensor) -> Tensor:
+        """Return log mass, x and y of each colour and of all, plain and weighted, (N, (colours + 1) * 6)."""
+        parts, groups = [], self._colors + 1
+        for some in torch.split(frames, 256):
+            rows, pixels = self._moves(some).flatten(1).nonzero(as_tuple=True)
             color = self._color_of[color_bins(some.flatten(1, 2)[rows, pixels].int()[None])[0].long()]
             sums = torch.zeros(len(some) * groups, 6)
             for group in (color, torch.full_like(color, self._colors)):
                 sums.index_add_(0, rows * groups + group, self._weights[group, pixels])
             mass, x, y = sums.view(-1, 2, 3).unbind(-1)
-            shown = mass > 0
+            shown = mass > 0  # a colour that is not there counts as in the middle
             x, y = (torch.where(shown, each / mass.clamp(min=1e-6), 0.0) for each in (x, y))
             parts.append(torch.stack([mass.log1p(), x, y], -1).view(len(some), -1))
-            there.append(self._there(shown.view(len(some), groups, 2)).view(len(some), -1))
-        return torch.cat(parts), torch.cat(there)
+        return torch.cat(parts)
 
 
-class Places(ImageMoments):
-    """Centres of what moves from frame to frame, without sizes, and held closely enough to act on.
-
-    A pixel counts in the frames in which it differs from the median and from the frame before or after. So a
-    score or a wall of bricks, which seldom change, do not hide a ball of their colour. Where nothing of a
-    colour moves, its centre is no target.
-
-    Example:
-        >>> frames = np.zeros((100, 64, 64, 3), np.uint8)
-        >>> frames[np.arange(100), 20, np.arange(100) % 60] = 255  # a dot that runs to the right
-        >>> changed = (frames != np.roll(frames, 1, 0)).any(-1)
-        >>> Places(frames, np.zeros((64, 64, 3), np.uint8), 4, changed).names
-        ['x of the colour (240, 240, 240)']
-    """
-
-    min_occupancy = 0.001
-    deviation = 0.04
-    with_sizes = False
-
-    def _moves(self, frames: Tensor, changed: Tensor | None) -> Tensor:
-        assert changed is not None
-        return super()._moves(frames, None) & changed
-
-    def _there(self, seen: Tensor) -> Tensor:
-        return seen.repeat_interleave(3, -1)
-
-
-def _main_colors(frames: Frames, moves: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+def main_colors(frames: Frames, moves: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
     """Cluster the colours of moving pixels with k-means; levels of the centres, shape (at most 5, 3)."""
     counts = np.bincount(color_bins(frames)[moves], minlength=512)
     seen = np.flatnonzero(counts > 1e-4 * counts.sum())
     if not len(seen):
         return np.full((1, 3), 128.0)
-    points, weights = _levels(seen), counts[seen]
+    points, weights = levels_of(seen), counts[seen]
     centers = points[[weights.argmax()]]
     while len(centers) < min(COLORS, len(points)):  # next, the colour that is farthest and common
         far = np.square(points[:, None] - centers).sum(2).min(1) * np.sqrt(weights)
@@ -206,12 +144,12 @@ def _main_colors(frames: Frames, moves: npt.NDArray[np.bool_]) -> npt.NDArray[An
     return centers
 
 
-def _levels(bins: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+def levels_of(bins: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """Return the middle of each colour bin as levels, float64 of shape (..., 3)."""
     return np.stack([bins // 64, bins // 8 % 8, bins % 8], -1) * 32.0 + 16
 
 
-def _telling(values: Tensor, count: int) -> list[int]:
+def telling(values: Tensor, count: int) -> list[int]:
     """Choose columns greedily, each the one that predicts most of what those before do not, of all columns.
 
     Source: Farahat et al. (2013), "Efficient greedy feature selection for unsupervised learning".

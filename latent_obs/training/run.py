@@ -18,6 +18,7 @@ from torch import Tensor
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.folder import ACTIVE_VARIANCE
 from latent_obs.encoders.provenance import Run
+from latent_obs.frames import Frame
 from latent_obs.measures import color_bins, color_rarity
 from latent_obs.progress import Bar
 from latent_obs.training.anchor import Anchor
@@ -37,7 +38,7 @@ from latent_obs.training.distributed import (
     sum_over_processes,
 )
 from latent_obs.training.history import Monitor, Row
-from latent_obs.training.moments import ImageMoments, Places
+from latent_obs.training.moments import ImageMoments
 from latent_obs.training.objective import (
     Means,
     Terms,
@@ -50,6 +51,7 @@ from latent_obs.training.objective import (
     terms,
 )
 from latent_obs.training.optimizer import Optimizer
+from latent_obs.training.places import Places
 from latent_obs.vae import VAE, load_vae, reconstruct
 
 if TYPE_CHECKING:
@@ -136,7 +138,8 @@ class TrainingRun:
         self.optimizer = Optimizer(self.vae, config.optimizer, config.learning_rate)
         self.generator = torch.Generator(device)
         self.medians = read_once(fabric, folder.medians)
-        self.moments = self._image_moments() if config.moments or config.places else None
+        self.moments = self._image_moments() if config.moments else None
+        self.places = self._places() if config.places else None
         self.anchor: Anchor | None = None
         if config.anchor and config.init_from is not None:
             self.anchor = Anchor(config.init_from, config.anchor, device)
@@ -241,7 +244,9 @@ class TrainingRun:
         _, losses = negative_elbo(parts, means, weighted_variance, beta, config)
         self.optimizer.zero_grad()
         if self.moments is not None:
-            losses = losses + self.moments.nll(parts.mean, frames, foreground[:, 1])
+            losses = losses + self.moments.nll(parts.mean, frames)
+        if self.places is not None:
+            losses = losses + self.places.nll(parts.mean, frames, foreground[:, 1])
         if self.anchor is not None:
             losses = losses + self.anchor.nll(parts.mean, frames)
         (losses.sum() / config.batch_size).backward()  # type: ignore[no-untyped-call]
@@ -267,22 +272,27 @@ class TrainingRun:
             "learning_rate": rate,
         }
 
-    def _image_moments(self) -> ImageMoments:
-        which = "places" if self.config.places else "moments"
-        count = getattr(self.config, which)
+    def _of_one_environment(self, which: str) -> Frame:
+        """Return the median of the frames, which must be of one environment."""
         if len(self.medians) > 1:
             raise ValueError(
-                f"{which}={count} needs frames of one environment; {self.folder} has those of "
-                f"{', '.join(self.medians)}. Train with {which}=0 (--{which} 0)."
+                f"{which}={getattr(self.config, which)} needs frames of one environment; {self.folder} has "
+                f"those of {', '.join(self.medians)}. Train with {which}=0 (--{which} 0)."
             )
         (median,) = self.medians.values()
-        if which == "moments":
-            return ImageMoments(self.sample[:START_FRAMES], median, count)
+        return median
+
+    def _image_moments(self) -> ImageMoments:
+        median = self._of_one_environment("moments")
+        return ImageMoments(self.sample[:START_FRAMES], median, self.config.moments)
+
+    def _places(self) -> Places:
+        median = self._of_one_environment("places")
         episodes = self.folder.episodes()
         size = min(PLACES_FRAMES, sum(episodes[episode] for episode in self.episodes))
         batches = self.folder.batches_and_foreground(size, self.medians, self.episodes, seed=self.config.seed)
         frames, foreground = read_once(self.fabric, lambda: next(batches))
-        return Places(frames, median, count, foreground[:, 1])
+        return Places(frames, median, self.config.places, foreground[:, 1])
 
     def _terms(self, frames: Tensor, foreground: Tensor, noise: Tensor, pairs: bool = False) -> Terms:
         config = self.config

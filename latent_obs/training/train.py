@@ -32,6 +32,7 @@ from latent_obs.training.distributed import choose_precision, join, launch, make
 from latent_obs.training.held_out import evaluate_vae, latent_statistics
 from latent_obs.training.history import check_tensorboard
 from latent_obs.training.pace import Pace, StepsLeft
+from latent_obs.training.places import LOUDNESS
 from latent_obs.training.run import TrainingRun
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 # Fewer active units than this means that the latent says next to nothing about the frame.
 COLLAPSED_BELOW = 2
-# An agent observes the dimensions of places so many times louder than others, which are more and say less.
-LOUDNESS = 4.0
 # The card that a recipe writes beside an encoder.
 CARD_FILES = ("README.md", "card.png", "labels.json", "reports.json")
 
@@ -200,7 +199,7 @@ def _write_encoder(training: TrainingRun, precision: tuple[str, str]) -> Encoder
     measured = evaluate_vae(vae, training.held_out_sample)
     collapsed = measured["active_units"] < COLLAPSED_BELOW
     statistics = latent_statistics(vae, training.sample)
-    louder = len(training.moments.names) if training.moments is not None and config.places else 0
+    louder = 0 if training.places is None else len(training.places.names)
     libraries = {name: version(name) for name in ("torch", "lightning-fabric", "numpy")}
     result = EncoderConfig(
         frame_spec=training.folder.frame_spec,

@@ -14,6 +14,7 @@ WHOLE = "tests/training/test_train.py"
 
 OPTIMIZER, MOMENTS = "latent_obs/training/optimizer.py", "latent_obs/training/moments.py"
 PCA, FIT = "latent_obs/training/pca.py", "latent_obs/fit.py"
+PLACES, TEST_PLACES = "latent_obs/training/places.py", "tests/training/test_places.py"
 TEST_MOMENTS, TEST_FIT = "tests/training/test_moments.py", "tests/test_fit.py"
 
 PACE, TEST_PACE = "latent_obs/training/pace.py", "tests/training/test_pace.py"
@@ -268,24 +269,45 @@ MUTANTS = [
     ),
     Mutant(
         "Places are those of what stands still, too",
-        MOMENTS,
-        "return super()._moves(frames, None) & changed",
-        "return super()._moves(frames, None)",
-        f"{TEST_MOMENTS} -k seldom_changes",
+        PLACES,
+        "> THRESHOLD) & changed",
+        "> THRESHOLD)",
+        f"{TEST_PLACES} -k seldom_changes",
     ),
     Mutant(
-        "What stands still pulls its place to the middle",
-        MOMENTS,
-        "return seen.repeat_interleave(3, -1)",
-        "return torch.ones_like(seen).repeat_interleave(3, -1)",
-        f"{TEST_MOMENTS} -k no_target",
+        "What is not there pulls its place to the middle",
+        PLACES,
+        "- wanted) * shown",
+        "- wanted)",
+        f"{TEST_PLACES} -k no_target",
+    ),
+    Mutant(
+        "A ball and a paddle of one colour have one place",
+        PLACES,
+        "MIN_APART = 2.0",
+        "MIN_APART = 9.0",
+        f"{TEST_PLACES} -k told_apart",
+    ),
+    Mutant(
+        "The middle between two objects is a place",
+        PLACES,
+        "MIN_TOGETHER = 0.6",
+        "MIN_TOGETHER = 0.2",
+        f"{TEST_PLACES} -k middle_between",
+    ),
+    Mutant(
+        "Training ignores the places",
+        RUN,
+        "losses = losses + self.places.nll",
+        "losses = losses + 0 * self.places.nll",
+        f"{TEST_PLACES} -k held_to",
     ),
     Mutant(
         "Places are as loud as other dimensions",
-        "latent_obs/training/train.py",
+        PLACES,
         "LOUDNESS = 4.0",
         "LOUDNESS = 1.0",
-        f"{TEST_MOMENTS} -k louder",
+        f"{TEST_PLACES} -k louder",
     ),
     Mutant(
         "Training ignores the moments",

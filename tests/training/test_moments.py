@@ -2,19 +2,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from latent_obs.data.folder import FramesFolder
-from latent_obs.encoders.encoder import load_encoder
 from latent_obs.encoders.provenance import Run
 from latent_obs.training.config import TrainConfig
 from latent_obs.training.distributed import make_fabric
-from latent_obs.training.moments import ImageMoments, Places, _found, _telling
-from latent_obs.training.pca import write_pca
+from latent_obs.training.moments import ImageMoments, _found, telling
 from latent_obs.training.run import TrainingRun
 from latent_obs.training.train import train_vae
 from latent_obs.vae import latents, load_vae
@@ -40,7 +37,7 @@ GRAY = np.full((64, 64, 3), 90, np.uint8)
 def test_the_places_of_two_colours_are_linear_in_the_moments() -> None:
     fitted, test = squares(300, 0), squares(100, 1)
     moments = ImageMoments(fitted[0], GRAY, count=8)
-    features, unseen = (moments(torch.from_numpy(part[0]))[0].numpy() for part in (fitted, test))
+    features, unseen = (moments(torch.from_numpy(part[0])).numpy() for part in (fitted, test))
     ones = np.ones((300, 1))
     for places, wanted in ((fitted[1], test[1]), (fitted[2], test[2])):
         solution = np.linalg.lstsq(np.hstack([features, ones]), places, rcond=None)[0]
@@ -58,7 +55,7 @@ def test_the_moments_of_all_colours_tell_the_place_of_a_dot_that_changes_colour(
         frame[60, bar : bar + 6], frame[60, bar + 6 : bar + 12] = RED, BLUE
         frame[y, x] = (RED, BLUE)[color]
     moments = ImageMoments(frames[:400], GRAY, count=16)
-    features = np.hstack([moments(torch.from_numpy(frames))[0].numpy(), np.ones((600, 1))])
+    features = np.hstack([moments(torch.from_numpy(frames)).numpy(), np.ones((600, 1))])
     solution = np.linalg.lstsq(features[:400], places[:400], rcond=None)[0]
     residual = features[400:] @ solution - places[400:]
     assert (1 - np.square(residual).mean(0) / places[400:].var(0)).min() > 0.9
@@ -72,7 +69,7 @@ def test_a_moment_is_chosen_for_what_it_tells_of_the_others() -> None:
         one = rng.normal(size=2000)
         related = [one + 0.3 * rng.normal(size=2000) for _ in range(3)]
         values = np.stack([*rng.normal(size=(20, 2000)), *related], 1)
-        assert _telling(torch.from_numpy(values.astype(np.float32)), 1)[0] >= 20
+        assert telling(torch.from_numpy(values.astype(np.float32)), 1)[0] >= 20
 
 
 def test_a_moment_has_the_name_of_its_axis() -> None:
@@ -84,7 +81,7 @@ def test_a_moment_has_the_name_of_its_axis() -> None:
 def test_no_moment_is_chosen_that_the_others_predict() -> None:
     values = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
     values = torch.cat([values, values.sum(1, keepdim=True), torch.ones(500, 1)], 1)
-    chosen = _telling(values, 5)
+    chosen = telling(values, 5)
     assert len(chosen) == 3
     assert 4 not in chosen
 
@@ -112,7 +109,7 @@ def test_what_is_found_of_a_moment_is_what_other_frames_tell_of_it() -> None:
 
 def test_a_moment_is_in_standard_deviations() -> None:
     frames = squares(300, 0)[0]
-    values = ImageMoments(frames, GRAY, count=4)(torch.from_numpy(frames))[0]
+    values = ImageMoments(frames, GRAY, count=4)(torch.from_numpy(frames))
     torch.testing.assert_close(values.mean(0), torch.zeros(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(values.std(0), torch.ones(4), atol=1e-2, rtol=0)
 
@@ -122,7 +119,7 @@ def test_the_likelihood_is_that_of_a_normal_distribution() -> None:
     moments = ImageMoments(squares(300, 0)[0], GRAY, count=4)
     mean = torch.randn(20, 32, generator=torch.Generator().manual_seed(0))
     normal = torch.distributions.Normal(mean[:, :4], 0.15)
-    at_mean, at_moments = normal.log_prob(mean[:, :4]), normal.log_prob(moments(frames)[0])  # type: ignore[no-untyped-call]
+    at_mean, at_moments = normal.log_prob(mean[:, :4]), normal.log_prob(moments(frames))  # type: ignore[no-untyped-call]
     expected = (at_mean - at_moments).sum(1)
     torch.testing.assert_close(moments.nll(mean, frames), expected, rtol=1e-4, atol=1e-3)
 
@@ -142,7 +139,7 @@ def test_training_holds_the_first_dimensions_to_the_moments(
     moments = TrainingRun(fabric, config, pong_frames, Run(config={}, data={}, init_from=None)).moments
     assert moments is not None
     frames = pong_frames.sample(500, pong_frames.split(config.validation, config.seed)[0])
-    wanted = moments(torch.from_numpy(frames))[0].numpy()
+    wanted = moments(torch.from_numpy(frames)).numpy()
 
     def correlations(config: TrainConfig) -> list[float]:
         train_vae(config, progress=False)
@@ -164,77 +161,3 @@ def test_moments_need_frames_of_one_environment(tmp_path: Path) -> None:
     config = TrainConfig(folder, tmp_path / "out", steps=1, channels=(8,), moments=4)
     with pytest.raises(ValueError, match=r"moments=4 needs frames of one env.*A-v0, B-v0.*--moments 0"):
         train_vae(config, progress=False)
-
-
-def balls(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return frames of a jumping ball beside a wall of its colour that loses a brick now and then.
-
-    Also return what changed, and the ball's x and y.
-    """
-    rng = np.random.default_rng(0)
-    frames = np.zeros((count, 64, 64, 3), np.uint8)
-    place = rng.integers(20, 60, (count, 2))
-    for i, (x, y) in enumerate(place):
-        bricks = np.arange(16) >= i // 40
-        frames[i, 4:8] = np.repeat(bricks, 4)[:, None] * np.uint8(200)
-        frames[i, y : y + 2, x : x + 2] = 200
-    changed = np.zeros((count, 64, 64), bool)
-    changed[1:] |= (frames[1:] != frames[:-1]).any(-1)
-    changed[:-1] |= changed[1:]
-    return frames, changed, place
-
-
-def test_places_are_those_of_what_moves_and_not_of_what_seldom_changes() -> None:
-    frames, changed, place = balls(600)
-    median = np.median(frames, 0).astype(np.uint8)
-    places = Places(frames, median, 4, changed)
-    assert places.names
-    assert not any("size" in name for name in places.names)
-    values, shown = places(torch.from_numpy(frames), torch.from_numpy(changed))
-    assert shown.all()
-
-    def nearest(moments: ImageMoments, values: torch.Tensor) -> float:
-        """Correlation of x with the unweighted moment that is closest to it."""
-        plain = [i for i, name in enumerate(moments.names) if name.startswith("x") and "little" not in name]
-        return float(max(abs(np.corrcoef(values[:, i], place[:, 0])[0, 1]) for i in plain))
-
-    assert nearest(places, values) > 0.95
-    still = ImageMoments(frames, median, 16)
-    assert nearest(still, still(torch.from_numpy(frames))[0]) < 0.9  # the wall pulls on the centre
-
-
-def test_places_of_what_stands_still_are_no_target() -> None:
-    frames, changed, _ = balls(600)
-    places = Places(frames, np.median(frames, 0).astype(np.uint8), 4, changed)
-    mean = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
-    images = torch.from_numpy(frames[:20])
-    assert (places.nll(mean, images, torch.from_numpy(changed[:20])) > 0).all()
-    assert (places.nll(mean, images, torch.zeros(20, 64, 64, dtype=torch.bool)) == 0).all()
-
-
-def test_dimensions_of_places_are_louder_than_others(pong_frames: FramesFolder, tmp_path: Path) -> None:
-    config = TrainConfig(
-        pong_frames.path, tmp_path / "encoder", steps=100, channels=(8, 8), batch_size=32,
-        learning_rate=0.01, optimizer="muon", places=2, precision="float32",
-    )  # fmt: skip
-    train_vae(config, progress=False)
-    frames = pong_frames.sample(500, pong_frames.split(config.validation, config.seed)[0])
-    std = load_encoder(config.out, precision="float32")(frames).std(0)
-    assert np.allclose(std[:2], 4, rtol=0.2)
-    assert std[2:].max() < 1.5
-    write_pca(config, pong_frames, tmp_path / "pca")  # in its place: PCA has no places
-    std = load_encoder(tmp_path / "pca", precision="float32")(frames).std(0)
-    assert std.max() < 1.5
-
-
-@pytest.mark.parametrize(
-    ("fields", "told"),
-    [
-        ({"places": 33}, "places must be from 0 to latent_dim, which is 32; got 33"),
-        ({"places": 2, "moments": 2}, "places cannot be combined with moments or pairs"),
-        ({"places": 2, "pairs": True}, "places cannot be combined with moments or pairs"),
-    ],
-)
-def test_places_that_cannot_be_are_refused(fields: dict[str, Any], told: str) -> None:
-    with pytest.raises(ValueError, match=told):
-        TrainConfig(Path("frames"), **fields)

@@ -1,0 +1,169 @@
+"""Places of what moves from frame to frame: targets that hold some dimensions of the latent to them, closely.
+
+Agents learn faster from latents in which some dimensions are the places of small objects to a fraction of a
+pixel, and which are louder than the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from latent_obs.frames import Frame, Frames
+from latent_obs.measures import color_bins
+from latent_obs.training.moments import LIMIT, THRESHOLD, levels_of, main_colors, telling
+
+# An agent observes dimensions that hold places so many times louder than others, which are more and say less.
+LOUDNESS = 4.0
+# A place is that of an object if its pixels vary around their centre by less than 1 - MIN_TOGETHER of all
+# variance.
+MIN_TOGETHER = 0.6
+# A place that is there in a smaller share of the frames is no target.
+MIN_SHOWN = 0.05
+# Regions in which something moves often, and those in which it seldom does, differ by this factor at least;
+# a logarithm.
+MIN_APART = 2.0
+# Standard deviation of the target around the posterior mean, in standard deviations of the place.
+DEVIATION = 0.03
+
+
+class Places:
+    """Centres of what moves from frame to frame, each of pixels that lie together, as those of an object do.
+
+    A pixel counts in the frames in which it differs from the median and from the frame before or after. So a
+    score or a wall of bricks, which seldom change, do not hide a ball of their colour. The pixels of each
+    colour, and those of all, are taken together; and, where there are two kinds of places, those in which
+    something moves often, as along the row of a paddle, apart from those in which it seldom does. A centre of
+    pixels that are far from one another, as those of two players are, is no target: no object is there.
+
+    Args:
+        frames: Frames of one environment to choose colours and places on, ``uint8`` (N, 64, 64, 3).
+        median: Their per-pixel median, ``uint8`` of shape (64, 64, 3): what stands still.
+        count: How many places are wanted at most.
+        changed: Which pixels differ from the frame before or after, bool of shape (N, 64, 64).
+
+    Attributes:
+        names: What each chosen coordinate is, such as ``"x of the colour (236, 236, 236)"``.
+
+    Example:
+        >>> frames = np.zeros((100, 64, 64, 3), np.uint8)
+        >>> frames[np.arange(100), 20, np.arange(100) % 60] = 255  # a dot that runs to the right
+        >>> changed = (frames != np.roll(frames, 1, 0)).any(-1)
+        >>> places = Places(frames, np.zeros((64, 64, 3), np.uint8), 4, changed)
+        >>> places.names
+        ['x of the colour (240, 240, 240)']
+        >>> values, shown = places(torch.from_numpy(frames[:7]), torch.from_numpy(changed[:7]))
+        >>> tuple(values.shape)
+        (7, 1)
+
+    Source: Hu (1962), "Visual pattern recognition by moment invariants", for the centres.
+    """
+
+    def __init__(self, frames: Frames, median: Frame, count: int, changed: npt.NDArray[np.bool_]) -> None:
+        self._median = torch.from_numpy(median.astype(np.int16))
+        images, changes = torch.from_numpy(frames), torch.from_numpy(changed)
+        moves = self._moves(images, changes).numpy()
+        centers = main_colors(frames, moves)
+        self._color_of = torch.from_numpy(
+            np.square(levels_of(np.arange(512))[:, None] - centers).sum(2).argmin(1)
+        )
+        self._colors = len(centers)
+        color = self._color_of.numpy()[color_bins(frames)]
+        occupancy = np.stack([*((moves & (color == i)).mean(0) for i in range(self._colors)), moves.mean(0)])
+        seldom = [_seldom(each) for each in occupancy]
+        regions = np.stack([np.stack([np.ones_like(each), each, ~each & each.any()]) for each in seldom])
+        y, x = np.mgrid[:64, :64] / 31.5 - 1
+        sums = np.stack([np.ones((64, 64)), x, y, x * x, y * y])
+        weights = (regions[:, :, None] * sums).reshape(self._colors + 1, -1, 64 * 64).transpose(0, 2, 1)
+        self._weights = torch.from_numpy(weights.astype(np.float32))  # (colours + 1, 4096, 3 regions * 5)
+        values, spread, shown = self._all(images, changes)
+        sightings = shown.sum(0).clamp(min=1)
+        self._mean = (values * shown).sum(0) / sightings
+        variance = ((values - self._mean).square() * shown).sum(0) / sightings
+        self._std = variance.sqrt().clamp(min=1e-6)
+        within = (spread * shown).sum(0) / sightings
+        known = variance > MIN_TOGETHER * (variance + within)
+        known &= shown.float().mean(0) > MIN_SHOWN
+        self._chosen = telling((values - self._mean) * shown * known, count)
+        self.names = [_place(i, centers) for i in self._chosen]
+
+    def __call__(self, frames: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the chosen coordinates in standard deviations, float32, and which of them are there.
+
+        Both are of shape (N, len(names)).
+        """
+        values, _, shown = (each[:, self._chosen] for each in self._all(frames.cpu(), changed.cpu()))
+        scaled = (values - self._mean[self._chosen]) / self._std[self._chosen]
+        return scaled.clamp(-LIMIT, LIMIT).to(frames.device), shown.to(frames.device)
+
+    def nll(self, mean: Tensor, frames: Tensor, changed: Tensor) -> Tensor:
+        """Return -log p(places | posterior mean) but for a constant, in nats per frame, shape (N,).
+
+        Args:
+            mean: Mean of the posterior, shape (N, latent_dim); its first dimensions stand for the places.
+            frames: ``uint8``, shape (N, 64, 64, 3).
+            changed: As the constructor takes it.
+        """
+        wanted, shown = self(frames, changed)
+        off = (mean[:, : len(self.names)] - wanted) * shown
+        return off.square().sum(1) / (2 * DEVIATION**2)
+
+    def _moves(self, frames: Tensor, changed: Tensor) -> Tensor:
+        """Return which pixels count, bool of shape (N, 64, 64)."""
+        return ((frames.short() - self._median).abs().amax(-1) > THRESHOLD) & changed
+
+    def _all(self, frames: Tensor, changed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return each group's x and y, the variance of its pixels' around it, and which are there.
+
+        All are of shape (N, (colours + 1) * 6).
+        """
+        parts, groups = [], self._colors + 1
+        for start in range(0, len(frames), 256):
+            some = frames[start : start + 256]
+            moves = self._moves(some, changed[start : start + 256])
+            rows, pixels = moves.flatten(1).nonzero(as_tuple=True)
+            color = self._color_of[color_bins(some.flatten(1, 2)[rows, pixels].int()[None])[0].long()]
+            sums = torch.zeros(len(some) * groups, 15)
+            for group in (color, torch.full_like(color, self._colors)):
+                sums.index_add_(0, rows * groups + group, self._weights[group, pixels])
+            parts.append(sums.view(len(some), groups * 3, 5))
+        sums = torch.cat(parts)
+        mass, first, second = sums[..., :1], sums[..., 1:3], sums[..., 3:]
+        center = first / mass.clamp(min=1)
+        spread = second / mass.clamp(min=1) - center.square()
+        return center.flatten(1), spread.flatten(1), (mass > 0).expand_as(center).flatten(1)
+
+
+def _seldom(occupancy: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return where something moves seldom, if there are such places and others; else nowhere.
+
+    Args:
+        occupancy: In which share of the frames each pixel moves, shape (64, 64).
+    """
+    there = occupancy > 0
+    if not there.any():
+        return there
+    logs, weights = np.log(occupancy[there]), occupancy[there]
+    low, high = logs.min(), logs.max()
+    for _ in range(50):  # 2-means, in which each sighting counts alike
+        few = logs < (low + high) / 2
+        if few.all() or not few.any():
+            break
+        low, high = (np.average(logs[m], weights=weights[m]) for m in (few, ~few))
+    if high - low < MIN_APART:
+        return np.zeros_like(there)
+    seldom: npt.NDArray[np.bool_] = there & (occupancy < np.exp((low + high) / 2))
+    return seldom
+
+
+def _place(column: int, centers: npt.NDArray[Any]) -> str:
+    color, which = divmod(column, 6)
+    levels = ", ".join(f"{level:.0f}" for level in centers[color]) if color < len(centers) else ""
+    return (
+        f"{'xy'[which % 2]} of {f'the colour ({levels})' if levels else 'all colours'}"
+        + ("", " where little moves", " where much moves")[which // 2]
+    )

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latent_obs.data.folder import FramesFolder
+from latent_obs.encoders.encoder import load_encoder
+from latent_obs.training.config import TrainConfig
+from latent_obs.training.pca import write_pca
+from latent_obs.training.places import Places
+from latent_obs.training.train import train_vae
+from tests.data.test_folder import write_shard
+
+BLACK = np.zeros((64, 64, 3), np.uint8)
+
+
+def between(frames: np.ndarray) -> np.ndarray:
+    """Return which pixels differ from the frame before or after."""
+    changed = np.zeros(frames.shape[:3], bool)
+    changed[1:] |= (frames[1:] != frames[:-1]).any(-1)
+    changed[:-1] |= changed[1:]
+    return changed
+
+
+def drawn(count: int, *objects: tuple[np.ndarray, int, int, int]) -> np.ndarray:
+    """Draw objects on black; of each: the upper left corner (x, y) in each frame, width, height and level."""
+    frames = np.zeros((count, 64, 64, 3), np.uint8)
+    for corners, width, height, level in objects:
+        for frame, (x, y) in zip(frames, corners, strict=True):
+            frame[y : y + height, x : x + width] = level
+    return frames
+
+
+def anywhere(count: int, seed: int, low: int = 2, high: int = 52) -> np.ndarray:
+    return np.random.default_rng(seed).integers(low, high, (count, 2))
+
+
+def named(places: Places, frames: np.ndarray) -> dict[str, np.ndarray]:
+    values, shown = places(torch.from_numpy(frames), torch.from_numpy(between(frames)))
+    assert shown.all()
+    return dict(zip(places.names, values.numpy().T, strict=True))
+
+
+def test_places_are_those_of_what_moves_and_not_of_what_seldom_changes() -> None:
+    """A ball jumps beside a wall of its colour that loses a brick now and then."""
+    ball = anywhere(600, 0, 20, 60)
+    frames = drawn(600, (ball, 2, 2, 200))
+    for i, frame in enumerate(frames):
+        frame[4:8] = np.repeat(np.arange(16) >= i // 40, 4)[:, None] * np.uint8(200)
+    found = named(Places(frames, np.median(frames, 0).astype(np.uint8), 4, between(frames)), frames)
+    assert max(np.corrcoef(value, ball[:, 0])[0, 1] for value in found.values()) > 0.95
+    assert not any("where" in name for name in found), "the wall is no region in which something moves"
+
+
+def test_a_ball_and_a_paddle_of_one_colour_are_told_apart_by_how_often_something_moves_there() -> None:
+    ball, paddle = anywhere(600, 0, 2, 50), anywhere(600, 1, 2, 50)
+    paddle[:, 1] = 60
+    frames = drawn(600, (ball, 2, 2, 200), (paddle, 8, 2, 200))
+    found = named(Places(frames, BLACK, 6, between(frames)), frames)
+    (x,) = (value for name, value in found.items() if name[0] == "x" and "where little" in name)
+    assert np.corrcoef(x, ball[:, 0])[0, 1] > 0.99
+    assert max(np.corrcoef(value, paddle[:, 0])[0, 1] for value in found.values()) > 0.95
+    for name in found:
+        assert not (name.startswith("y") and "much" in name), "the paddle stays in its row"
+
+
+def test_the_middle_between_two_objects_is_no_place() -> None:
+    """Two players share a colour; a third has its own."""
+    first, second, third = (anywhere(600, seed) for seed in range(3))
+    frames = drawn(600, (first, 5, 5, 200), (second, 5, 5, 200), (third, 3, 3, 90))
+    found = named(Places(frames, BLACK, 6, between(frames)), frames)
+    assert set(found) == {"x of the colour (80, 80, 80)", "y of the colour (80, 80, 80)"}
+    assert np.corrcoef(found["y of the colour (80, 80, 80)"], third[:, 1])[0, 1] > 0.99
+
+
+def test_places_of_what_stands_still_are_no_target() -> None:
+    frames = drawn(600, (anywhere(600, 0), 2, 2, 200))
+    places = Places(frames, BLACK, 4, between(frames))
+    mean = torch.randn(20, 8, generator=torch.Generator().manual_seed(0))
+    images = torch.from_numpy(frames[:20])
+    assert (places.nll(mean, images, torch.from_numpy(between(frames)[:20])) > 0).all()
+    assert (places.nll(mean, images, torch.zeros(20, 64, 64, dtype=torch.bool)) == 0).all()
+
+
+def test_what_is_seldom_there_is_no_place() -> None:
+    frames = drawn(600, (anywhere(600, 0), 3, 3, 200))
+    frames[:580] = 0
+    assert Places(frames, BLACK, 4, between(frames)).names == []
+    assert Places(np.repeat(BLACK[None], 20, 0), BLACK, 4, np.zeros((20, 64, 64), bool)).names == []
+
+
+def test_a_place_is_in_standard_deviations_and_its_likelihood_normal() -> None:
+    frames = drawn(600, (anywhere(600, 0), 2, 2, 200))
+    changed = torch.from_numpy(between(frames))
+    places = Places(frames, BLACK, 2, changed.numpy())
+    values, _ = places(torch.from_numpy(frames), changed)
+    torch.testing.assert_close(values.mean(0), torch.zeros(2), atol=1e-3, rtol=0)
+    torch.testing.assert_close(values.std(0), torch.ones(2), atol=1e-2, rtol=0)
+    mean = torch.randn(600, 32, generator=torch.Generator().manual_seed(0))
+    normal = torch.distributions.Normal(mean[:, :2], 0.03)
+    at_mean, at_places = normal.log_prob(mean[:, :2]), normal.log_prob(values)  # type: ignore[no-untyped-call]
+    expected = (at_mean - at_places).sum(1)
+    torch.testing.assert_close(
+        places.nll(mean, torch.from_numpy(frames), changed), expected, rtol=1e-4, atol=1e-3
+    )
+
+
+def test_dimensions_of_places_are_held_to_them_and_louder_than_others(
+    pong_frames: FramesFolder, tmp_path: Path
+) -> None:
+    config = TrainConfig(
+        pong_frames.path, tmp_path / "encoder", steps=100, channels=(8, 8), batch_size=32,
+        learning_rate=0.01, optimizer="muon", places=2, precision="float32",
+    )  # fmt: skip
+    train_vae(config, progress=False)
+    episodes = pong_frames.split(config.validation, config.seed)[0]
+    frames = pong_frames.sample(500, episodes)
+    latents = load_encoder(config.out, precision="float32")(frames)
+    std = latents.std(0)
+    assert np.allclose(std[:2], 4, rtol=0.2)
+    assert std[2:].max() < 1.5
+    medians = pong_frames.medians()
+    images, kinds = next(pong_frames.batches_and_foreground(500, medians, episodes, seed=config.seed))
+    places = Places(images, next(iter(medians.values())), 2, kinds[:, 1])
+    values, shown = places(torch.from_numpy(images), torch.from_numpy(kinds[:, 1]))
+    held = load_encoder(config.out, precision="float32")(images)
+    for i in range(2):
+        there = shown[:, i].numpy()
+        assert np.corrcoef(held[there, i], values[there, i])[0, 1] > 0.8
+    write_pca(config, pong_frames, tmp_path / "pca")  # in its place: PCA has no places
+    std = load_encoder(tmp_path / "pca", precision="float32")(frames).std(0)
+    assert std.max() < 1.5
+
+
+def test_places_need_frames_of_one_environment(tmp_path: Path) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number, env_id in enumerate(("A-v0", "B-v0")):
+        frames = drawn(40, (anywhere(40, number), 2, 2, 200))
+        write_shard(
+            folder / f"{number}.parquet", [number * 2 + i // 20 for i in range(40)], frames, env_id=env_id
+        )
+    config = TrainConfig(folder, tmp_path / "out", steps=1, channels=(8,), places=4)
+    with pytest.raises(ValueError, match=r"places=4 needs frames of one env.*A-v0, B-v0.*--places 0"):
+        train_vae(config, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"places": 33}, "places must be from 0 to latent_dim, which is 32; got 33"),
+        ({"places": 2, "moments": 2}, "places cannot be combined with moments or pairs"),
+        ({"places": 2, "pairs": True}, "places cannot be combined with moments or pairs"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        TrainConfig(Path("frames"), **fields)

@@ -111,6 +111,30 @@ class Refreshed(Record):
 
 
 @dataclass(frozen=True, eq=False)
+class HeldPlaces(Record):
+    """What the first dimensions of a latent are held to: :class:`latent_obs.training.places.Places` as JSON.
+
+    Args:
+        names: What each of these dimensions is, such as ``"x of all colours where little moves"``.
+        chosen: Their numbers among all coordinates of all groups of pixels.
+        mean: The mean of each over the frames that it was chosen on, from -1 (left, top) to 1.
+        std: Its standard deviation.
+        colors: The colours that pixels are grouped by, levels (at most 5, 3).
+        median: The median frame, base64 of zlib of ``uint8`` (64, 64, 3).
+        seldom: Where pixels of each colour, and of all, move seldom; base64 of zlib of bits
+            (colours + 1, 64, 64).
+    """
+
+    names: list[str]
+    chosen: list[int]
+    mean: list[float]
+    std: list[float]
+    colors: list[list[float]]
+    median: str
+    seldom: str
+
+
+@dataclass(frozen=True, eq=False)
 class Provenance(Record):
     """How an encoder was made. A field is ``None`` where nothing is known of it.
 
@@ -132,6 +156,7 @@ class Provenance(Record):
         license: SPDX identifier of the weights' licence.
         build_seconds: Seconds of collecting and of measuring, and the number of ``cores``.
         refreshed: Of a refreshed encoder, which one it goes on from.
+        places: Where dimensions are held to places, what these are.
     """
 
     run: Run | None = None
@@ -150,6 +175,7 @@ class Provenance(Record):
     license: str | None = None
     build_seconds: dict[str, float] | None = None
     refreshed: Refreshed | None = None
+    places: HeldPlaces | None = None
 
 
 @dataclass(frozen=True, eq=False)

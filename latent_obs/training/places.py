@@ -6,6 +6,8 @@ pixel, and which are louder than the others.
 
 from __future__ import annotations
 
+import base64
+import zlib
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from latent_obs.frames import Frame, Frames
+from latent_obs.encoders.provenance import HeldPlaces
+from latent_obs.frames import FRAME_SHAPE, Frame, Frames
 from latent_obs.measures import color_bins
 from latent_obs.training.moments import LIMIT, THRESHOLD, levels_of, main_colors, telling
 
@@ -64,32 +67,69 @@ class Places:
     """
 
     def __init__(self, frames: Frames, median: Frame, count: int, changed: npt.NDArray[np.bool_]) -> None:
-        self._median = torch.from_numpy(median.astype(np.int16))
         images, changes = torch.from_numpy(frames), torch.from_numpy(changed)
+        self._median = torch.from_numpy(median)
         moves = self._moves(images, changes).numpy()
-        centers = main_colors(frames, moves)
-        self._color_of = torch.from_numpy(
-            np.square(levels_of(np.arange(512))[:, None] - centers).sum(2).argmin(1)
-        )
-        self._colors = len(centers)
-        color = self._color_of.numpy()[color_bins(frames)]
-        occupancy = np.stack([*((moves & (color == i)).mean(0) for i in range(self._colors)), moves.mean(0)])
-        seldom = [_seldom(each) for each in occupancy]
-        regions = np.stack([np.stack([np.ones_like(each), each, ~each & each.any()]) for each in seldom])
-        y, x = np.mgrid[:64, :64] / 31.5 - 1
-        sums = np.stack([np.ones((64, 64)), x, y, x * x, y * y])
-        weights = (regions[:, :, None] * sums).reshape(self._colors + 1, -1, 64 * 64).transpose(0, 2, 1)
-        self._weights = torch.from_numpy(weights.astype(np.float32))  # (colours + 1, 4096, 3 regions * 5)
+        colors = main_colors(frames, moves)
+        color = _nearest(colors)[color_bins(frames)]
+        occupancy = np.stack([*((moves & (color == i)).mean(0) for i in range(len(colors))), moves.mean(0)])
+        self._group(colors, np.stack([_seldom(each) for each in occupancy]))
         values, spread, shown = self._all(images, changes)
         sightings = shown.sum(0).clamp(min=1)
-        self._mean = (values * shown).sum(0) / sightings
-        variance = ((values - self._mean).square() * shown).sum(0) / sightings
-        self._std = variance.sqrt().clamp(min=1e-6)
+        mean = (values * shown).sum(0) / sightings
+        variance = ((values - mean).square() * shown).sum(0) / sightings
         within = (spread * shown).sum(0) / sightings
         known = variance > MIN_TOGETHER * (variance + within)
         known &= shown.float().mean(0) > MIN_SHOWN
-        self._chosen = telling((values - self._mean) * shown * known, count)
-        self.names = [_place(i, centers) for i in self._chosen]
+        self._chosen = telling((values - mean) * shown * known, count)
+        self._mean, self._std = mean[self._chosen], variance[self._chosen].sqrt()
+        self.names = [_place(i, colors) for i in self._chosen]
+
+    def _group(self, colors: npt.NDArray[Any], seldom: npt.NDArray[np.bool_]) -> None:
+        """Set which pixels belong together, by colour (at most 5, 3) and by region (colours + 1, 64, 64)."""
+        self._colors, self._regions = colors, seldom
+        self._color_of = torch.from_numpy(_nearest(colors))
+        regions = np.stack([np.stack([np.ones_like(each), each, ~each & each.any()]) for each in seldom])
+        y, x = np.mgrid[:64, :64] / 31.5 - 1
+        sums = np.stack([np.ones((64, 64)), x, y, x * x, y * y])
+        weights = (regions[:, :, None] * sums).reshape(len(seldom), -1, 64 * 64).transpose(0, 2, 1)
+        self._weights = torch.from_numpy(weights.astype(np.float32))  # (colours + 1, 4096, 3 regions * 5)
+
+    def record(self) -> HeldPlaces:
+        """Return all of it as JSON, for ``config.json``."""
+        return HeldPlaces(
+            list(self.names),
+            list(self._chosen),
+            self._mean.tolist(),
+            self._std.tolist(),
+            self._colors.tolist(),
+            _packed(self._median.numpy()),
+            _packed(np.packbits(self._regions)),
+        )
+
+    @classmethod
+    def of(cls, record: HeldPlaces) -> Places:
+        """Return the places that an encoder's dimensions are held to.
+
+        Raises:
+            ValueError: If the record is damaged.
+        """
+        places = cls.__new__(cls)
+        colors = np.array(record.colors, np.float64).reshape(-1, 3)
+        sizes = {len(values) for values in (record.names, record.chosen, record.mean, record.std)}
+        try:
+            median = np.frombuffer(_unpacked(record.median), np.uint8).reshape(FRAME_SHAPE)
+            bits = np.unpackbits(np.frombuffer(_unpacked(record.seldom), np.uint8))
+            seldom = bits.reshape(len(colors) + 1, 64, 64).astype(bool)
+            if len(sizes) > 1 or not all(0 <= i < 6 * len(seldom) for i in record.chosen):
+                raise ValueError("its parts do not fit each other")
+        except (ValueError, zlib.error) as error:
+            raise ValueError(f"provenance.places is damaged: {error}") from error
+        places._median = torch.from_numpy(median.copy())
+        places._group(colors, seldom)
+        places.names, places._chosen = record.names, record.chosen
+        places._mean, places._std = torch.tensor(record.mean), torch.tensor(record.std)
+        return places
 
     def __call__(self, frames: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
         """Return the chosen coordinates in standard deviations, float32, and which of them are there.
@@ -97,7 +137,7 @@ class Places:
         Both are of shape (N, len(names)).
         """
         values, _, shown = (each[:, self._chosen] for each in self._all(frames.cpu(), changed.cpu()))
-        scaled = (values - self._mean[self._chosen]) / self._std[self._chosen]
+        scaled = (values - self._mean) / self._std
         return scaled.clamp(-LIMIT, LIMIT).to(frames.device), shown.to(frames.device)
 
     def nll(self, mean: Tensor, frames: Tensor, changed: Tensor) -> Tensor:
@@ -114,21 +154,21 @@ class Places:
 
     def _moves(self, frames: Tensor, changed: Tensor) -> Tensor:
         """Return which pixels count, bool of shape (N, 64, 64)."""
-        return ((frames.short() - self._median).abs().amax(-1) > THRESHOLD) & changed
+        return ((frames.short() - self._median.short()).abs().amax(-1) > THRESHOLD) & changed
 
     def _all(self, frames: Tensor, changed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return each group's x and y, the variance of its pixels' around it, and which are there.
 
         All are of shape (N, (colours + 1) * 6).
         """
-        parts, groups = [], self._colors + 1
+        parts, groups = [], len(self._colors) + 1
         for start in range(0, len(frames), 256):
             some = frames[start : start + 256]
             moves = self._moves(some, changed[start : start + 256])
             rows, pixels = moves.flatten(1).nonzero(as_tuple=True)
             color = self._color_of[color_bins(some.flatten(1, 2)[rows, pixels].int()[None])[0].long()]
             sums = torch.zeros(len(some) * groups, 15)
-            for group in (color, torch.full_like(color, self._colors)):
+            for group in (color, torch.full_like(color, len(self._colors))):
                 sums.index_add_(0, rows * groups + group, self._weights[group, pixels])
             parts.append(sums.view(len(some), groups * 3, 5))
         sums = torch.cat(parts)
@@ -136,6 +176,20 @@ class Places:
         center = first / mass.clamp(min=1)
         spread = second / mass.clamp(min=1) - center.square()
         return center.flatten(1), spread.flatten(1), (mass > 0).expand_as(center).flatten(1)
+
+
+def _nearest(colors: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the colour that each of the 512 bins is nearest to."""
+    found: npt.NDArray[np.int64] = np.square(levels_of(np.arange(512))[:, None] - colors).sum(2).argmin(1)
+    return found
+
+
+def _packed(values: npt.NDArray[np.uint8]) -> str:
+    return base64.b64encode(zlib.compress(values.tobytes(), 9)).decode()
+
+
+def _unpacked(text: str) -> bytes:
+    return zlib.decompress(base64.b64decode(text, validate=True))
 
 
 def _seldom(occupancy: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:

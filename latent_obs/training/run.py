@@ -18,6 +18,7 @@ from torch import Tensor
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.folder import ACTIVE_VARIANCE
 from latent_obs.encoders.provenance import Run
+from latent_obs.encoders.resolve import resolve
 from latent_obs.frames import Frame
 from latent_obs.measures import color_bins, color_rarity
 from latent_obs.progress import Bar
@@ -142,7 +143,9 @@ class TrainingRun:
         self.places = self._places() if config.places else None
         self.anchor: Anchor | None = None
         if config.anchor and config.init_from is not None:
-            self.anchor = Anchor(config.init_from, config.anchor, device)
+            # Where an object is, the frame says better than the old encoder.
+            free = 0 if self.places is None else len(self.places.names)
+            self.anchor = Anchor(config.init_from, config.anchor, device, free)
         self.rarity = torch.from_numpy(color_rarity(start)).to(device)
         # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
         count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))
@@ -287,6 +290,11 @@ class TrainingRun:
         return ImageMoments(self.sample[:START_FRAMES], median, self.config.moments)
 
     def _places(self) -> Places:
+        """Choose places, or take those of the encoder that training starts from."""
+        if self.config.init_from is not None:
+            held = resolve(self.config.init_from).config.provenance.places
+            if held is not None:
+                return Places.of(held)
         median = self._of_one_environment("places")
         episodes = self.folder.episodes()
         size = min(PLACES_FRAMES, sum(episodes[episode] for episode in self.episodes))

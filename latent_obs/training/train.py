@@ -219,6 +219,7 @@ def _write_encoder(training: TrainingRun, precision: tuple[str, str]) -> Encoder
             precision=precision[0],
             precision_because=precision[1],
             libraries={"latent_obs": __version__, **libraries},
+            places=None if training.places is None else training.places.record(),
         ),
         metrics=Metrics.from_json({**measured, "collapsed": collapsed}),
     )

@@ -296,6 +296,27 @@ MUTANTS = [
         f"{TEST_PLACES} -k middle_between",
     ),
     Mutant(
+        "Training from an encoder chooses places anew",
+        RUN,
+        "if held is not None:",
+        "if False:",
+        f"{TEST_PLACES} -k goes_on",
+    ),
+    Mutant(
+        "The anchor holds places where the old encoder had them",
+        ANCHOR,
+        "self._precision[:free] = 0",
+        "pass",
+        f"{TEST_PLACES} -k goes_on",
+    ),
+    Mutant(
+        "Refreshing maps places to what the old encoder took for them",
+        REFRESH,
+        "to.matrix[:held], to.offset[:held] = ",
+        "_ = ",
+        f"{TEST_REFRESH} -k keeps_places",
+    ),
+    Mutant(
         "Training ignores the places",
         RUN,
         "losses = losses + self.places.nll",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,50 @@ def test_places_need_frames_of_one_environment(tmp_path: Path) -> None:
 def test_places_that_cannot_be_are_refused(fields: dict[str, Any], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         TrainConfig(Path("frames"), **fields)
+
+
+def test_training_from_an_encoder_goes_on_with_its_places(tmp_path: Path) -> None:
+    """Where the old encoder never saw the ball it was wrong; the anchor alone would keep it so."""
+
+    def folder(name: str, ball: np.ndarray) -> Path:
+        frames = drawn(len(ball), (ball, 4, 4, 200))
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name / "0.parquet", [i // 20 for i in range(len(ball))], frames)
+        return tmp_path / name
+
+    ball, later = anywhere(400, 0, 2, 30), anywhere(400, 1, 2, 58)
+    config = TrainConfig(
+        folder("a", ball), tmp_path / "old", steps=200, channels=(8, 8), latent_dim=8, batch_size=32,
+        learning_rate=0.01, optimizer="muon", places=2, precision="float32",
+    )  # fmt: skip
+    before = train_vae(config, progress=False)
+    again = replace(
+        config, data=folder("b", later), out=tmp_path / "new", init_from=tmp_path / "old", anchor=0.05
+    )
+    after = train_vae(again, progress=False)
+    assert before.provenance.places == after.provenance.places
+    images = FramesFolder(tmp_path / "b").load()
+    assert before.provenance.places is not None
+    order = [("x", "y").index(name[0]) for name in before.provenance.places.names]
+
+    def told(encoder: Path) -> float:
+        held = load_encoder(encoder, precision="float32", normalize=False)(images)
+        return float(min(np.corrcoef(held[:, i], later[:, axis])[0, 1] for i, axis in enumerate(order)))
+
+    assert told(tmp_path / "new") > 0.95
+    assert told(tmp_path / "old") < 0.9
+
+
+def test_a_damaged_record_of_places_is_refused() -> None:
+    frames = drawn(200, (anywhere(200, 0), 2, 2, 200))
+    record = Places(frames, BLACK, 2, between(frames)).record()
+    assert Places.of(record).names == record.names
+    for damaged in (
+        replace(record, median="?"),
+        replace(record, median="AAAA"),
+        replace(record, seldom=record.median),
+        replace(record, chosen=[0, 99]),
+        replace(record, std=[1.0]),
+    ):
+        with pytest.raises(ValueError, match=r"provenance\.places is damaged"):
+            Places.of(damaged)

@@ -261,7 +261,6 @@ def _train_config(config: RefreshConfig, old: EncoderFolder, work: Path) -> Any:
     settings: dict[str, Any] = {} if run is None else dict(run.config)
     names = ("objective", "beta", "free_bits", "foreground_weight", "rarity_weight")
     kept = {name: settings[name] for name in names if name in settings}
-    places = old.config.provenance.places
     return TrainConfig(
         work / "frames",
         work / "trained",
@@ -272,7 +271,6 @@ def _train_config(config: RefreshConfig, old: EncoderFolder, work: Path) -> Any:
         steps=config.steps,
         kl_warmup=0.0,
         seed=config.seed,
-        places=0 if places is None else len(places.names),
         # Encoders that record no weight of rare colours were trained without.
         **{"rarity_weight": 0.0, **kept},
     )
@@ -292,14 +290,8 @@ def _publish(config: RefreshConfig, old: EncoderFolder, train: Any, out: Path) -
     sample = frames.sample(MEASURED, frames.split(train.validation, train.seed)[0], train.seed)
     held_out = FramesFolder(out / WORK / "held_out").sample(MEASURED)
     before, (trained, made) = load_vae(old)[0], load_vae(train.out)
-    to = AffineMap.fit(latents(trained, sample), latents(before, sample))
-    # Dimensions of places say where objects are, also where the old encoder did not know it.
-    held = train.places
-    to.matrix[:held], to.offset[:held] = np.eye(old.config.vae.latent_dim)[:held], 0
-    vae = fold_map(trained, to)
-    kept = r2(
-        latents(vae, held_out)[:, held:], latents(before, held_out)[:, held:], old.config.scaling[1][held:]
-    )
+    vae = fold_map(trained, AffineMap.fit(latents(trained, sample), latents(before, sample)))
+    kept = r2(latents(vae, held_out), latents(before, held_out), old.config.scaling[1])
     if kept < config.least_r2:
         raise ValueError(
             f"On held-out frames of the agent the new latents explain {kept:.4f} of the old ones' variance, "
@@ -314,7 +306,7 @@ def _publish(config: RefreshConfig, old: EncoderFolder, train: Any, out: Path) -
         made,
         latents=latent_statistics(vae, sample),
         scaled_as=by,
-        provenance=replace(made.provenance, refreshed=record),
+        provenance=replace(made.provenance, refreshed=record, places=old.config.provenance.places),
     )
     write_atomically(out / "history.csv", (train.out / "history.csv").read_bytes())
     write_encoder_folder(out, made, vae.tensors(), read_calibration(train.out))

@@ -137,27 +137,18 @@ def test_without_the_anchor_the_latents_move(
     assert 1 - r2(held, before, scale) < 0.5 * (1 - r2(free, before, scale))
 
 
-def test_refreshing_keeps_places_as_training_had_them(
-    old: Path, agent: Path, config: RefreshConfig, tmp_path: Path
+def test_a_refreshed_encoder_says_what_its_places_are(
+    old: Path, config: RefreshConfig, tmp_path: Path
 ) -> None:
-    """No linear map is folded into them, since the old encoder may not have known where objects are."""
+    """They are held where the old encoder had them, as all dimensions are: the agent knows no others."""
     train = TrainConfig(
         old.parent / "frames", tmp_path / "held", channels=(4, 8), latent_dim=8, batch_size=32,
         steps=60, learning_rate=0.01, precision="float32", places=2,
     )  # fmt: skip
     places = train_vae(train, progress=False).provenance.places
     assert places is not None
-    assert len(places.names) == 2
-    settings = replace(config, encoder=train.out, policy="random", out=tmp_path / "new", least_r2=0.0)
-    made = refresh_encoder(settings, progress=False)
-    assert made.config.provenance.places == places
-    frames = FramesFolder(made.path / ".refresh" / "held_out").load()
-    trained, folded = (
-        load_encoder(path, precision="float32", normalize=False)(frames)
-        for path in (made.path / ".refresh" / "trained", made.path)
-    )
-    np.testing.assert_allclose(folded[:, :2], trained[:, :2], atol=1e-4)
-    assert np.abs(folded[:, 2:] - trained[:, 2:]).max() > 1e-3
+    settings = replace(config, encoder=train.out, policy="random", out=tmp_path / "new", least_r2=0.9)
+    assert refresh_encoder(settings, progress=False).config.provenance.places == places
 
 
 def test_latents_are_scaled_as_before_and_drift_is_measured_from_the_new_frames(

@@ -22,7 +22,6 @@ class Anchor:
             0.1, a new latent that is a tenth of a standard deviation off in all of 32 dimensions costs 16
             nats.
         device: Where the model is that trains.
-        free: So many of the first dimensions are not held.
 
     Example:
         >>> from latent_obs.vae import load_vae
@@ -35,13 +34,12 @@ class Anchor:
     "Learning without forgetting", with the latent in the place of the outputs.
     """
 
-    def __init__(self, ref: EncoderRef, deviation: float, device: torch.device | str, free: int = 0) -> None:
+    def __init__(self, ref: EncoderRef, deviation: float, device: torch.device | str) -> None:
         vae, config = load_vae(ref)
         del vae.decoder
         self._old = vae.to(device)
         scale = torch.from_numpy(config.scaling[1]).float().to(device)
         self._precision = 1 / (scale * deviation).square()
-        self._precision[:free] = 0
 
     def nll(self, mean: Tensor, frames: Tensor) -> Tensor:
         """Return -log p(old latent | new latent) but for a constant, in nats per frame, shape (N,).

@@ -143,9 +143,7 @@ class TrainingRun:
         self.places = self._places() if config.places else None
         self.anchor: Anchor | None = None
         if config.anchor and config.init_from is not None:
-            # Where an object is, the frame says better than the old encoder.
-            free = 0 if self.places is None else len(self.places.names)
-            self.anchor = Anchor(config.init_from, config.anchor, device, free)
+            self.anchor = Anchor(config.init_from, config.anchor, device)
         self.rarity = torch.from_numpy(color_rarity(start)).to(device)
         # Forward alone costs a third of a step, so this many frames cost 2% of the steps between.
         count = min(2048, max(1, config.evaluate_every * config.batch_size // 20))

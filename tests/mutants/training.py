@@ -303,18 +303,11 @@ MUTANTS = [
         f"{TEST_PLACES} -k goes_on",
     ),
     Mutant(
-        "The anchor holds places where the old encoder had them",
-        ANCHOR,
-        "self._precision[:free] = 0",
-        "pass",
-        f"{TEST_PLACES} -k goes_on",
-    ),
-    Mutant(
-        "Refreshing maps places to what the old encoder took for them",
+        "A refreshed encoder no longer says what its places are",
         REFRESH,
-        "to.matrix[:held], to.offset[:held] = ",
-        "_ = ",
-        f"{TEST_REFRESH} -k keeps_places",
+        "refreshed=record, places=old.config.provenance.places)",
+        "refreshed=record)",
+        f"{TEST_REFRESH} -k says_what_its_places",
     ),
     Mutant(
         "Training ignores the places",

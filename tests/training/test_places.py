@@ -164,7 +164,7 @@ def test_places_that_cannot_be_are_refused(fields: dict[str, Any], told: str) ->
 
 
 def test_training_from_an_encoder_goes_on_with_its_places(tmp_path: Path) -> None:
-    """Where the old encoder never saw the ball it was wrong; the anchor alone would keep it so."""
+    """Where the old encoder never saw the ball it was wrong."""
 
     def folder(name: str, ball: np.ndarray) -> Path:
         frames = drawn(len(ball), (ball, 4, 4, 200))
@@ -178,9 +178,7 @@ def test_training_from_an_encoder_goes_on_with_its_places(tmp_path: Path) -> Non
         learning_rate=0.01, optimizer="muon", places=2, precision="float32",
     )  # fmt: skip
     before = train_vae(config, progress=False)
-    again = replace(
-        config, data=folder("b", later), out=tmp_path / "new", init_from=tmp_path / "old", anchor=0.05
-    )
+    again = replace(config, data=folder("b", later), out=tmp_path / "new", init_from=tmp_path / "old")
     after = train_vae(again, progress=False)
     assert before.provenance.places == after.provenance.places
     images = FramesFolder(tmp_path / "b").load()

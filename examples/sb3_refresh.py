@@ -38,6 +38,8 @@ class Args:
     """frames to collect with the agent"""
     encoder_steps: int = 2_000
     """optimiser steps of the encoder"""
+    least_r2: float = 0.98
+    """refuse the new encoder where its latents explain less of the old ones' variance"""
     out: Path = Path("refreshed")
     """folder for the agent and the new encoder"""
 
@@ -69,6 +71,7 @@ def main(args: Args) -> None:
             args.out / "encoder",
             frames=args.frames,
             steps=args.encoder_steps,
+            least_r2=args.least_r2,
         )
     )
     kept = new.config.provenance.refreshed

@@ -55,7 +55,7 @@ NEEDS = {
         ),
         (
             "examples/sb3_refresh.py",
-            ["--steps", "200", "--frames", "300", "--encoder-steps", "20"],
+            ["--steps", "200", "--frames", "300", "--encoder-steps", "20", "--least-r2", "0.9"],
             "steps with the new encoder",
         ),
         (

@@ -26,6 +26,7 @@ SMALLEST = {
     r" --seconds 60(0)?\b": "",
     r"n_envs=\d+": "n_envs=2",
     r"learn\([\d_]+\)": "learn(1)",
+    r"(latent-obs refresh .*)": r"\1 --least-r2 0.9",  # ten steps move latents that they would bring back
 }
 # Commands that need an empty environment, a Hub, a cluster or an hour, and what runs them.
 ELSEWHERE = {

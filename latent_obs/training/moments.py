@@ -68,11 +68,9 @@ class ImageMoments:
         self._median = torch.from_numpy(median.astype(np.int16))
         moves = self._moves(torch.from_numpy(frames)).numpy()
         centers = main_colors(frames, moves)
-        levels = levels_of(np.arange(512))
-        self._color_of = torch.from_numpy(np.square(levels[:, None] - centers).sum(2).argmin(1))
-        self._colors = len(centers)
+        self._color_of = torch.from_numpy(nearest_color(centers))
         color = self._color_of.numpy()[color_bins(frames)]
-        occupancy = np.stack([*((moves & (color == i)).mean(0) for i in range(self._colors)), moves.mean(0)])
+        occupancy = np.stack([*((moves & (color == i)).mean(0) for i in range(len(centers))), moves.mean(0)])
         rarity = np.maximum(occupancy, MIN_OCCUPANCY)[:, None] ** -2  # (colours + 1, 1, 64, 64)
         rarity /= rarity.mean((2, 3), keepdims=True)
         y, x = np.mgrid[:64, :64] / 31.5 - 1
@@ -107,13 +105,9 @@ class ImageMoments:
 
     def _all(self, frames: Tensor) -> Tensor:
         """Return log mass, x and y of each colour and of all, plain and weighted, (N, (colours + 1) * 6)."""
-        parts, groups = [], self._colors + 1
+        parts = []
         for some in torch.split(frames, 256):
-            rows, pixels = self._moves(some).flatten(1).nonzero(as_tuple=True)
-            color = self._color_of[color_bins(some.flatten(1, 2)[rows, pixels].int()[None])[0].long()]
-            sums = torch.zeros(len(some) * groups, 6)
-            for group in (color, torch.full_like(color, self._colors)):
-                sums.index_add_(0, rows * groups + group, self._weights[group, pixels])
+            sums = sums_by_color(some, self._moves(some), self._color_of, self._weights)
             mass, x, y = sums.view(-1, 2, 3).unbind(-1)
             shown = mass > 0  # a colour that is not there counts as in the middle
             x, y = (torch.where(shown, each / mass.clamp(min=1e-6), 0.0) for each in (x, y))
@@ -142,6 +136,33 @@ def main_colors(frames: Frames, moves: npt.NDArray[np.bool_]) -> npt.NDArray[Any
             ]
         )
     return centers
+
+
+def nearest_color(centers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the nearest of the centres, levels of shape (colours, 3), of each of the 512 colour bins."""
+    found: npt.NDArray[np.int64] = np.square(levels_of(np.arange(512))[:, None] - centers).sum(2).argmin(1)
+    return found
+
+
+def sums_by_color(frames: Tensor, moves: Tensor, color_of: Tensor, weights: Tensor) -> Tensor:
+    """Add up weights over the moving pixels of each colour, and last over those of all.
+
+    Args:
+        frames: ``uint8``, shape (N, 64, 64, 3).
+        moves: Which pixels count, bool of shape (N, 64, 64).
+        color_of: The colour of each of the 512 bins.
+        weights: Shape (colours + 1, 4096, sums).
+
+    Returns:
+        Shape (N, colours + 1, sums).
+    """
+    groups, _, count = weights.shape
+    rows, pixels = moves.flatten(1).nonzero(as_tuple=True)
+    color = color_of[color_bins(frames.flatten(1, 2)[rows, pixels].int()[None])[0].long()]
+    sums = torch.zeros(len(frames) * groups, count)
+    for group in (color, torch.full_like(color, groups - 1)):
+        sums.index_add_(0, rows * groups + group, weights[group, pixels])
+    return sums.view(len(frames), groups, count)
 
 
 def levels_of(bins: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from latent_obs.encoders.provenance import HeldPlaces
 from latent_obs.frames import FRAME_SHAPE, Frame, Frames
 from latent_obs.measures import color_bins
-from latent_obs.training.moments import LIMIT, THRESHOLD, levels_of, main_colors, telling
+from latent_obs.training.moments import LIMIT, THRESHOLD, main_colors, nearest_color, sums_by_color, telling
 
 # An agent observes dimensions that hold places so many times louder than others, which are more and say less.
 LOUDNESS = 4.0
@@ -71,7 +71,7 @@ class Places:
         self._median = torch.from_numpy(median)
         moves = self._moves(images, changes).numpy()
         colors = main_colors(frames, moves)
-        color = _nearest(colors)[color_bins(frames)]
+        color = nearest_color(colors)[color_bins(frames)]
         occupancy = np.stack([*((moves & (color == i)).mean(0) for i in range(len(colors))), moves.mean(0)])
         self._group(colors, np.stack([_seldom(each) for each in occupancy]))
         values, spread, shown = self._all(images, changes)
@@ -88,7 +88,7 @@ class Places:
     def _group(self, colors: npt.NDArray[Any], seldom: npt.NDArray[np.bool_]) -> None:
         """Set which pixels belong together, by colour (at most 5, 3) and by region (colours + 1, 64, 64)."""
         self._colors, self._regions = colors, seldom
-        self._color_of = torch.from_numpy(_nearest(colors))
+        self._color_of = torch.from_numpy(nearest_color(colors))
         regions = np.stack([np.stack([np.ones_like(each), each, ~each & each.any()]) for each in seldom])
         y, x = np.mgrid[:64, :64] / 31.5 - 1
         sums = np.stack([np.ones((64, 64)), x, y, x * x, y * y])
@@ -161,27 +161,16 @@ class Places:
 
         All are of shape (N, (colours + 1) * 6).
         """
-        parts, groups = [], len(self._colors) + 1
-        for start in range(0, len(frames), 256):
-            some = frames[start : start + 256]
-            moves = self._moves(some, changed[start : start + 256])
-            rows, pixels = moves.flatten(1).nonzero(as_tuple=True)
-            color = self._color_of[color_bins(some.flatten(1, 2)[rows, pixels].int()[None])[0].long()]
-            sums = torch.zeros(len(some) * groups, 15)
-            for group in (color, torch.full_like(color, len(self._colors))):
-                sums.index_add_(0, rows * groups + group, self._weights[group, pixels])
-            parts.append(sums.view(len(some), groups * 3, 5))
+        parts = []
+        for some, changes in zip(torch.split(frames, 256), torch.split(changed, 256), strict=True):
+            moves = self._moves(some, changes)
+            sums = sums_by_color(some, moves, self._color_of, self._weights)
+            parts.append(sums.view(len(some), -1, 5))
         sums = torch.cat(parts)
         mass, first, second = sums[..., :1], sums[..., 1:3], sums[..., 3:]
         center = first / mass.clamp(min=1)
         spread = second / mass.clamp(min=1) - center.square()
         return center.flatten(1), spread.flatten(1), (mass > 0).expand_as(center).flatten(1)
-
-
-def _nearest(colors: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Return the colour that each of the 512 bins is nearest to."""
-    found: npt.NDArray[np.int64] = np.square(levels_of(np.arange(512))[:, None] - colors).sum(2).argmin(1)
-    return found
 
 
 def _packed(values: npt.NDArray[np.uint8]) -> str:

@@ -124,7 +124,8 @@ def _parse(arguments: list[str]) -> tuple[Callable[[Any], None], Any]:
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_json_argument)
-    options: dict[str, Any] = {"config": (tyro.conf.PositionalRequiredArgs,), "registry": registry}
+    markers = (tyro.conf.PositionalRequiredArgs, tyro.conf.DisallowNone)
+    options: dict[str, Any] = {"config": markers, "registry": registry}
     group = arguments[0] if arguments and arguments[0] in GROUPS else ""
     words = arguments[1:] if group else arguments
     about, commands = GROUPS[group]

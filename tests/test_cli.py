@@ -54,6 +54,14 @@ def test_help_lists_what_can_be_done_with_frames() -> None:
         assert name in run.stdout
 
 
+def test_help_names_what_an_option_takes_and_not_none() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "latent_obs", "fit", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "--out PATH" in run.stdout and "--crop {INT INT INT INT}" in run.stdout
+    assert "{None}" not in run.stdout
+
+
 @pytest.mark.filterwarnings("ignore:POSTERIOR COLLAPSE", "ignore:.*collapsed in training")
 def test_collect_train_evaluate_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands of the README, one after the other, on real Pong."""

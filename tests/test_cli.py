@@ -58,7 +58,8 @@ def test_help_names_what_an_option_takes_and_not_none() -> None:
     run = subprocess.run(
         [sys.executable, "-m", "latent_obs", "fit", "--help"], capture_output=True, text=True, check=True
     )
-    assert "--out PATH" in run.stdout and "--crop {INT INT INT INT}" in run.stdout
+    assert "--out PATH" in run.stdout
+    assert "--crop {INT INT INT INT}" in run.stdout
     assert "{None}" not in run.stdout
 
 

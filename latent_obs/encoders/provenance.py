@@ -119,6 +119,7 @@ class HeldPlaces(Record):
         chosen: Their numbers among all coordinates of all groups of pixels.
         mean: The mean of each over the frames that it was chosen on, from -1 (left, top) to 1.
         std: Its standard deviation.
+        widest: The variance of the pixels, in x and y together, up to which a frame shows this place.
         colors: The colours that pixels are grouped by, levels (at most 5, 3).
         median: The median frame, base64 of zlib of ``uint8`` (64, 64, 3).
         seldom: Where pixels of each colour, and of all, move seldom; base64 of zlib of bits
@@ -129,6 +130,7 @@ class HeldPlaces(Record):
     chosen: list[int]
     mean: list[float]
     std: list[float]
+    widest: list[float]
     colors: list[list[float]]
     median: str
     seldom: str

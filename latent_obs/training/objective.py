@@ -69,6 +69,7 @@ def terms(
     weights: Tensor | None = None,
     *,
     pairs: bool = False,
+    held: int = 0,
 ) -> Terms:
     """Encode a batch, draw one sample of each posterior, decode it and compare.
 
@@ -79,11 +80,14 @@ def terms(
             (default): decode the mean of each posterior.
         weights: Weight of each pixel in ``weighted_error``, shape (N, 64, 64); ``None`` (default): 1.
         pairs: Whether the second half of the frames are partners of the first, see :func:`share_posteriors`.
+        held: How many dimensions, the first ones, have a mean that the decoder takes as it is: the error of
+            the decoded frame has no gradient with respect to it.
     """
     mean, log_variance = vae.encode(frames)  # q(z | frame) = N(mean, exp(log_variance)), each (N, latent_dim)
     if pairs:
         mean, log_variance = share_posteriors(mean, log_variance)
-    latents = mean if noise is None else mean + noise * bounded_exp(log_variance, 0.5)
+    taken = torch.cat([mean[:, :held].detach(), mean[:, held:]], 1)
+    latents = taken if noise is None else taken + noise * bounded_exp(log_variance, 0.5)
     decoded = vae.decode_logits(latents).sigmoid()  # the mean of p(frame | z), (N, 3, 64, 64)
     error = (decoded - as_images(frames)).square().sum(1)  # (N, 64, 64)
     squared_error = weighted_error = error.sum((1, 2))

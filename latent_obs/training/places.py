@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latent_obs.encoders.provenance import HeldPlaces
@@ -22,16 +23,24 @@ from latent_obs.training.moments import LIMIT, THRESHOLD, main_colors, nearest_c
 
 # An agent observes dimensions that hold places so many times louder than others, which are more and say less.
 LOUDNESS = 4.0
+# A frame shows no place where the pixels lie farther apart than usual, as when two objects move: where their
+# variance around the centre is more than this many times that of the most compact quarter of the frames.
+MAX_SPREAD, ROUNDING = 3.0, (1 / 31.5) ** 2  # and a pixel squared, which is no spread
+# What shows no place in a larger share of the frames that it is seen in is no object.
+MAX_APART = 0.2
 # A place is that of an object if its pixels vary around their centre by less than 1 - MIN_TOGETHER of all
 # variance.
 MIN_TOGETHER = 0.6
+# What moves by less than a pixel (standard deviation) stands still.
+MIN_MOVED = 1 / 31.5
 # A place that is there in a smaller share of the frames is no target.
 MIN_SHOWN = 0.05
 # Regions in which something moves often, and those in which it seldom does, differ by this factor at least;
 # a logarithm.
 MIN_APART = 2.0
-# Standard deviation of the target around the posterior mean, in standard deviations of the place.
-DEVIATION = 0.03
+# Standard deviation of the target around the posterior mean, in standard deviations of the place. Errors
+# above OUTLIER count in proportion, not squared: no frame tells that only the score is about to move.
+DEVIATION, OUTLIER = 0.03, 0.3
 
 
 class Places:
@@ -41,7 +50,8 @@ class Places:
     score or a wall of bricks, which seldom change, do not hide a ball of their colour. The pixels of each
     colour, and those of all, are taken together; and, where there are two kinds of places, those in which
     something moves often, as along the row of a paddle, apart from those in which it seldom does. A centre of
-    pixels that are far from one another, as those of two players are, is no target: no object is there.
+    pixels that are far from one another, as those of two players are, is no target: no object is there. Nor
+    is it one in those frames in which two objects of the group move.
 
     Args:
         frames: Frames of one environment to choose colours and places on, ``uint8`` (N, 64, 64, 3).
@@ -63,7 +73,8 @@ class Places:
         >>> tuple(values.shape)
         (7, 1)
 
-    Source: Hu (1962), "Visual pattern recognition by moment invariants", for the centres.
+    Source: Hu (1962), "Visual pattern recognition by moment invariants", for the centres, and Huber (1964),
+    "Robust estimation of a location parameter", for :meth:`nll`.
     """
 
     def __init__(self, frames: Frames, median: Frame, count: int, changed: npt.NDArray[np.bool_]) -> None:
@@ -74,14 +85,17 @@ class Places:
         color = nearest_color(colors)[color_bins(frames)]
         occupancy = np.stack([*((moves & (color == i)).mean(0) for i in range(len(colors))), moves.mean(0)])
         self._group(colors, np.stack([_seldom(each) for each in occupancy]))
-        values, spread, shown = self._all(images, changes)
+        values, spread, seen = self._all(images, changes)
+        self._widest = MAX_SPREAD * _lower_quartile(_total(spread), seen) + ROUNDING
+        shown = seen & (_total(spread) <= self._widest)
         sightings = shown.sum(0).clamp(min=1)
         mean = (values * shown).sum(0) / sightings
         variance = ((values - mean).square() * shown).sum(0) / sightings
         within = (spread * shown).sum(0) / sightings
-        known = variance > MIN_TOGETHER * (variance + within)
-        known &= shown.float().mean(0) > MIN_SHOWN
+        known = variance > (MIN_TOGETHER * (variance + within)).clamp(min=MIN_MOVED**2)
+        known &= (shown.float().mean(0) > MIN_SHOWN) & (shown.sum(0) > (1 - MAX_APART) * seen.sum(0))
         self._chosen = telling((values - mean) * shown * known, count)
+        self._widest = self._widest[self._chosen]
         self._mean, self._std = mean[self._chosen], variance[self._chosen].sqrt()
         self.names = [_place(i, colors) for i in self._chosen]
 
@@ -102,6 +116,7 @@ class Places:
             list(self._chosen),
             self._mean.tolist(),
             self._std.tolist(),
+            self._widest.tolist(),
             self._colors.tolist(),
             _packed(self._median.numpy()),
             _packed(np.packbits(self._regions)),
@@ -116,7 +131,8 @@ class Places:
         """
         places = cls.__new__(cls)
         colors = np.array(record.colors, np.float64).reshape(-1, 3)
-        sizes = {len(values) for values in (record.names, record.chosen, record.mean, record.std)}
+        each = (record.names, record.chosen, record.mean, record.std, record.widest)
+        sizes = {len(values) for values in each}
         try:
             median = np.frombuffer(_unpacked(record.median), np.uint8).reshape(FRAME_SHAPE)
             bits = np.unpackbits(np.frombuffer(_unpacked(record.seldom), np.uint8))
@@ -129,6 +145,7 @@ class Places:
         places._group(colors, seldom)
         places.names, places._chosen = record.names, record.chosen
         places._mean, places._std = torch.tensor(record.mean), torch.tensor(record.std)
+        places._widest = torch.tensor(record.widest)
         return places
 
     def __call__(self, frames: Tensor, changed: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,12 +153,16 @@ class Places:
 
         Both are of shape (N, len(names)).
         """
-        values, _, shown = (each[:, self._chosen] for each in self._all(frames.cpu(), changed.cpu()))
+        values, spread, seen = self._all(frames.cpu(), changed.cpu())
+        values, spread, seen = (each[:, self._chosen] for each in (values, _total(spread), seen))
+        shown = seen & (spread <= self._widest)
         scaled = (values - self._mean) / self._std
         return scaled.clamp(-LIMIT, LIMIT).to(frames.device), shown.to(frames.device)
 
     def nll(self, mean: Tensor, frames: Tensor, changed: Tensor) -> Tensor:
         """Return -log p(places | posterior mean) but for a constant, in nats per frame, shape (N,).
+
+        The likelihood is normal near the mean and falls off like a Laplace distribution's beyond.
 
         Args:
             mean: Mean of the posterior, shape (N, latent_dim); its first dimensions stand for the places.
@@ -150,7 +171,7 @@ class Places:
         """
         wanted, shown = self(frames, changed)
         off = (mean[:, : len(self.names)] - wanted) * shown
-        return off.square().sum(1) / (2 * DEVIATION**2)
+        return F.huber_loss(off, torch.zeros_like(off), reduction="none", delta=OUTLIER).sum(1) / DEVIATION**2
 
     def _moves(self, frames: Tensor, changed: Tensor) -> Tensor:
         """Return which pixels count, bool of shape (N, 64, 64)."""
@@ -171,6 +192,18 @@ class Places:
         center = first / mass.clamp(min=1)
         spread = second / mass.clamp(min=1) - center.square()
         return center.flatten(1), spread.flatten(1), (mass > 0).expand_as(center).flatten(1)
+
+
+def _total(spread: Tensor) -> Tensor:
+    """Return the variance in x and y together, in both columns of each group."""
+    both = spread.view(len(spread), -1, 2).sum(-1, keepdim=True)
+    return both.expand(-1, -1, 2).flatten(1)
+
+
+def _lower_quartile(spread: Tensor, seen: Tensor) -> Tensor:
+    """Return each column's lower quartile over the frames in which it is seen; 0 where it never is."""
+    there = torch.where(seen, spread, torch.nan)
+    return torch.nanquantile(there, 0.25, dim=0).nan_to_num(0.0)
 
 
 def _packed(values: npt.NDArray[np.uint8]) -> str:

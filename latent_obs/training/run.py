@@ -304,8 +304,9 @@ class TrainingRun:
         config = self.config
         rarity = self.rarity[color_bins(frames.int())]
         weights = pixel_weights(foreground, config.foreground_weight, rarity, config.rarity_weight)
+        held = 0 if self.places is None else len(self.places.names)
         with self.fabric.autocast():
-            return terms(self.vae, frames, noise, weights, pairs=pairs)
+            return terms(self.vae, frames, noise, weights, pairs=pairs, held=held)
 
     def _noise(self, rows: int, seed: int) -> Tensor:
         """Return this process's share of standard normal noise for ``rows`` frames."""

@@ -296,6 +296,41 @@ MUTANTS = [
         f"{TEST_PLACES} -k middle_between",
     ),
     Mutant(
+        "A frame in which two objects move shows the middle between them",
+        PLACES,
+        "shown = seen & (spread <= self._widest)",
+        "shown = seen",
+        f"{TEST_PLACES} -k two_objects_move",
+    ),
+    Mutant(
+        "Places are chosen from frames in which two objects move too",
+        PLACES,
+        "shown = seen & (_total(spread) <= self._widest)",
+        "shown = seen",
+        f"{TEST_PLACES} -k two_objects_move",
+    ),
+    Mutant(
+        "What trembles is a place",
+        PLACES,
+        ".clamp(min=MIN_MOVED**2)",
+        "",
+        f"{TEST_PLACES} -k less_than_a_pixel",
+    ),
+    Mutant(
+        "A place that no frame tells outweighs all others",
+        PLACES,
+        "delta=OUTLIER",
+        "delta=100.0",
+        f"{TEST_PLACES} -k normal_near_it",
+    ),
+    Mutant(
+        "The decoder bends dimensions that are held to places",
+        RUN,
+        "held = 0 if self.places is None else len(self.places.names)",
+        "held = 0",
+        f"{TEST_PLACES} -k decoder_bends",
+    ),
+    Mutant(
         "Training from an encoder chooses places anew",
         RUN,
         "if held is not None:",
@@ -389,8 +424,8 @@ MUTANTS = [
     Mutant(
         "Noise is multiplied by the variance instead of the deviation",
         OBJECTIVE,
-        "mean + noise * bounded_exp(log_variance, 0.5)",
-        "mean + noise * bounded_exp(log_variance)",
+        "taken + noise * bounded_exp(log_variance, 0.5)",
+        "taken + noise * bounded_exp(log_variance)",
         f"{VAE}::test_a_sample_lies_noise_times_the_deviation_from_the_mean",
     ),
     Mutant(

@@ -11,6 +11,7 @@ import torch
 from latent_obs.data.folder import FramesFolder
 from latent_obs.encoders.encoder import load_encoder
 from latent_obs.training.config import TrainConfig
+from latent_obs.training.objective import terms
 from latent_obs.training.pca import write_pca
 from latent_obs.training.places import Places
 from latent_obs.training.train import train_vae
@@ -40,10 +41,15 @@ def anywhere(count: int, seed: int, low: int = 2, high: int = 52) -> np.ndarray:
     return np.random.default_rng(seed).integers(low, high, (count, 2))
 
 
-def named(places: Places, frames: np.ndarray) -> dict[str, np.ndarray]:
+def named(places: Places, frames: np.ndarray) -> dict[str, Any]:
+    """Return the places, masked in the few frames that do not show them."""
     values, shown = places(torch.from_numpy(frames), torch.from_numpy(between(frames)))
-    assert shown.all()
-    return dict(zip(places.names, values.numpy().T, strict=True))
+    assert shown.float().mean() > 0.95
+    return dict(zip(places.names, np.ma.array(values.numpy(), mask=~shown.numpy()).T, strict=True))
+
+
+def correlation(place: Any, truth: np.ndarray) -> float:
+    return float(np.ma.corrcoef(place, truth)[0, 1])
 
 
 def test_places_are_those_of_what_moves_and_not_of_what_seldom_changes() -> None:
@@ -53,7 +59,7 @@ def test_places_are_those_of_what_moves_and_not_of_what_seldom_changes() -> None
     for i, frame in enumerate(frames):
         frame[4:8] = np.repeat(np.arange(16) >= i // 40, 4)[:, None] * np.uint8(200)
     found = named(Places(frames, np.median(frames, 0).astype(np.uint8), 4, between(frames)), frames)
-    assert max(np.corrcoef(value, ball[:, 0])[0, 1] for value in found.values()) > 0.95
+    assert max(correlation(value, ball[:, 0]) for value in found.values()) > 0.95
     assert not any("where" in name for name in found), "the wall is no region in which something moves"
 
 
@@ -63,8 +69,8 @@ def test_a_ball_and_a_paddle_of_one_colour_are_told_apart_by_how_often_something
     frames = drawn(600, (ball, 2, 2, 200), (paddle, 8, 2, 200))
     found = named(Places(frames, BLACK, 6, between(frames)), frames)
     (x,) = (value for name, value in found.items() if name[0] == "x" and "where little" in name)
-    assert np.corrcoef(x, ball[:, 0])[0, 1] > 0.99
-    assert max(np.corrcoef(value, paddle[:, 0])[0, 1] for value in found.values()) > 0.95
+    assert correlation(x, ball[:, 0]) > 0.99
+    assert max(correlation(value, paddle[:, 0]) for value in found.values()) > 0.95
     for name in found:
         assert not (name.startswith("y") and "much" in name), "the paddle stays in its row"
 
@@ -75,7 +81,35 @@ def test_the_middle_between_two_objects_is_no_place() -> None:
     frames = drawn(600, (first, 5, 5, 200), (second, 5, 5, 200), (third, 3, 3, 90))
     found = named(Places(frames, BLACK, 6, between(frames)), frames)
     assert set(found) == {"x of the colour (80, 80, 80)", "y of the colour (80, 80, 80)"}
-    assert np.corrcoef(found["y of the colour (80, 80, 80)"], third[:, 1])[0, 1] > 0.99
+    assert correlation(found["y of the colour (80, 80, 80)"], third[:, 1]) > 0.99
+
+
+def test_frames_in_which_two_objects_move_show_no_place() -> None:
+    """A score of another colour changes in one frame of ten."""
+    ball = anywhere(600, 0, 20, 60)
+    frames = drawn(600, (ball, 2, 2, 200))
+    for i, frame in enumerate(frames):
+        frame[2:6, 2 : 6 + i // 20 % 2 * 3] = 90
+    changed, median = between(frames), np.median(frames, 0).astype(np.uint8)
+    places = Places(frames, median, 6, changed)
+    values, shown = (each.numpy() for each in places(torch.from_numpy(frames), torch.from_numpy(changed)))
+    score = changed[:, 2:6] & (frames != median).any(-1)[:, 2:6]
+    scored = score.any((1, 2))
+    assert 50 < scored.sum() < 70
+    for axis in (0, 1):
+        i = places.names.index(f"{'xy'[axis]} of all colours")
+        assert not shown[scored, i].any()
+        assert shown[~scored, i].all()
+        assert np.corrcoef(values[~scored, i], ball[~scored, axis])[0, 1] > 0.999
+        assert values[~scored, i].mean() == pytest.approx(0, abs=1e-3)
+        assert values[~scored, i].std() == pytest.approx(1, rel=1e-3)
+
+
+def test_what_moves_by_less_than_a_pixel_is_no_target() -> None:
+    ball = anywhere(600, 0)
+    ball[:, 0] = 20 + ball[:, 0] % 2
+    frames = drawn(600, (ball, 1, 1, 200))
+    assert Places(frames, BLACK, 4, between(frames)).names == ["y of the colour (208, 208, 208)"]
 
 
 def test_places_of_what_stands_still_are_no_target() -> None:
@@ -94,20 +128,23 @@ def test_what_is_seldom_there_is_no_place() -> None:
     assert Places(np.repeat(BLACK[None], 20, 0), BLACK, 4, np.zeros((20, 64, 64), bool)).names == []
 
 
-def test_a_place_is_in_standard_deviations_and_its_likelihood_normal() -> None:
+def test_a_place_is_in_standard_deviations_and_its_likelihood_is_normal_near_it() -> None:
     frames = drawn(600, (anywhere(600, 0), 2, 2, 200))
     changed = torch.from_numpy(between(frames))
     places = Places(frames, BLACK, 2, changed.numpy())
-    values, _ = places(torch.from_numpy(frames), changed)
+    images = torch.from_numpy(frames)
+    values, shown = places(images, changed)
+    assert shown.all()
     torch.testing.assert_close(values.mean(0), torch.zeros(2), atol=1e-3, rtol=0)
     torch.testing.assert_close(values.std(0), torch.ones(2), atol=1e-2, rtol=0)
-    mean = torch.randn(600, 32, generator=torch.Generator().manual_seed(0))
-    normal = torch.distributions.Normal(mean[:, :2], 0.03)
-    at_mean, at_places = normal.log_prob(mean[:, :2]), normal.log_prob(values)  # type: ignore[no-untyped-call]
-    expected = (at_mean - at_places).sum(1)
-    torch.testing.assert_close(
-        places.nll(mean, torch.from_numpy(frames), changed), expected, rtol=1e-4, atol=1e-3
-    )
+    off = 0.4 * torch.rand(600, 2, generator=torch.Generator().manual_seed(0)) - 0.2
+    normal = torch.distributions.Normal(values, 0.03)
+    expected = (normal.log_prob(values) - normal.log_prob(values + off)).sum(1)  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(places.nll(values + off, images, changed), expected, rtol=1e-4, atol=1e-2)
+    # Farther away it grows as it does at 0.3, the tangent: 0.3 (|off| - 0.15) / 0.03^2.
+    one = torch.tensor([1.0, 0.0])
+    far = places.nll(values + 2 * one, images, changed)
+    torch.testing.assert_close(far, torch.full((600,), 0.3 * 1.85 / 0.03**2), rtol=1e-4, atol=1e-2)
 
 
 def test_dimensions_of_places_are_held_to_them_and_louder_than_others(
@@ -117,7 +154,7 @@ def test_dimensions_of_places_are_held_to_them_and_louder_than_others(
         pong_frames.path, tmp_path / "encoder", steps=100, channels=(8, 8), batch_size=32,
         learning_rate=0.01, optimizer="muon", places=2, precision="float32",
     )  # fmt: skip
-    train_vae(config, progress=False)
+    record = train_vae(config, progress=False).provenance.places
     episodes = pong_frames.split(config.validation, config.seed)[0]
     frames = pong_frames.sample(500, episodes)
     latents = load_encoder(config.out, precision="float32")(frames)
@@ -126,7 +163,8 @@ def test_dimensions_of_places_are_held_to_them_and_louder_than_others(
     assert std[2:].max() < 1.5
     medians = pong_frames.medians()
     images, kinds = next(pong_frames.batches_and_foreground(500, medians, episodes, seed=config.seed))
-    places = Places(images, next(iter(medians.values())), 2, kinds[:, 1])
+    assert record is not None
+    places = Places.of(record)
     values, shown = places(torch.from_numpy(images), torch.from_numpy(kinds[:, 1]))
     held = load_encoder(config.out, precision="float32")(images)
     for i in range(2):
@@ -135,6 +173,26 @@ def test_dimensions_of_places_are_held_to_them_and_louder_than_others(
     write_pca(config, pong_frames, tmp_path / "pca")  # in its place: PCA has no places
     std = load_encoder(tmp_path / "pca", precision="float32")(frames).std(0)
     assert std.max() < 1.5
+
+
+@pytest.mark.filterwarnings("ignore:POSTERIOR COLLAPSE")
+def test_the_decoder_bends_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = drawn(40, (anywhere(40, 0), 4, 4, 200))
+    write_shard(tmp_path / "0.parquet", [i // 20 for i in range(40)], frames)
+    held: list[int] = []
+
+    def spied(*args: Any, **options: Any) -> Any:
+        held.append(options["held"])
+        return terms(*args, **options)
+
+    monkeypatch.setattr("latent_obs.training.run.terms", spied)
+    for places in (0, 2):
+        out = tmp_path / f"places-{places}"
+        train_vae(
+            TrainConfig(tmp_path, out, steps=1, channels=(8,), batch_size=8, places=places), progress=False
+        )
+        assert set(held) == {places}
+        held.clear()
 
 
 def test_places_need_frames_of_one_environment(tmp_path: Path) -> None:

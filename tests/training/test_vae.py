@@ -198,6 +198,20 @@ def test_a_sample_lies_noise_times_the_deviation_from_the_mean() -> None:
     torch.testing.assert_close(terms(vae, batch, noise).squared_error, wanted, rtol=1e-4, atol=0.0)
 
 
+def test_the_error_has_no_gradient_with_respect_to_means_that_are_held() -> None:
+    vae = VAE.from_tensors(TINY_VAE, random_tensors(TINY_VAE)).requires_grad_(True)
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8))
+    noise = torch.randn(3, 32)
+    free, held = terms(vae, batch, noise), terms(vae, batch, noise, held=5)
+    torch.testing.assert_close(free.squared_error, held.squared_error, rtol=0, atol=0)
+    for parts, count in ((free, 0), (held, 5)):
+        (gradient,) = torch.autograd.grad(parts.squared_error.sum(), vae.mean.bias, retain_graph=True)
+        assert (gradient[:count] == 0).all()
+        assert (gradient[count:] != 0).all()
+    (gradient,) = torch.autograd.grad(held.mean.sum(), vae.mean.bias)
+    assert (gradient == 3).all(), "what holds them reaches them"
+
+
 @pytest.mark.parametrize("fields", [{"latent_dim": 0}, {"channels": ()}, {"channels": (4,) * 7}])
 def test_impossible_sizes_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):

@@ -86,8 +86,9 @@ class Places:
         occupancy = np.stack([*((moves & (color == i)).mean(0) for i in range(len(colors))), moves.mean(0)])
         self._group(colors, np.stack([_seldom(each) for each in occupancy]))
         values, spread, seen = self._all(images, changes)
-        self._widest = MAX_SPREAD * _lower_quartile(_total(spread), seen) + ROUNDING
-        shown = seen & (_total(spread) <= self._widest)
+        total = _total(spread)
+        widest = MAX_SPREAD * _lower_quartile(total, seen) + ROUNDING
+        shown = seen & (total <= widest)
         sightings = shown.sum(0).clamp(min=1)
         mean = (values * shown).sum(0) / sightings
         variance = ((values - mean).square() * shown).sum(0) / sightings
@@ -95,7 +96,7 @@ class Places:
         known = variance > (MIN_TOGETHER * (variance + within)).clamp(min=MIN_MOVED**2)
         known &= (shown.float().mean(0) > MIN_SHOWN) & (shown.sum(0) > (1 - MAX_APART) * seen.sum(0))
         self._chosen = telling((values - mean) * shown * known, count)
-        self._widest = self._widest[self._chosen]
+        self._widest = widest[self._chosen]
         self._mean, self._std = mean[self._chosen], variance[self._chosen].sqrt()
         self.names = [_place(i, colors) for i in self._chosen]
 
@@ -131,8 +132,8 @@ class Places:
         """
         places = cls.__new__(cls)
         colors = np.array(record.colors, np.float64).reshape(-1, 3)
-        each = (record.names, record.chosen, record.mean, record.std, record.widest)
-        sizes = {len(values) for values in each}
+        lists = (record.names, record.chosen, record.mean, record.std, record.widest)
+        sizes = {len(values) for values in lists}
         try:
             median = np.frombuffer(_unpacked(record.median), np.uint8).reshape(FRAME_SHAPE)
             bits = np.unpackbits(np.frombuffer(_unpacked(record.seldom), np.uint8))
@@ -154,8 +155,8 @@ class Places:
         Both are of shape (N, len(names)).
         """
         values, spread, seen = self._all(frames.cpu(), changed.cpu())
-        values, spread, seen = (each[:, self._chosen] for each in (values, _total(spread), seen))
-        shown = seen & (spread <= self._widest)
+        values, total, seen = (each[:, self._chosen] for each in (values, _total(spread), seen))
+        shown = seen & (total <= self._widest)
         scaled = (values - self._mean) / self._std
         return scaled.clamp(-LIMIT, LIMIT).to(frames.device), shown.to(frames.device)
 

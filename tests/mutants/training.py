@@ -298,14 +298,14 @@ MUTANTS = [
     Mutant(
         "A frame in which two objects move shows the middle between them",
         PLACES,
-        "shown = seen & (spread <= self._widest)",
+        "shown = seen & (total <= self._widest)",
         "shown = seen",
         f"{TEST_PLACES} -k two_objects_move",
     ),
     Mutant(
         "Places are chosen from frames in which two objects move too",
         PLACES,
-        "shown = seen & (_total(spread) <= self._widest)",
+        "shown = seen & (total <= widest)",
         "shown = seen",
         f"{TEST_PLACES} -k two_objects_move",
     ),

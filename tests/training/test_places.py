@@ -49,7 +49,7 @@ def named(places: Places, frames: np.ndarray) -> dict[str, Any]:
 
 
 def correlation(place: Any, truth: np.ndarray) -> float:
-    return float(np.ma.corrcoef(place, truth)[0, 1])
+    return float(np.corrcoef(place.data[~place.mask], truth[~place.mask])[0, 1])
 
 
 def test_places_are_those_of_what_moves_and_not_of_what_seldom_changes() -> None:
